@@ -1,0 +1,1 @@
+"""SAM's parts, the TA-LoRA adapters and the multi-task model built from them."""

@@ -1,0 +1,177 @@
+"""TA-LoRA's update of a frozen linear layer, and the adapters it is compared with.
+
+Source: TA-LoRA (arXiv 2403.10971): one update tensor over all tasks in Tucker form,
+
+    ΔW[t] = s · U1 (G ×₃ U3[t]) U2ᵀ        U1 [d,p]  U2 [k,q]  G [p,q,v]  U3 [T,v]
+
+What differs from the official code: the update is applied factored, left to right, and never as a
+dense matrix (that form exists only in `merge`); switched-off parts of the fused qkv get zero rows
+of U2 instead of a scattered copy.
+
+An adapter maps the layer's input x [n, ..., d], whose leading axis runs over the chosen tasks, to
+the update [n, ..., 3D] that is added to the layer's output. Parameters may carry leading stack axes
+(one per block); `merge` and `orthogonality` work on both forms.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+KINDS = ("talora", "lora_shared", "lora_per_task", "none", "full")
+
+
+class TaskParam(nnx.Param):
+    """A parameter that TA-LoRA adds to SAM."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Which update every block's qkv projection gets.
+
+    Attributes:
+      kind: `talora` (Tucker), `lora_shared` (one LoRA for all tasks, LoRA-HPS), `lora_per_task`
+        (one LoRA a task, LoRA-STL), `none` (the decoders, no-mask rows and LayerNorms train alone),
+        `full` (no adapter: the whole encoder trains).
+      ranks: Tucker ranks (p, q, v). The LoRA kinds have rank p.
+      scale: s, the factor on the update.
+      dropout: rate on the adapter's input while training.
+      qkv: which of q, k and v are adapted.
+    """
+
+    kind: str = "talora"
+    ranks: tuple[int, int, int] = (32, 32, 4)
+    scale: float = 0.5
+    dropout: float = 0.1
+    qkv: tuple[bool, bool, bool] = (True, True, True)
+
+    @property
+    def per_task(self) -> bool:
+        """Whether tasks see different encoders."""
+        return self.kind in ("talora", "lora_per_task")
+
+
+class Adapter(nnx.Module):
+    """What all kinds share: scale, dropout and the q, k, v switches."""
+
+    def __init__(self, config: AdapterConfig, width: int):
+        self.config = config
+        self.width = width
+
+    def __call__(
+        self,
+        x: Float[Array, "n *b d"],
+        task_ids: tuple[int, ...],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n *b k"]:
+        """The update of the layer's output, scaled; k = 3D.
+
+        Args:
+          x: the layer's input, one leading entry per task of `task_ids`.
+          task_ids: which tasks, as rows of U3.
+          key: for dropout; None switches dropout off.
+        """
+        if key is not None and self.config.dropout > 0:
+            keep = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.config.dropout), 0).astype(x.dtype)
+        return self.config.scale * self.apply(x, task_ids)
+
+    def out_rows(self, enabled: Float[Array, "*s k r"]) -> Float[Array, "*s k3 r"]:
+        """Rows for all of q, k and v from rows for the enabled ones: the others are zero."""
+        if all(self.config.qkv):
+            return enabled
+        parts = iter(jnp.split(enabled, sum(self.config.qkv), axis=-2))
+        zeros = jnp.zeros((*enabled.shape[:-2], self.width, enabled.shape[-1]), enabled.dtype)
+        return jnp.concatenate([next(parts) if on else zeros for on in self.config.qkv], axis=-2)
+
+    def orthogonality(self) -> tuple[Float[Array, ""], int]:
+        """Sum and count of the regulariser's terms: none for a kind without Tucker factors."""
+        return jnp.zeros(()), 0
+
+
+class Tucker(Adapter):
+    """TA-LoRA: U1, U2 and G shared by the tasks, one row of U3 each.
+
+    Initial values: G = 0, so that ΔW = 0; U1, U2, U3 ~ N(0, 1).
+    """
+
+    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
+        super().__init__(config, width)
+        p, q, v = config.ranks
+        self.U1 = TaskParam(jax.random.normal(rngs.params(), (width, p)))
+        self.U2 = TaskParam(jax.random.normal(rngs.params(), (width * sum(config.qkv), q)))
+        self.U3 = TaskParam(jax.random.normal(rngs.params(), (num_tasks, v)))
+        self.G = TaskParam(jnp.zeros((p, q, v)))
+
+    def apply(self, x, task_ids):
+        core = jnp.einsum("pqv,tv->tpq", self.G[...], self.U3[jnp.array(task_ids)])
+        z = jnp.einsum("t...d,dp->t...p", x, self.U1[...].astype(x.dtype))
+        z = jnp.einsum("t...p,tpq->t...q", z, core.astype(x.dtype))
+        return jnp.einsum("t...q,kq->t...k", z, self.out_rows(self.U2[...]).astype(x.dtype))
+
+    def merge(self) -> Float[Array, "*s T d k"]:
+        core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], self.U3[...])
+        return self.config.scale * jnp.einsum(
+            "...dp,...tpq,...kq->...tdk", self.U1[...], core, self.out_rows(self.U2[...])
+        )
+
+    def orthogonality(self):
+        """Terms ‖AᵀA − I‖_F for A in U1, U2 and every slice G[:, :, j]."""
+        slices = jnp.moveaxis(self.G[...], -1, 0)
+        norms = [_distance_to_orthonormal(a) for a in (self.U1[...], self.U2[...], slices)]
+        return sum(n.sum() for n in norms), sum(n.size for n in norms)
+
+
+class LoRA(Adapter):
+    """A plain low-rank update x A B, one shared by the tasks or one for each.
+
+    Initial values: A ~ N(0, 1/d), B = 0.
+    """
+
+    AXES: ClassVar[dict[bool, tuple[str, str, str]]] = {
+        True: ("t...d,tdp->t...p", "t...p,tkp->t...k", "...tdp,...tkp->...tdk"),
+        False: ("t...d,dp->t...p", "t...p,kp->t...k", "...dp,...kp->...dk"),
+    }
+
+    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
+        super().__init__(config, width)
+        tasks = (num_tasks,) if config.per_task else ()
+        rank = config.ranks[0]
+        self.A = TaskParam(jax.random.normal(rngs.params(), (*tasks, width, rank)) / width**0.5)
+        self.B = TaskParam(jnp.zeros((*tasks, width * sum(config.qkv), rank)))
+
+    def apply(self, x, task_ids):
+        rows = jnp.array(task_ids) if self.config.per_task else ...
+        down, up, _ = self.AXES[self.config.per_task]
+        z = jnp.einsum(down, x, self.A[rows].astype(x.dtype))
+        return jnp.einsum(up, z, self.out_rows(self.B[rows]).astype(x.dtype))
+
+    def merge(self) -> Float[Array, "*s T d k"]:
+        dense = jnp.einsum(
+            self.AXES[self.config.per_task][2], self.A[...], self.out_rows(self.B[...])
+        )
+        if not self.config.per_task:
+            dense = jnp.expand_dims(dense, -3)
+        return self.config.scale * dense
+
+
+def make_adapter(
+    config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs
+) -> Adapter | None:
+    """The adapter of one block; None for the kinds without one."""
+    if config.kind == "talora":
+        return Tucker(config, width, num_tasks, rngs=rngs)
+    if config.kind in ("lora_shared", "lora_per_task"):
+        return LoRA(config, width, num_tasks, rngs=rngs)
+    return None
+
+
+def _distance_to_orthonormal(a: Float[Array, "*s n m"]) -> Float[Array, "*s"]:
+    """‖AᵀA − I‖_F, with gradient zero where the distance is zero."""
+    gram = jnp.einsum("...nm,...nl->...ml", a, a)
+    squared = jnp.sum((gram - jnp.eye(a.shape[-1])) ** 2, axis=(-2, -1))
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)

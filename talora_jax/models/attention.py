@@ -1,0 +1,119 @@
+"""Attention over an image grid with decomposed relative positions, whole or in windows.
+
+Source: `segment_anything/modeling/image_encoder.py` (`Attention`, `window_partition`,
+`add_decomposed_rel_pos`). What differs:
+
+- The logits of a large grid are never held whole: query rows are mapped in tiles, and a tile's
+  logits are computed again in the backward pass.
+- A relative-position table longer than the grid needs is sliced around its centre. Interpolation to
+  another grid happens once, when weights are loaded, not at every call.
+- Windows are cut after the qkv projection, so padding is never projected; see `ImageEncoder`.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+# Logits held at once before the query rows are tiled: 2**24 elements are 64 MB in float32.
+MAX_LOGITS = 2**24
+
+
+def relative_positions(
+    table: Float[Array, "L d"], size: int
+) -> Float[Array, "size size d"]:
+    """The embedding of every (query, key) offset along one axis of the grid.
+
+    Args:
+      table: row `i - j + (L - 1) / 2` belongs to query i and key j.
+      size: tokens along the axis.
+
+    Raises:
+      ValueError: the table is shorter than 2 * size - 1.
+    """
+    if table.shape[0] < 2 * size - 1:
+        raise ValueError(
+            f"a relative-position table of {table.shape[0]} rows serves at most "
+            f"{(table.shape[0] + 1) // 2} tokens, not {size}"
+        )
+    centre = (table.shape[0] - 1) // 2
+    offsets = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + centre
+    return table[offsets]
+
+
+def attend(
+    q: Float[Array, "M K h w d"],
+    k: Float[Array, "M K h w d"],
+    v: Float[Array, "M K h w d"],
+    rel_pos_h: Float[Array, "Lh d"],
+    rel_pos_w: Float[Array, "Lw d"],
+    *,
+    max_logits: int = MAX_LOGITS,
+) -> Float[Array, "M K h w d"]:
+    """softmax(q·k / sqrt(d) + q·Rh + q·Rw) v, over all tokens of each grid.
+
+    The relative terms use the unscaled q, as SAM does. The softmax is in float32 whatever the
+    dtype of q, k and v.
+
+    Args:
+      q, k, v: M grids (images, tasks or windows), K heads.
+      rel_pos_h, rel_pos_w: the tables of relative positions, rows and columns.
+      max_logits: above this many logits, query rows are tiled.
+    """
+    m, heads, height, width, _ = q.shape
+    rel_h = relative_positions(rel_pos_h, height).astype(q.dtype)
+    rel_w = relative_positions(rel_pos_w, width).astype(q.dtype)
+
+    rows = _rows_per_tile(height, m * heads * width * height * width, max_logits)
+    if rows == height:
+        return _attend_rows(q, rel_h, k, v, rel_w)
+    tile = functools.partial(_attend_rows, k=k, v=v, rel_w=rel_w)
+    q = rearrange(q, "m k (n r) w d -> n m k r w d", r=rows)
+    rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
+    out = jax.lax.map(jax.checkpoint(lambda args: tile(*args)), (q, rel_h))
+    return rearrange(out, "n m k r w d -> m k (n r) w d")
+
+
+def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
+    """The largest divisor of `height` whose tile of query rows stays within `max_logits`."""
+    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * logits_per_row <= max_logits]
+    return max(fitting, default=1)
+
+
+def _attend_rows(q, rel_h, k, v, rel_w):
+    """`attend` for some query rows r: q [M, K, r, w, d], rel_h [r, h, d], k and v [M, K, h, w, d]."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    f32 = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("mkrwd,mkijd->mkrwij", q * scale, k, **f32)
+    logits += jnp.einsum("mkrwd,rid->mkrwi", q, rel_h, **f32)[..., :, None]
+    logits += jnp.einsum("mkrwd,wjd->mkrwj", q, rel_w, **f32)[..., None, :]
+    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
+    return jnp.einsum("mkrwij,mkijd->mkrwd", weights, v)
+
+
+def split_windows(
+    x: Float[Array, "T B h w D"], window: int
+) -> Float[Array, "T windows window window D"]:
+    """Cuts grids into windows, zero-padded right and below to whole windows."""
+    height, width = x.shape[2:4]
+    pad = ((0, 0), (0, 0), (0, -height % window), (0, -width % window), (0, 0))
+    return rearrange(
+        jnp.pad(x, pad), "t b (i r) (j c) d -> t (b i j) r c d", r=window, c=window
+    )
+
+
+def join_windows(
+    windows: Float[Array, "T windows window window D"], grid: tuple[int, int]
+) -> Float[Array, "T B h w D"]:
+    """The inverse of `split_windows`: joins the windows and crops the padding off."""
+    height, width = grid
+    x = rearrange(
+        windows,
+        "t (b i j) r c d -> t b (i r) (j c) d",
+        i=math.ceil(height / windows.shape[2]),
+        j=math.ceil(width / windows.shape[3]),
+    )
+    return x[:, :, :height, :width]

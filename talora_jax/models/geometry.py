@@ -1,0 +1,96 @@
+"""From an image's own size to SAM's padded square, and for maps the way back.
+
+Source: `segment_anything/utils/transforms.py` (`ResizeLongestSide`) and `Sam.postprocess_masks`.
+What differs: a bilinear resize is linear and separable, so each way is two small matrices. The way
+back (to the square, crop, to the original size) is multiplied out into one matrix per axis, exact
+to the two steps and without a full-size map in between.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# On 0-255 RGB; SAM's `pixel_mean` and `pixel_std`.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of one image on its way through the model.
+
+    Attributes:
+      original: (H, W) of the image.
+      resized: (H, W) with the longest side equal to `square`.
+      square: side of the padded square.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    square: int
+
+    @classmethod
+    def of(cls, original: tuple[int, int], square: int) -> "Geometry":
+        """The geometry of an image of size `original`, sides rounded to the nearest as SAM does."""
+        height, width = original
+        scale = square / max(height, width)
+        resized = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        return cls((height, width), resized, square)
+
+    def to_square(
+        self, images: Float[Array, "*b H W 3"], *, normalise: bool = True
+    ) -> Float[Array, "*b square square 3"]:
+        """Resizes (bilinear, antialiased when shrinking), normalises, then zero-pads right and below.
+
+        Args:
+          images: RGB in [0, 1], of size `original`.
+          normalise: subtract SAM's pixel mean and divide by its standard deviation. The official
+            MTSAM code does not.
+        """
+        x = jnp.asarray(images)
+        if self.original != self.resized:
+            rows, columns = (
+                jnp.asarray(resize_matrix(i, o, antialias=True), x.dtype)
+                for i, o in zip(self.original, self.resized, strict=True)
+            )
+            x = jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns)
+        if normalise:
+            mean, std = np.array(PIXEL_MEAN) / 255, np.array(PIXEL_STD) / 255
+            x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
+        pad = [(0, self.square - n) for n in self.resized]
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pad, (0, 0)])
+
+    def from_square(self, maps: Float[Array, "*b h w C"]) -> Float[Array, "*b H W C"]:
+        """Maps of the padded square at any resolution, to the original size, in float32.
+
+        Bilinear to the square, crop, bilinear to `original`; half-pixel centres, no antialiasing.
+        """
+        rows, columns = (
+            jnp.asarray(_way_back(low, self.square, resized, original))
+            for low, resized, original in zip(
+                maps.shape[-3:-1], self.resized, self.original, strict=True
+            )
+        )
+        return jnp.einsum("yh,...hwc,xw->...yxc", rows, maps.astype(jnp.float32), columns)
+
+
+@functools.cache
+def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndarray, "new size"]:
+    """Bilinear resize along one axis, half-pixel centres, edges clamped, as a float64 matrix."""
+    scale = size / new_size
+    support = max(scale, 1.0) if antialias else 1.0
+    centres = (np.arange(new_size) + 0.5) * scale - 0.5
+    if not antialias:
+        # PyTorch clamps the sample point; a renormalised triangle would be the same.
+        centres = np.clip(centres, 0, size - 1)
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) - centres[:, None]) / support)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@functools.cache
+def _way_back(low: int, square: int, resized: int, original: int) -> np.ndarray:
+    up = resize_matrix(low, square, antialias=False)[:resized]
+    return (resize_matrix(resized, original, antialias=False) @ up).astype(np.float32)

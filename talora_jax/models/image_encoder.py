@@ -1,0 +1,242 @@
+"""SAM's image encoder, a ViT with windowed and global attention, carrying one adapter per block.
+
+Source: `segment_anything/modeling/image_encoder.py`. What differs:
+
+- Activations are [T, B, h, w, D]: one encoding per task, all tasks in one pass.
+- Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder is
+  a scan over stages around a scan over window blocks: compile time does not grow with depth.
+- qkv is projected before windows are padded and the output after they are joined: padding carries
+  the projection's bias, which is what projecting zeros gives, and costs no matrix product.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from talora_jax.models.adapters import AdapterConfig, make_adapter
+from talora_jax.models.attention import attend, join_windows, split_windows
+from talora_jax.sharding import constrain
+
+REMAT = ("none", "block", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Sizes of the encoder. `depth` = `stages` × (`window_blocks` + 1 global block)."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    width: int = 768
+    heads: int = 12
+    stages: int = 4
+    window_blocks: int = 2
+    window: int = 14
+    out_channels: int = 256
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the padded square."""
+        return self.image_size // self.patch_size
+
+    @property
+    def depth(self) -> int:
+        return self.stages * (self.window_blocks + 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with decomposed relative positions and an adapted qkv projection."""
+
+    def __init__(self, config, adapter, num_tasks, size, *, dtype, rngs):
+        head_width = config.width // config.heads
+        self.heads = config.heads
+        self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
+        self.rel_pos_w = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
+        self.adapter = nnx.data(make_adapter(adapter, config.width, num_tasks, rngs=rngs))
+
+    def __call__(self, x, window, task_ids, key):
+        grid = x.shape[2:4]
+        qkv = jnp.einsum("...d,dk->...k", x, self.qkv.kernel[...].astype(x.dtype))
+        if self.adapter is not None:
+            qkv += self.adapter(x, task_ids, key)
+        if window:
+            qkv = split_windows(qkv, window)
+        qkv += self.qkv.bias[...].astype(x.dtype)
+        q, k, v = rearrange(
+            qkv, "t m h w (three k d) -> three (t m) k h w d", three=3, k=self.heads
+        )
+        out = attend(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
+        out = rearrange(out, "(t m) k h w d -> t m h w (k d)", t=x.shape[0])
+        return self.proj(join_windows(out, grid) if window else out)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block; `window` = 0 attends to the whole grid."""
+
+    def __init__(self, config, adapter, num_tasks, window, *, dtype, rngs):
+        # use_fast_variance=False: E[x²] − E[x]² loses what 1e-5 parity needs.
+        norm = functools.partial(
+            nnx.LayerNorm, config.width, epsilon=1e-6, use_fast_variance=False, dtype=dtype
+        )
+        self.window = window
+        self.norm1 = norm(rngs=rngs)
+        self.attn = Attention(
+            config, adapter, num_tasks, window or config.grid, dtype=dtype, rngs=rngs
+        )
+        self.norm2 = norm(rngs=rngs)
+        self.lin1 = nnx.Linear(config.width, 4 * config.width, dtype=dtype, rngs=rngs)
+        self.lin2 = nnx.Linear(4 * config.width, config.width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "n B h w D"],
+        task_ids: tuple[int, ...],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "n B h w D"]:
+        x += self.attn(self.norm1(x), self.window, task_ids, key)
+        return x + self.lin2(jax.nn.gelu(self.lin1(self.norm2(x)), approximate=False))
+
+
+class Neck(nnx.Module):
+    """To the decoder's width: 1×1 and 3×3 convolutions, each with a LayerNorm over channels."""
+
+    def __init__(self, config, *, dtype, rngs):
+        conv = functools.partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = functools.partial(
+            nnx.LayerNorm,
+            config.out_channels,
+            epsilon=1e-6,
+            use_fast_variance=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.conv1 = conv(config.width, config.out_channels, (1, 1))
+        self.neck_norm1 = norm()
+        self.conv2 = conv(config.out_channels, config.out_channels, (3, 3))
+        self.neck_norm2 = norm()
+
+    def __call__(self, x):
+        return self.neck_norm2(self.conv2(self.neck_norm1(self.conv1(x))))
+
+
+class ImageEncoder(nnx.Module):
+    """Images to embeddings, one per task.
+
+    Without a checkpoint, linear layers start LeCun-normal, relative positions at zero and absolute
+    positions as MAE's sines and cosines, from which SAM's own encoder started.
+    """
+
+    def __init__(
+        self,
+        config: ImageEncoderConfig,
+        adapter: AdapterConfig,
+        num_tasks: int,
+        *,
+        remat: str = "block",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.remat = remat
+        self.per_task = adapter.per_task
+        patch = (config.patch_size, config.patch_size)
+        self.patch_embed = nnx.Conv(
+            3, config.width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
+        )
+        self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
+        make = functools.partial(Block, config, adapter, num_tasks, dtype=dtype)
+        self.window_blocks = _stack(
+            lambda rngs: make(config.window, rngs=rngs), rngs, config.stages, config.window_blocks
+        )
+        self.global_blocks = _stack(lambda rngs: make(0, rngs=rngs), rngs, config.stages)
+        self.neck = Neck(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        task_ids: tuple[int, ...],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n B h w C"]:
+        """Embeddings of normalised, padded images.
+
+        Args:
+          images: sides are multiples of the patch size, at most `image_size`.
+          task_ids: the tasks to encode for, as rows of U3.
+          key: for the adapters' dropout; None when not training.
+
+        Returns:
+          n = len(task_ids), or n = 1 when the adapter kind does not tell tasks apart.
+        """
+        task_ids = task_ids if self.per_task else (0,)
+        x = self.patch_embed(images)
+        height, width = x.shape[1:3]
+        x += self.pos_embed[:height, :width].astype(x.dtype)
+        x = jnp.broadcast_to(x, (len(task_ids), *x.shape))
+
+        window_graph, window_params = nnx.split(self.window_blocks)
+        global_graph, global_params = nnx.split(self.global_blocks)
+        stages, window_blocks = self.config.stages, self.config.window_blocks
+        keys = None if key is None else jax.random.split(key, (stages, window_blocks + 1))
+
+        def block(graphdef, x, params, key):
+            # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
+            x = constrain(x, "task" if self.per_task else None, ("data", "fsdp"))
+            return nnx.merge(graphdef, params)(x, task_ids, key)
+
+        block = _checkpointed(block, self.remat)
+
+        def stage(x, scanned):
+            window_params, global_params, keys = scanned
+            window_keys = None if keys is None else keys[:-1]
+            x, _ = jax.lax.scan(
+                lambda x, scanned: (block(window_graph, x, *scanned), None),
+                x,
+                (window_params, window_keys),
+                length=window_blocks,
+            )
+            return block(global_graph, x, global_params, None if keys is None else keys[-1]), None
+
+        x, _ = jax.lax.scan(stage, x, (window_params, global_params, keys), length=stages)
+        embeddings = self.neck(rearrange(x, "t b h w d -> (t b) h w d"))
+        return rearrange(embeddings, "(t b) h w c -> t b h w c", t=len(task_ids))
+
+
+def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:
+    """Fixed 2-D sine-cosine positions (He et al. 2022, MAE): half the width for each axis."""
+    quarter = width // 4
+    angles = jnp.arange(grid)[:, None] / 10_000 ** (jnp.arange(quarter) / quarter)
+    axis = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    rows = jnp.broadcast_to(axis[:, None], (grid, grid, 2 * quarter))
+    positions = jnp.concatenate([jnp.swapaxes(rows, 0, 1), rows], axis=-1)
+    return jnp.pad(positions, ((0, 0), (0, 0), (0, width - 4 * quarter)))
+
+
+def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Block:
+    """A block whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
+
+    def init(key):
+        return nnx.state(make(nnx.Rngs(key)))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    keys = jax.random.split(rngs.params(), math.prod(sizes)).reshape(sizes)
+    for _ in sizes:
+        init = jax.vmap(init)
+    return nnx.merge(graphdef, init(keys))
+
+
+def _checkpointed(block, remat: str):
+    """Decides what a block's forward pass leaves for its backward pass."""
+    if remat == "none":
+        return block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # prevent_cse guards against a merge of the two passes that scan rules out already.
+    return jax.checkpoint(block, static_argnums=0, policy=policy, prevent_cse=False)

@@ -1,0 +1,262 @@
+"""SAM's mask decoder: a two-way transformer, upscaling and hypernetworks.
+
+Source: `segment_anything/modeling/mask_decoder.py` and `transformer.py`. What differs:
+
+- Many prompts of one image share its projections. In the first layer all prompts see the same image,
+  and a prompt that is constant over the grid adds one vector to it: as a key it drops out of the
+  softmax over the image, as a value and as a query it adds one vector to the result.
+- A few tokens meet thousands of pixels, so projections are moved to the tokens' side by
+  associativity: q·(W x) = (Wᵀq)·x. No projected copy of the image is ever made.
+- A transposed convolution whose stride is its kernel is a matrix product per pixel; the 2×2 blocks
+  are put in their places once, after the hypernetwork has contracted the channels.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskDecoderConfig:
+    """Sizes of the decoder."""
+
+    dim: int = 256
+    heads: int = 8
+    mlp_dim: int = 2048
+    depth: int = 2
+    mask_tokens: int = 4
+
+
+class TokenAttention(nnx.Module):
+    """SAM's `Attention` between a few tokens (q) and the image (N), or among tokens.
+
+    B images, C prompts of each (mSAM: output channels). Image features are shared by the prompts,
+    [B, N, D], or one copy each, [B, C, N, D].
+    """
+
+    def __init__(self, config: MaskDecoderConfig, internal_dim: int, *, dtype, rngs):
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.heads = config.heads
+        self.scale = 1 / math.sqrt(internal_dim // config.heads)
+        self.q_proj = linear(config.dim, internal_dim)
+        self.k_proj = linear(config.dim, internal_dim)
+        self.v_proj = linear(config.dim, internal_dim)
+        self.out_proj = linear(internal_dim, config.dim)
+
+    def among_tokens(self, q, k, v):
+        """Attention of tokens to tokens, all [B, C, q, D]."""
+        q, k, v = (self._heads(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        weights = _softmax(jnp.einsum("bcqkh,bcskh->bckqs", q * self.scale, k), axis=-1)
+        return self.out_proj(self._join(jnp.einsum("bckqs,bcskh->bcqkh", weights, v)))
+
+    def tokens_to_image(self, q, k, v, dense=None):
+        """Tokens q [B, C, q, D] attend to the image, keys k and values v [B, (C,) N, D].
+
+        `dense` [C, D] is a prompt that is constant over the image and belongs to both k and v.
+        Along the softmax's axis it shifts every logit alike, and so does the bias of `k_proj`:
+        neither appears.
+        """
+        image = "bcnd" if k.ndim == 4 else "bnd"
+        q = self._heads(self.q_proj(q)) * self.scale
+        q = jnp.einsum("bcqkh,dkh->bckqd", q, self._in_kernel(self.k_proj, q.dtype))
+        weights = _softmax(jnp.einsum(f"bckqd,{image}->bckqn", q, k), axis=-1)
+        context = jnp.einsum(f"bckqn,{image}->bckqd", weights, v)
+        if dense is not None:
+            context += dense[:, None, None]
+        out = jnp.einsum("bckqd,dkh->bcqkh", context, self._in_kernel(self.v_proj, q.dtype))
+        out += self._heads(self.v_proj.bias[...]).astype(q.dtype)
+        return self.out_proj(self._join(out))
+
+    def image_to_tokens(self, q, k, v, dense=None):
+        """The image q [B, (C,) N, D] attends to tokens, keys k and values v [B, C, q, D].
+
+        `dense` [C, D] is a prompt that is constant over the image and belongs to q.
+        """
+        image = "bcnd" if q.ndim == 4 else "bnd"
+        k = self._heads(self.k_proj(k)) * self.scale
+        projected = jnp.einsum("bcqkh,dkh->bckqd", k, self._in_kernel(self.q_proj, k.dtype))
+        logits = jnp.einsum(f"bckqd,{image}->bckqn", projected, q)
+        bias = self._heads(self.q_proj.bias[...]).astype(k.dtype)
+        offset = jnp.einsum("bcqkh,kh->bckq", k, bias)
+        if dense is not None:
+            offset += jnp.einsum("bckqd,cd->bckq", projected, dense)
+        weights = _softmax(logits + offset[..., None], axis=-2)
+        v = self._heads(self.v_proj(v))
+        out_kernel = rearrange(self.out_proj.kernel[...], "(k h) d -> k h d", k=self.heads)
+        v = jnp.einsum("bcqkh,khd->bckqd", v, out_kernel.astype(v.dtype))
+        return jnp.einsum("bckqn,bckqd->bcnd", weights, v) + self.out_proj.bias[...].astype(v.dtype)
+
+    def _heads(self, x):
+        return rearrange(x, "... (k h) -> ... k h", k=self.heads)
+
+    def _join(self, x):
+        return rearrange(x, "... k h -> ... (k h)")
+
+    def _in_kernel(self, linear, dtype):
+        return self._heads(linear.kernel[...]).astype(dtype)
+
+
+class TwoWayLayer(nnx.Module):
+    """Tokens attend to themselves and to the image, then the image to the tokens."""
+
+    def __init__(self, config: MaskDecoderConfig, *, first: bool, dtype, rngs):
+        attention = functools.partial(TokenAttention, config, dtype=dtype, rngs=rngs)
+        norm = functools.partial(_norm, config.dim, dtype=dtype, rngs=rngs)
+        self.first = first
+        self.self_attn = attention(config.dim)
+        self.norm1 = norm()
+        self.cross_attn_token_to_image = attention(config.dim // 2)
+        self.norm2 = norm()
+        self.lin1 = nnx.Linear(config.dim, config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.lin2 = nnx.Linear(config.mlp_dim, config.dim, dtype=dtype, rngs=rngs)
+        self.norm3 = norm()
+        self.cross_attn_image_to_token = attention(config.dim // 2)
+        self.norm4 = norm()
+
+    def __call__(self, tokens, image, token_pe, image_pe, dense=None):
+        """tokens [B, C, q, D], image [B, (C,) N, D] → tokens, image [B, C, N, D]."""
+        if self.first:
+            # The first layer has no positions for its queries and no residual, as in SAM.
+            tokens = self.norm1(self.self_attn.among_tokens(tokens, tokens, tokens))
+        else:
+            q = tokens + token_pe
+            tokens = self.norm1(tokens + self.self_attn.among_tokens(q, q, tokens))
+        keys = image + image_pe
+        tokens = self.norm2(
+            tokens
+            + self.cross_attn_token_to_image.tokens_to_image(tokens + token_pe, keys, image, dense)
+        )
+        tokens = self.norm3(tokens + self.lin2(jax.nn.relu(self.lin1(tokens))))
+        update = self.cross_attn_image_to_token.image_to_tokens(
+            keys, tokens + token_pe, tokens, dense
+        )
+        image = image if image.ndim == 4 else image[:, None]
+        if dense is not None:
+            image = image + dense[:, None]
+        return tokens, self.norm4(image + update)
+
+
+class TwoWayTransformer(nnx.Module):
+    """Layers of two-way attention and a last look of the tokens at the image."""
+
+    def __init__(self, config: MaskDecoderConfig, *, dtype, rngs):
+        self.layers = nnx.List(
+            [TwoWayLayer(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(config.depth)]
+        )
+        self.final_attn_token_to_image = TokenAttention(
+            config, config.dim // 2, dtype=dtype, rngs=rngs
+        )
+        self.norm_final_attn = _norm(config.dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens, image, image_pe, dense, wanted: slice):
+        """The `wanted` tokens [B, C, q, D] and the image [B, C, N, D] after all layers."""
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe, dense)
+            dense = None  # the image carries it from here on
+        tokens, token_pe = tokens[:, :, wanted], token_pe[:, :, wanted]
+        update = self.final_attn_token_to_image.tokens_to_image(
+            tokens + token_pe, image + image_pe, image
+        )
+        return self.norm_final_attn(tokens + update), image
+
+
+class Upscaling(nnx.Module):
+    """Two transposed convolutions of stride 2, as matrix products per pixel."""
+
+    def __init__(self, dim: int, *, dtype, rngs):
+        init = nnx.initializers.lecun_normal(in_axis=0, out_axis=(1, 2, 3))
+        self.dtype = dtype
+        self.kernel1 = nnx.Param(init(rngs.params(), (dim, 2, 2, dim // 4)))
+        self.bias1 = nnx.Param(jnp.zeros(dim // 4))
+        self.norm = _norm(dim // 4, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.kernel2 = nnx.Param(init(rngs.params(), (dim // 4, 2, 2, dim // 8)))
+        self.bias2 = nnx.Param(jnp.zeros(dim // 8))
+
+    def __call__(self, image, hyper, grid):
+        """image [B, C, N, D] and hyper [B, C, m, D/8] → maps [B, C, m, 4h, 4w]."""
+        cast = functools.partial(jnp.asarray, dtype=self.dtype)
+        x = jnp.einsum("bcnd,dije->bcnije", image, cast(self.kernel1[...]))
+        x = jax.nn.gelu(self.norm(x + cast(self.bias1[...])), approximate=False)
+        x = jnp.einsum("bcnije,exyf->bcnijxyf", x, cast(self.kernel2[...]))
+        x = jax.nn.gelu(x + cast(self.bias2[...]), approximate=False)
+        maps = jnp.einsum("bcnijxyf,bcmf->bcmnijxy", x, hyper)
+        return rearrange(
+            maps, "b c m (h w) i j x y -> b c m (h i x) (w j y)", h=grid[0], w=grid[1]
+        )
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, sizes: tuple[int, ...], *, dtype, rngs):
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        self.layers = nnx.List([nnx.Linear(i, o, dtype=dtype, rngs=rngs) for i, o in pairs])
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class MaskDecoder(nnx.Module):
+    """Image embeddings and prompts to low-resolution mask logits."""
+
+    def __init__(
+        self, config: MaskDecoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        dim, masks = config.dim, config.mask_tokens
+        mlp = functools.partial(MLP, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+        self.iou_token = nnx.Param(jax.random.normal(rngs.params(), (1, dim)))
+        self.mask_tokens = nnx.Param(jax.random.normal(rngs.params(), (masks, dim)))
+        self.transformer = TwoWayTransformer(config, dtype=dtype, rngs=rngs)
+        self.output_upscaling = Upscaling(dim, dtype=dtype, rngs=rngs)
+        self.output_hypernetworks_mlps = nnx.List(
+            [mlp((dim, dim, dim, dim // 8)) for _ in range(masks)]
+        )
+        self.iou_prediction_head = mlp((dim, dim, dim, masks))
+
+    def channel_maps(
+        self,
+        embeddings: Float[Array, "B h w D"],
+        positions: Float[Array, "h w D"],
+        no_mask: Float[Array, "C D"],
+    ) -> Float[Array, "B Y X C"]:
+        """mSAM's use of the decoder: one map per no-mask row, from mask token 0 (Y = 4h, X = 4w).
+
+        Args:
+          embeddings: of one task.
+          positions: the dense positional encoding.
+          no_mask: the rows of the task's output channels, the only prompt.
+        """
+        grid = embeddings.shape[1:3]
+        tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]]).astype(self.dtype)
+        tokens = jnp.broadcast_to(
+            tokens, (embeddings.shape[0], no_mask.shape[0], *tokens.shape)
+        )
+        tokens, image = self.transformer(
+            tokens,
+            rearrange(embeddings, "b h w d -> b (h w) d").astype(self.dtype),
+            rearrange(positions, "h w d -> (h w) d").astype(self.dtype),
+            no_mask.astype(self.dtype),
+            wanted=slice(1, 2),
+        )
+        hyper = self.output_hypernetworks_mlps[0](tokens)
+        maps = self.output_upscaling(image, hyper, grid)
+        return rearrange(maps, "b c 1 y x -> b y x c")
+
+
+def _norm(dim: int, *, epsilon: float = 1e-5, dtype, rngs) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's default epsilon, which SAM's transformer uses."""
+    return nnx.LayerNorm(dim, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def _softmax(logits, axis):
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=axis).astype(logits.dtype)

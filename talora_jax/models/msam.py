@@ -1,0 +1,161 @@
+"""mSAM: one SAM encoder with TA-LoRA, one mask decoder per task, all tasks in one pass.
+
+Source: arXiv 2403.10971 and the official MTSAM release. What differs: see REMARKS in the README
+("What differs from the paper and from the official code").
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from talora_jax.models.adapters import Adapter, AdapterConfig, TaskParam
+from talora_jax.models.geometry import Geometry
+from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.mask_decoder import MaskDecoder
+from talora_jax.models.prompt_encoder import RandomFourierPositions
+from talora_jax.models.sam import SamConfig
+from talora_jax.sharding import constrain
+
+# What trains beside the encoder's blocks: `neck_norm1` and `neck_norm2` are other names, so the
+# neck stays frozen, as in the released recipe.
+_ADAPTED = nnx.Any(
+    TaskParam,
+    nnx.PathContains("mask_decoders"),
+    nnx.PathContains("norm1"),
+    nnx.PathContains("norm2"),
+)
+
+
+def trainable(adapter: AdapterConfig) -> nnx.filterlib.Filter:
+    """The filter that names what trains: `nnx.split(model, trainable(adapter), ...)`."""
+    if adapter.kind == "full":
+        return nnx.Any(_ADAPTED, nnx.PathContains("image_encoder"))
+    return _ADAPTED
+
+
+class MSam(nnx.Module):
+    """Multi-task SAM.
+
+    Attributes:
+      channels: output channels of every task; their order is the order of U3's rows.
+    """
+
+    def __init__(
+        self,
+        config: SamConfig,
+        adapter: AdapterConfig,
+        channels: Mapping[str, int],
+        *,
+        pixel_normalisation: bool = True,
+        remat: str = "block",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.tasks = tuple(channels)
+        self.channels = tuple(channels.values())
+        self.pixel_normalisation = pixel_normalisation
+        self.image_encoder = ImageEncoder(
+            config.encoder, adapter, len(self.tasks), remat=remat, dtype=dtype, rngs=rngs
+        )
+        self.positions = RandomFourierPositions(config.decoder.dim, rngs=rngs)
+        # SAM's one "no mask" row, copied once per output channel.
+        row = jax.random.normal(rngs.params(), (1, config.decoder.dim))
+        self.no_mask_embed = TaskParam(jnp.tile(row, (sum(self.channels), 1)))
+        self.mask_decoders = nnx.Dict(
+            {name: MaskDecoder(config.decoder, dtype=dtype, rngs=rngs) for name in self.tasks}
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        tasks: Sequence[str] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> dict[str, Float[Array, "B H W C"]]:
+        """Raw maps of each task at the images' own size, in float32, before any activation.
+
+        Args:
+          images: RGB in [0, 1], any height and width.
+          tasks: which tasks, in any order; None means all.
+          key: for dropout; None when not training.
+
+        Raises:
+          KeyError: a task that the model does not have.
+        """
+        geometry = Geometry.of(images.shape[1:3], self.config.encoder.image_size)
+        squares = geometry.to_square(images, normalise=self.pixel_normalisation)
+        low_res = self.low_res(squares, tasks, key=key)
+        return {name: geometry.from_square(maps) for name, maps in low_res.items()}
+
+    def predict_mixed(
+        self, images: Iterable[Float[Array, "H W 3"]], tasks: Sequence[str] | None = None
+    ) -> dict[str, list[Float[Array, "H W C"]]]:
+        """Raw maps for images of different sizes: one joint pass, each map at its image's size."""
+        images = list(images)
+        square = self.config.encoder.image_size
+        geometries = [Geometry.of(image.shape[:2], square) for image in images]
+        squares = jnp.stack(
+            [
+                geometry.to_square(image, normalise=self.pixel_normalisation)
+                for geometry, image in zip(geometries, images, strict=True)
+            ]
+        )
+        return {
+            name: [g.from_square(m) for g, m in zip(geometries, maps, strict=True)]
+            for name, maps in self.low_res(squares, tasks).items()
+        }
+
+    def low_res(
+        self,
+        squares: Float[Array, "B S S 3"],
+        tasks: Sequence[str] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> dict[str, Float[Array, "B s s C"]]:
+        """Raw maps of the padded squares at a quarter of their side, s = S / 4."""
+        tasks = self.tasks if tasks is None else tuple(tasks)
+        embeddings = self.embed(squares, tasks, key=key)
+        grid = embeddings.shape[2:4]
+        positions = self.positions.grid(*grid, self.config.encoder.grid)
+        ends = list(itertools.accumulate(self.channels))
+        maps = {}
+        for i, name in enumerate(tasks):
+            t = self.task_ids([name])[0]
+            rows = self.no_mask_embed[ends[t] - self.channels[t] : ends[t]]
+            # The decoders' widths differ, so no task axis: the batch takes the whole mesh.
+            image = constrain(embeddings[i], ("data", "fsdp"))
+            maps[name] = self.mask_decoders[name].channel_maps(image, positions, rows)
+        return maps
+
+    def embed(
+        self,
+        squares: Float[Array, "B S S 3"],
+        tasks: Sequence[str],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n B h w D"]:
+        """Image embeddings of normalised, padded squares, one per task."""
+        embeddings = self.image_encoder(squares, self.task_ids(tasks), key=key)
+        return jnp.broadcast_to(embeddings, (len(tasks), *embeddings.shape[1:]))
+
+    def task_ids(self, tasks: Iterable[str]) -> tuple[int, ...]:
+        """The tasks' rows of U3."""
+        unknown = [name for name in tasks if name not in self.tasks]
+        if unknown:
+            raise KeyError(f"no task {', '.join(unknown)}; this model has {', '.join(self.tasks)}")
+        return tuple(self.tasks.index(name) for name in tasks)
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters of the window blocks and of the global blocks, as stacked."""
+        blocks = (self.image_encoder.window_blocks, self.image_encoder.global_blocks)
+        return [b.attn.adapter for b in blocks if b.attn.adapter is not None]
+
+    def orthogonality(self) -> Float[Array, ""]:
+        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j]."""
+        terms = [adapter.orthogonality() for adapter in self.adapters()]
+        return sum((t[0] for t in terms), jnp.zeros(())) / max(1, sum(t[1] for t in terms))

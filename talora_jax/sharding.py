@@ -1,0 +1,83 @@
+"""The device mesh, how arrays are laid over it, and the start of many hosts.
+
+Mesh axes: `data` and `fsdp` share the batch; `fsdp` also shards the frozen parameters; `task` shards
+the task axis of the encoder's activations.
+"""
+
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from talora_jax.errors import UserError
+
+AXES = ("data", "fsdp", "task")
+# Below this many elements a parameter is replicated: sharding it costs more than it saves.
+MIN_SHARDED_SIZE = 2**12
+
+
+def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins this process to the others; on a TPU pod `coordinator='auto'` finds them by itself."""
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def make_mesh(data: int, fsdp: int, task: int) -> jax.sharding.Mesh:
+    """A mesh over all devices of all hosts; `data` = -1 takes what the other axes leave.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    if data == -1:
+        data = devices // (fsdp * task)
+    if data * fsdp * task != devices:
+        raise UserError(
+            f"mesh data={data} × fsdp={fsdp} × task={task} needs {data * fsdp * task} devices, "
+            f"but {devices} are here; set config.mesh so that the product is {devices}"
+        )
+    return jax.make_mesh((data, fsdp, task), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
+    """Lays x over the current mesh as `spec` says; without a mesh it is x itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def fsdp_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """A parameter's largest axis that `fsdp` divides, sharded; small parameters replicated."""
+    size = mesh.shape["fsdp"]
+    axes = [i for i, n in enumerate(shape) if n % size == 0]
+    if size == 1 or not axes or math.prod(shape) < MIN_SHARDED_SIZE:
+        return replicated(mesh)
+    largest = max(axes, key=lambda i: shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+
+def shard_frozen(frozen: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
+    """The frozen parameters, spread over `fsdp`."""
+    return jax.tree.map(lambda x: jax.device_put(x, fsdp_sharding(mesh, x.shape)), frozen)
+
+
+def shard_batch(
+    batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> PyTree[Array]:
+    """This host's rows of the batch as part of one global array over all hosts."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
