@@ -48,7 +48,12 @@ def build(make: Callable[[], MSam], base: Mapping[str, np.ndarray] | None = None
     # Compiled as a whole, the random numbers that the base replaces are never drawn.
     fresh = jax.jit(lambda: _select(make(), fresh_paths))() if fresh_paths else {}
     leaves = [
-        (path, variable.replace(fresh[path] if path in fresh else jax.numpy.asarray(tensors[names[path]])))
+        (
+            path,
+            variable.replace(
+                fresh[path] if path in fresh else jax.numpy.asarray(tensors[names[path]])
+            ),
+        )
         for path, variable in flat
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))

@@ -75,9 +75,7 @@ def shard_frozen(frozen: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
     return jax.tree.map(lambda x: jax.device_put(x, fsdp_sharding(mesh, x.shape)), frozen)
 
 
-def shard_batch(
-    batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
-) -> PyTree[Array]:
+def shard_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> PyTree[Array]:
     """This host's rows of the batch as part of one global array over all hosts."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -63,9 +63,7 @@ def golden() -> Golden:
     sam = architecture.sam
     heads = config["decoder_heads"]
     sam = dataclasses.replace(sam, decoder=dataclasses.replace(sam.decoder, heads=heads))
-    adapter = AdapterConfig(
-        "talora", tuple(config["ranks"]), config["scaling"], config["dropout"]
-    )
+    adapter = AdapterConfig("talora", tuple(config["ranks"]), config["scaling"], config["dropout"])
     channels = dict(zip(tasks, config["channels"], strict=True))
     model = build(
         lambda: MSam(sam, adapter, channels, pixel_normalisation=False, rngs=nnx.Rngs(0)), base

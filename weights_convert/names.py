@@ -80,9 +80,17 @@ _DECODER = (
     ("iou_token", "iou_token", _EMBEDDING),
     ("mask_tokens", "mask_tokens", _EMBEDDING),
     ("transformer.norm_final_attn", "transformer.norm_final_attn", _NORM),
-    ("output_upscaling.0", "output_upscaling", (("weight", "kernel1", TRANSPOSED), ("bias", "bias1", SAME))),
+    (
+        "output_upscaling.0",
+        "output_upscaling",
+        (("weight", "kernel1", TRANSPOSED), ("bias", "bias1", SAME)),
+    ),
     ("output_upscaling.1", "output_upscaling.norm", _NORM),
-    ("output_upscaling.3", "output_upscaling", (("weight", "kernel2", TRANSPOSED), ("bias", "bias2", SAME))),
+    (
+        "output_upscaling.3",
+        "output_upscaling",
+        (("weight", "kernel2", TRANSPOSED), ("bias", "bias2", SAME)),
+    ),
 )
 _PROMPT = (
     ("pe_layer.positional_encoding_gaussian_matrix", "positions.gaussian_matrix", _RAW),
@@ -115,7 +123,10 @@ def encoder_entries(depth: int, stages: int, *, adapters: bool = False) -> Itera
     for i in range(depth):
         stage, place = divmod(i, per_stage)
         if place < per_stage - 1:
-            ours, where = "window_blocks", {"index": (stage, place), "stack": (stages, per_stage - 1)}
+            ours, where = (
+                "window_blocks",
+                {"index": (stage, place), "stack": (stages, per_stage - 1)},
+            )
         else:
             ours, where = "global_blocks", {"index": (stage,), "stack": (stages,)}
         rows = _BLOCK + _TUCKER if adapters else _BLOCK
@@ -137,7 +148,10 @@ def decoder_entries(depth: int, mask_tokens: int, theirs: str, ours: str) -> Ite
         yield from _rows(mlp, f"{theirs}.{layer}", f"{ours}.{layer}")
     final = "transformer.final_attn_token_to_image"
     yield from _rows(_ATTENTION, f"{theirs}.{final}", f"{ours}.{final}")
-    for head in ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in range(mask_tokens))):
+    for head in (
+        "iou_prediction_head",
+        *(f"output_hypernetworks_mlps.{i}" for i in range(mask_tokens)),
+    ):
         yield from _rows(_MLP, f"{theirs}.{head}", f"{ours}.{head}")
 
 

@@ -25,9 +25,7 @@ def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"reading {path} needs PyTorch: pip install 'talora_jax[torch]'"
-        ) from None
+        raise UserError(f"reading {path} needs PyTorch: pip install 'talora_jax[torch]'") from None
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     try:

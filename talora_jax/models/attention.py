@@ -22,9 +22,7 @@ from jaxtyping import Array, Float
 MAX_LOGITS = 2**24
 
 
-def relative_positions(
-    table: Float[Array, "L d"], size: int
-) -> Float[Array, "size size d"]:
+def relative_positions(table: Float[Array, "L d"], size: int) -> Float[Array, "size size d"]:
     """The embedding of every (query, key) offset along one axis of the grid.
 
     Args:
@@ -79,7 +77,9 @@ def attend(
 
 def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
     """The largest divisor of `height` whose tile of query rows stays within `max_logits`."""
-    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * logits_per_row <= max_logits]
+    fitting = [
+        r for r in range(1, height + 1) if height % r == 0 and r * logits_per_row <= max_logits
+    ]
     return max(fitting, default=1)
 
 
@@ -100,9 +100,7 @@ def split_windows(
     """Cuts grids into windows, zero-padded right and below to whole windows."""
     height, width = x.shape[2:4]
     pad = ((0, 0), (0, 0), (0, -height % window), (0, -width % window), (0, 0))
-    return rearrange(
-        jnp.pad(x, pad), "t b (i r) (j c) d -> t (b i j) r c d", r=window, c=window
-    )
+    return rearrange(jnp.pad(x, pad), "t b (i r) (j c) d -> t (b i j) r c d", r=window, c=window)
 
 
 def join_windows(

@@ -51,7 +51,9 @@ class TokenAttention(nnx.Module):
 
     def among_tokens(self, q, k, v):
         """Attention of tokens to tokens, all [B, C, q, D]."""
-        q, k, v = (self._heads(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        q, k, v = (
+            self._heads(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
         weights = _softmax(jnp.einsum("bcqkh,bcskh->bckqs", q * self.scale, k), axis=-1)
         return self.out_proj(self._join(jnp.einsum("bckqs,bcskh->bcqkh", weights, v)))
 
@@ -187,9 +189,7 @@ class Upscaling(nnx.Module):
         x = jnp.einsum("bcnije,exyf->bcnijxyf", x, cast(self.kernel2[...]))
         x = jax.nn.gelu(x + cast(self.bias2[...]), approximate=False)
         maps = jnp.einsum("bcnijxyf,bcmf->bcmnijxy", x, hyper)
-        return rearrange(
-            maps, "b c m (h w) i j x y -> b c m (h i x) (w j y)", h=grid[0], w=grid[1]
-        )
+        return rearrange(maps, "b c m (h w) i j x y -> b c m (h i x) (w j y)", h=grid[0], w=grid[1])
 
 
 class MLP(nnx.Module):
@@ -238,9 +238,7 @@ class MaskDecoder(nnx.Module):
         """
         grid = embeddings.shape[1:3]
         tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]]).astype(self.dtype)
-        tokens = jnp.broadcast_to(
-            tokens, (embeddings.shape[0], no_mask.shape[0], *tokens.shape)
-        )
+        tokens = jnp.broadcast_to(tokens, (embeddings.shape[0], no_mask.shape[0], *tokens.shape))
         tokens, image = self.transformer(
             tokens,
             rearrange(embeddings, "b h w d -> b (h w) d").astype(self.dtype),

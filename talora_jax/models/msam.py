@@ -66,8 +66,10 @@ class MSam(nnx.Module):
         # SAM's one "no mask" row, copied once per output channel.
         row = jax.random.normal(rngs.params(), (1, config.decoder.dim))
         self.no_mask_embed = TaskParam(jnp.tile(row, (sum(self.channels), 1)))
+        # Every decoder starts from the same weights: SAM's, or the same random ones.
+        graphdef, decoder = nnx.split(MaskDecoder(config.decoder, dtype=dtype, rngs=rngs))
         self.mask_decoders = nnx.Dict(
-            {name: MaskDecoder(config.decoder, dtype=dtype, rngs=rngs) for name in self.tasks}
+            {name: nnx.merge(graphdef, jax.tree.map(jnp.copy, decoder)) for name in self.tasks}
         )
 
     def __call__(

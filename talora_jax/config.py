@@ -1,0 +1,175 @@
+"""Every field of a config, its default, and the checks that need nothing compiled.
+
+An experiment in `configs/` starts from `default()` and changes what it needs to. Any field can be
+changed on the command line: `--config.batch_size=4 --config.adapter.kind=lora_shared`.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from talora_jax import tasks, weighting
+from talora_jax.errors import UserError
+from talora_jax.models import adapters, image_encoder, sam
+
+DTYPES = ("auto", "float32", "bfloat16")
+# Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.optim`.
+GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "weighting")
+
+
+def default() -> ml_collections.ConfigDict:
+    """A locked config with every field at its default."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Order gives the rows of U3; see `talora_jax.tasks.TASKS` for the names.
+    config.tasks = ("semantic", "depth", "normals")
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "rooms"
+    data.dir = ""  # where prepared records are kept; "" is TFDS's default, ~/tensorflow_datasets
+    data.path = ""  # `folder`: the directory with image/ and one folder per task
+    data.image_size = (192, 256)  # H, W; `folder`: () keeps the files' own size
+    data.seed = 0  # `rooms`: another seed is another set of rooms
+    data.train_frames = 1000  # `rooms`
+    data.val_frames = 100  # `rooms`
+    data.val_fraction = 0.2  # `folder`, where dataset.json names no splits
+    data.class_names = ("",)  # `folder`: ("",) leaves it to dataset.json
+    data.depth_scale = 0.0  # `folder`: units of a depth PNG per metre; 0 leaves it to dataset.json
+    data.ignore_label = -1  # `folder`: the label for "none"; -1 leaves it to dataset.json
+    data.intrinsics = (0.0, 0.0, 0.0, 0.0)  # `folder`: fx, fy, cx, cy; zeros leave it, too
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.scales = (1.0, 1.2, 1.5)
+    augment.flip = True
+    augment.colour_jitter = 0.0
+
+    config.model = model = ml_collections.ConfigDict()
+    model.size = "tiny"  # see `talora_jax.models.sam.SIZES`
+    model.weights = ""  # a SAM checkpoint, .pth or .safetensors; "" starts from random numbers
+    model.pixel_normalisation = True  # False reproduces the official MTSAM code
+    model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
+    model.param_dtype = "auto"  # of frozen parameters
+    model.remat = "block"  # none | block | dots: what the backward pass computes again
+
+    config.adapter = adapter = ml_collections.ConfigDict()
+    adapter.kind = "talora"  # talora | lora_shared | lora_per_task | none | full
+    adapter.ranks = (32, 32, 4)
+    adapter.scale = 0.5
+    adapter.dropout = 0.1
+    adapter.qkv = (True, True, True)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 1e-3
+    optimizer.warmup = 0.05  # fraction of the steps
+    optimizer.weight_decay = 1e-6  # the L2 kind, added to the gradient
+    optimizer.clip_norm = 0.0  # of the whole gradient; 0 does not clip
+    optimizer.lr_scale = ml_collections.ConfigDict(dict.fromkeys(GROUPS, 1.0))
+
+    config.weighting = ml_collections.ConfigDict()
+    config.weighting.kind = "fixed"  # fixed | equal | uncertainty | dynamic_average | random
+    config.weighting.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
+    config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
+
+    config.batch_size = 4  # images per update, over all devices and accumulated parts
+    config.accumulate = 1  # parts that a batch is computed in, one after the other
+    config.eval_batch_size = 4
+    config.steps = 1000
+    config.log_every = 20
+    config.eval_every = 0  # 0: only at the end
+    config.checkpoint_every = 100
+    config.num_pictures = 8
+    config.read_threads = 2
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # -1 takes the devices that the other axes leave
+    mesh.fsdp = 1
+    mesh.task = 1
+
+    config.hosts = hosts = ml_collections.ConfigDict()
+    hosts.coordinator = ""  # address:port of process 0; "auto" on a TPU pod; "" for one host
+    hosts.num_processes = 1
+    hosts.process_id = 0
+    return config.lock()
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that cannot work, before anything is prepared or compiled.
+
+    Raises:
+      UserError: names the field, its value and what is allowed.
+    """
+    if not config.tasks:
+        raise UserError(f"config.tasks is empty: name at least one of {', '.join(tasks.TASKS)}")
+    for task in config.tasks:
+        _one_of("config.tasks", task, tasks.TASKS)
+    if len(set(config.tasks)) < len(config.tasks):
+        raise UserError(f"config.tasks names a task twice: {', '.join(config.tasks)}")
+    _one_of("config.model.size", config.model.size, sam.SIZES)
+    _one_of("config.model.remat", config.model.remat, image_encoder.REMAT)
+    _one_of("config.model.dtype", config.model.dtype, DTYPES)
+    _one_of("config.model.param_dtype", config.model.param_dtype, DTYPES)
+    _one_of("config.adapter.kind", config.adapter.kind, adapters.KINDS)
+    _one_of("config.weighting.kind", config.weighting.kind, weighting.KINDS)
+
+    width = sam.SIZES[config.model.size]().encoder.width
+    for rank, most, name in zip(
+        config.adapter.ranks, (width, 3 * width, None), ("p", "q", "v"), strict=True
+    ):
+        if rank < 1 or (most and rank > most):
+            raise UserError(
+                f"config.adapter.ranks: {name} is {rank}, expected at least 1"
+                + (f" and at most {most} for {config.model.size}" if most else "")
+            )
+    if not any(config.adapter.qkv):
+        raise UserError(
+            "config.adapter.qkv switches q, k and v all off; for no adapter set "
+            "config.adapter.kind=none"
+        )
+    if not 0 <= config.adapter.dropout < 1:
+        raise UserError(
+            f"config.adapter.dropout is {config.adapter.dropout}, expected 0 to below 1"
+        )
+    if not 0 <= config.optimizer.warmup < 1:
+        raise UserError(
+            f"config.optimizer.warmup is {config.optimizer.warmup}, expected 0 to below 1: "
+            "a fraction of the steps"
+        )
+    for field in ("batch_size", "eval_batch_size", "accumulate", "steps", "log_every"):
+        if config[field] < 1:
+            raise UserError(f"config.{field} is {config[field]}, expected at least 1")
+    for field in ("eval_every", "checkpoint_every", "num_pictures", "orthogonal_weight"):
+        if config[field] < 0:
+            raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
+    if config.batch_size % config.accumulate:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is not divisible by "
+            f"config.accumulate={config.accumulate}"
+        )
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh_shape: dict[str, int]) -> None:
+    """Refuses batches and tasks that the mesh does not divide.
+
+    Raises:
+      UserError: names the field and what it must be divisible by.
+    """
+    shares = mesh_shape["data"] * mesh_shape["fsdp"]
+    for field, size in (
+        ("batch_size / config.accumulate", config.batch_size // config.accumulate),
+        ("eval_batch_size", config.eval_batch_size),
+    ):
+        if size % shares:
+            raise UserError(
+                f"config.{field} = {size} is not divisible by the mesh's data × fsdp = "
+                f"{mesh_shape['data']} × {mesh_shape['fsdp']} = {shares}"
+            )
+    if len(config.tasks) % mesh_shape["task"]:
+        raise UserError(
+            f"config.tasks names {len(config.tasks)} tasks, not divisible by "
+            f"config.mesh.task={mesh_shape['task']}"
+        )
+
+
+def _one_of(field: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{field}: unknown {value!r}, expected one of {', '.join(allowed)}")

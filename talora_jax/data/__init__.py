@@ -1,0 +1,33 @@
+"""Datasets by name. `open_dataset` is the way in; `pipeline` makes batches of what it gives."""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from talora_jax.data.dataset import Dataset, check_tasks
+from talora_jax.errors import UserError
+
+__all__ = ["Dataset", "open_dataset"]
+
+
+def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
+    """Opens the dataset that `data.name` names, ready to give the targets of `tasks`.
+
+    Args:
+        data: `config.data`; the fields that a dataset reads are told where it is defined.
+        tasks: names of the targets wanted, of 'semantic', 'depth', 'normals', 'edges'.
+
+    Raises:
+        UserError: no dataset has that name, or the dataset lacks one of the tasks.
+    """
+    # Only the dataset that is opened pays for its imports.
+    match data.name:
+        case "folder":
+            from talora_jax.data.folder import open_folder as open_it
+        case "rooms":
+            from talora_jax.data.rooms import open_rooms as open_it
+        case _:
+            raise UserError(f"config.data.name is {data.name!r}; expected 'folder' or 'rooms'.")
+    dataset = open_it(data, tasks)
+    check_tasks(data.name, dataset.tasks, tasks)
+    return dataset

@@ -1,0 +1,59 @@
+"""What every dataset hands to the rest of the code: two splits of samples and what is in them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from talora_jax.errors import UserError
+
+
+class Source(Protocol):
+    """Random access to the samples of a split; what Grain reads from.
+
+    A sample is a dict of arrays of one H×W:
+
+        image     uint8    [H, W, 3]   RGB
+        semantic  int32    [H, W]      class index, -1 = no label
+        depth     float32  [H, W, 1]   metres, 0 = no measurement
+        normals   float32  [H, W, 3]   unit, camera frame (x right, y down, z forward; a surface
+                                       that faces the camera has z < 0), all-zero = invalid
+        edges     float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
+        instance  int32    [H, W]      object index, -1 = no label; an extra, not a task
+
+    with the image always there and the targets as asked for when the dataset was opened.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An opened dataset.
+
+    Attributes:
+        name: what `config.data.name` calls it.
+        tasks: the targets it can give, of 'semantic', 'depth', 'normals', 'edges'.
+        class_names: of `semantic`, in the order of its class indices; empty if it has none.
+        image_size: H, W of every sample.
+        splits: a source for 'train' and one for 'val'.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    splits: Mapping[str, Source]
+
+
+def check_tasks(name: str, available: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raises a `UserError` when dataset `name` lacks one of `tasks`."""
+    lacking = [task for task in tasks if task not in available]
+    if lacking:
+        raise UserError(
+            f"Dataset {name!r} has no targets for {', '.join(lacking)}; it has "
+            f"{', '.join(available) or 'none'}."
+        )

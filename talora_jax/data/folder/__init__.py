@@ -1,0 +1,24 @@
+"""Anyone's own data: a directory with `image/` and one folder per kind of target.
+
+    image/     png, jpg or jpeg (8 bit), or npy (uint8, or float in [0, 1]) [H, W, 3]
+    semantic/  class indices: png (8 bit, 16 bit or palette) or npy of integers [H, W]
+    depth/     16-bit png in units of 1/depth_scale metres, or npy of float metres [H, W] or
+               [H, W, 1]; 0 or non-finite = no measurement
+    normals/   8-bit RGB png v meaning 2v/255 - 1, or npy of floats [H, W, 3]; camera frame with
+               x right, y down, z forward, so that surfaces seen have z < 0; what is far from unit
+               length is invalid
+    edges/     png (0 = none, anything else = edge), or npy (1 = edge, 0 = none, -1 = no label)
+    instance/  object numbers: png or npy of integers [H, W]; 0 or negative = no label
+
+Files of one frame share a stem (`image/0001.jpg`, `depth/0001.png`) and a size. Every image needs
+its file in every folder that exists. Only `image/` and one of the others are needed: normals are
+derived from depth and intrinsics, edges from instances or, lacking those, from semantic labels.
+
+What the files cannot tell stands in an optional `dataset.json`; see
+`talora_jax.data.folder.settings`. The samples, decoded and derived, are prepared once and kept as
+array_record under `config.data.dir`; changed files or settings are prepared anew.
+"""
+
+from talora_jax.data.folder.open import open_folder
+
+__all__ = ["open_folder"]

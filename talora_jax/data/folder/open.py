@@ -1,0 +1,100 @@
+"""Opens a user's folder: list, check, prepare once, read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from talora_jax.data.dataset import Dataset, check_tasks
+from talora_jax.data.folder.check import check_frames
+from talora_jax.data.folder.frames import Frame, Frames, fingerprint, list_frames, split_frames
+from talora_jax.data.folder.records import FolderConfig, FolderSource, prepare, prepared
+from talora_jax.data.folder.settings import Settings, read_settings
+from talora_jax.errors import UserError
+
+
+def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
+    """Opens the folder `data.path`; see `talora_jax.data.folder` for what may lie in it.
+
+    The first time, and after any change, its files are checked and its samples prepared under
+    `data.dir`; a run that is killed in between leaves nothing that looks prepared.
+
+    Args:
+        data: `config.data` with `path`, `dir` ('' = TFDS's default), `val_fraction`, and those of
+            the fields of `talora_jax.data.folder.settings` that it may carry.
+        tasks: targets wanted.
+
+    Raises:
+        UserError: something in the folder, `dataset.json` or `data` is not as it should be.
+    """
+    if not data.path:
+        raise UserError("config.data.path is empty; expected the directory of the data.")
+    root = Path(data.path).expanduser()
+    listed = list_frames(root)
+    settings = read_settings(root, data)
+    derives_normals = "normals" not in listed.folders and "depth" in listed.folders
+    if "normals" in tasks and derives_normals and settings.intrinsics is None:
+        raise UserError(
+            f"{root} has no folder 'normals', and to derive them from depth the camera must be "
+            "known: add intrinsics {fx, fy, cx, cy} in pixels to its dataset.json, or pass "
+            "--config.data.intrinsics='(fx, fy, cx, cy)'."
+        )
+    available = _available_tasks(listed.folders, settings)
+    check_tasks(str(root), available, tasks)
+    splits = split_frames(listed.frames, settings, data.val_fraction, root)
+
+    name = f"{root.resolve().name}-{fingerprint(root, splits, settings)}"
+    builder = prepared(data.dir, name)
+    if listed.problems or builder is None:
+        _prepare(root, data.dir, name, listed, settings, splits, available)
+        builder = prepared(data.dir, name)
+    height, width, _ = builder.info.features["image"].shape
+    return Dataset(
+        name=data.name,
+        tasks=available,
+        class_names=tuple(builder.info.metadata["class_names"]),
+        image_size=(height, width),
+        splits={split: FolderSource(builder.as_data_source(split), tasks) for split in splits},
+    )
+
+
+def _available_tasks(folders: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    """What the folders give or what can be derived from them."""
+    available = {
+        "semantic": "semantic" in folders,
+        "depth": "depth" in folders,
+        "normals": "normals" in folders or ("depth" in folders and settings.intrinsics is not None),
+        "edges": not {"edges", "instance", "semantic"}.isdisjoint(folders),
+    }
+    return tuple(task for task in available if available[task])
+
+
+def _prepare(
+    root: Path,
+    data_dir: str,
+    name: str,
+    listed: Frames,
+    settings: Settings,
+    splits: Mapping[str, Sequence[Frame]],
+    tasks: tuple[str, ...],
+) -> None:
+    derives_normals = "normals" in tasks and "normals" not in listed.folders
+    size, num_classes = check_frames(
+        root,
+        [frame for frames in splits.values() for frame in frames],
+        listed.folders,
+        settings,
+        # The intrinsics are of one size, and so are samples unless they are resized.
+        one_size=derives_normals or settings.image_size is None,
+        problems=listed.problems,
+    )
+    found = tuple(f"class {index}" for index in range(num_classes))
+    config = FolderConfig(
+        name=name,
+        splits=splits,
+        settings=settings,
+        tasks=tasks,
+        image_size=settings.image_size or size,
+        class_names=(settings.class_names or found) if "semantic" in tasks else (),
+    )
+    prepare(data_dir, config)

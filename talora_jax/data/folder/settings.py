@@ -1,0 +1,158 @@
+"""What the files of a folder cannot tell: `dataset.json`, and the same fields in `config.data`.
+
+    {
+      "class_names": ["table", "object"],   one per class index; default: 'class 0' … as found
+      "depth_scale": 1000,                  units of a depth PNG per metre; default 1000
+      "ignore_label": 255,                  the semantic label that means none; default: 255 in
+                                            8-bit PNGs, nothing elsewhere; -1 always means none
+      "intrinsics": {"fx": 525, "fy": 525, "cx": 319.5, "cy": 239.5},
+                                            of the files as they lie, in pixels, the centre of the
+                                            top left pixel at (0, 0); for deriving normals
+      "image_size": [240, 320],             H, W that samples are resized to; default: as they lie
+      "splits": {"train": ["0001"], "val": ["0002"]}
+                                            stems; frames in neither are left out; default: a
+                                            fixed share of `config.data.val_fraction` for val
+    }
+
+All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `ignore_label`,
+`intrinsics` as (fx, fy, cx, cy) and `image_size`; one that says something is taken in place of
+`dataset.json`'s. None, an empty tuple, and what `_UNSAID` lists say nothing.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from talora_jax.errors import UserError
+
+# The defaults of `config.data`: values of the right type, for overriding, that mean nothing.
+_UNSAID = {
+    "class_names": ("",),
+    "depth_scale": 0.0,
+    "ignore_label": -1,
+    "intrinsics": (0.0, 0.0, 0.0, 0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Intrinsics:
+    """Focal lengths and principal point of a pinhole camera, in pixels."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields of `dataset.json`; see the top of this file."""
+
+    class_names: tuple[str, ...] = ()
+    depth_scale: float = 1000.0
+    ignore_label: int | None = None
+    intrinsics: Intrinsics | None = None
+    image_size: tuple[int, int] | None = None
+    splits: Mapping[str, tuple[str, ...]] | None = None
+
+
+def read_settings(root: Path, data: ml_collections.ConfigDict) -> Settings:
+    """Merges `root/dataset.json`, if there is one, with `config.data`, which takes precedence.
+
+    Raises:
+        UserError: a field is unknown or its value is not what it should be.
+    """
+    path = root / "dataset.json"
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    values = {}
+    if path.exists():
+        for name, value in _read_json(path).items():
+            if name not in fields:
+                raise UserError(
+                    f"{path}: unknown field {name!r}; the fields are {', '.join(fields)}."
+                )
+            values[name] = _parse(name, value, f"{path}: {name}")
+    for name in fields:
+        value = data.get(name)
+        if name != "splits" and value not in (None, (), _UNSAID.get(name)):
+            values[name] = _parse(name, value, f"config.data.{name}")
+    return Settings(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object.")
+    return values
+
+
+def _parse(name: str, value: Any, where: str) -> Any:
+    """The field's value in its own type; `where` names its origin for the error."""
+    parse, expected = _FIELDS[name]
+    try:
+        return parse(value)
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"{where} is {value!r}; expected {expected}.") from None
+
+
+def _demand(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _number(value: Any) -> float:
+    _demand(isinstance(value, int | float) and not isinstance(value, bool))
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    number = _number(value)
+    _demand(0 < number < float("inf"))
+    return number
+
+
+def _integer(value: Any) -> int:
+    _demand(_number(value) == int(value))
+    return int(value)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    _demand(isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
+    _demand(len(set(value)) == len(value) > 0)
+    return tuple(value)
+
+
+def _intrinsics(value: Any) -> Intrinsics:
+    if isinstance(value, Mapping):
+        _demand(set(value) == {"fx", "fy", "cx", "cy"})
+        value = [value[name] for name in ("fx", "fy", "cx", "cy")]
+    fx, fy, cx, cy = value
+    return Intrinsics(_positive(fx), _positive(fy), _number(cx), _number(cy))
+
+
+def _image_size(value: Any) -> tuple[int, int]:
+    height, width = (_integer(number) for number in value)
+    _demand(min(height, width) > 0)
+    return height, width
+
+
+def _splits(value: Any) -> dict[str, tuple[str, ...]]:
+    _demand(isinstance(value, dict) and set(value) == {"train", "val"})
+    return {name: _strings(value[name]) for name in ("train", "val")}
+
+
+_FIELDS = {
+    "class_names": (_strings, "a list of distinct names, one per class"),
+    "depth_scale": (_positive, "a positive number, the units of a depth PNG per metre"),
+    "ignore_label": (_integer, "an integer"),
+    "intrinsics": (_intrinsics, "fx, fy, cx, cy in pixels, the first two positive"),
+    "image_size": (_image_size, "two positive integers, height and width"),
+    "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
+}

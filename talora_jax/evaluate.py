@@ -1,0 +1,170 @@
+"""Metrics over a whole split, what a constant would score, and pictures."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from talora_jax import checkpoint as checkpoint_lib
+from talora_jax import pictures
+from talora_jax.data.pipeline import eval_batches
+from talora_jax.errors import UserError
+from talora_jax.run import Run
+from talora_jax.sharding import replicated, shard_batch
+from talora_jax.tasks import Task
+
+Batches = Iterable[dict[str, np.ndarray]]
+
+
+class Evaluator:
+    """Evaluates parameters on the validation split. Compiles once for all calls."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+        def forward(trainable, frozen, images):
+            model = nnx.merge(run.graphdef, trainable, frozen)
+            return model(images)
+
+        everywhere = {"out_shardings": replicated(run.mesh)}
+
+        @functools.partial(jax.jit, **everywhere)
+        def sums(trainable, frozen, batch):
+            maps = forward(trainable, frozen, batch["image"])
+            return {t.name: t.metrics(maps[t.name], batch[t.name]) for t in run.tasks}
+
+        @functools.partial(jax.jit, **everywhere)
+        def predict(trainable, frozen, batch):
+            maps = forward(trainable, frozen, batch["image"])
+            # Truths too: on many hosts, a picture's rows may lie on another one.
+            return batch, {t.name: t.activate(maps[t.name]) for t in run.tasks}
+
+        self._sums, self._predict = sums, predict
+
+    def metrics(self, trainable: nnx.State) -> dict[str, float]:
+        """Metrics of every task as `<task>/<metric>`, over the whole validation split."""
+        batches = _batches(self._run, "val")
+        return _summarise(
+            self._run, lambda batch: self._sums(trainable, self._run.frozen, batch), batches
+        )
+
+    def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
+        """Panels [Y, X, 3] of the first images of the validation split."""
+        panels: list[np.ndarray] = []
+        for batch in _batches(self._run, "val"):
+            if len(panels) >= count:
+                break
+            truth, prediction = jax.device_get(
+                self._predict(trainable, self._run.frozen, shard_batch(batch, self._run.mesh))
+            )
+            panels += [
+                pictures.panel(
+                    truth["image"][i],
+                    {name: x[i] for name, x in truth.items()},
+                    {name: x[i] for name, x in prediction.items()},
+                    self._run.tasks,
+                )
+                for i in np.flatnonzero(truth["valid"])
+            ]
+        return panels[:count]
+
+
+def constant_baselines(run: Run) -> dict[str, float]:
+    """What the best constant, learnt from the training split, scores on the validation split.
+
+    The most frequent class, the mean depth, the mean normal, the frequency of edges: the least
+    that a model must beat.
+    """
+    statistics = jax.jit(
+        lambda batch: {t.name: t.statistics(batch[t.name]) for t in run.tasks},
+        out_shardings=replicated(run.mesh),
+    )
+    totals = _add_up(run, statistics, _batches(run, "train"))
+    constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
+
+    def sums(batch):
+        def maps(task):
+            shape = (*batch[task.name].shape[:3], task.channels)
+            return jnp.broadcast_to(constants[task.name], shape)
+
+        return {t.name: t.metrics(maps(t), batch[t.name]) for t in run.tasks}
+
+    step = jax.jit(sums, out_shardings=replicated(run.mesh))
+    return _summarise(run, step, _batches(run, "val"))
+
+
+def evaluate(run: Run, workdir: Path, print_line: Callable[[str], None]) -> dict[str, float]:
+    """Evaluates the newest checkpoint of a workdir on the validation split; writes pictures.
+
+    Raises:
+      UserError: the workdir has no checkpoint.
+    """
+    from talora_jax.train import init_state  # train uses this module, too
+
+    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
+    state, _ = checkpoints.restore(init_state(run))
+    evaluator = Evaluator(run)
+    metrics = evaluator.metrics(state.trainable["model"])
+    print_line(f"validation at step {step}")
+    print_metrics(metrics, print_line)
+    save_pictures(evaluator.pictures(state.trainable["model"], run.config.num_pictures), workdir)
+    return metrics
+
+
+def save_pictures(panels: list[np.ndarray], workdir: Path) -> None:
+    for i, panel in enumerate(panels):
+        pictures.save_png(panel, workdir / "pictures" / f"val_{i:03d}.png")
+
+
+def print_metrics(
+    metrics: Mapping[str, float],
+    print_line: Callable[[str], None],
+    baselines: Mapping[str, float] | None = None,
+) -> None:
+    """A line for each metric, beside the constant baseline's where it is known."""
+    for name, value in metrics.items():
+        beside = f"  (constant: {baselines[name]:.4f})" if baselines and name in baselines else ""
+        print_line(f"  {name:<34} {value:10.4f}{beside}")
+
+
+def _batches(run: Run, split: str) -> Batches:
+    return eval_batches(
+        run.dataset.splits[split],
+        tasks=run.config.tasks,
+        batch_size=run.config.eval_batch_size // jax.process_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+Step = Callable[[dict[str, Array]], dict[str, dict[str, Array]]]
+
+
+def _add_up(run: Run, step: Step, batches: Batches) -> dict[str, dict[str, np.ndarray]]:
+    """Adds a step's sums over batches in 64 bits."""
+    totals: dict[str, dict[str, np.ndarray]] = {}
+    for batch in batches:
+        sums = jax.device_get(step(shard_batch(batch, run.mesh)))
+        for task, values in sums.items():
+            into = totals.setdefault(task, {})
+            for name, value in values.items():
+                wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
+                into[name] = into.get(name, 0) + value.astype(wide)
+    return totals
+
+
+def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
+    totals = _add_up(run, step, batches)
+    return {
+        f"{task.name}/{name}": value
+        for task in run.tasks
+        for name, value in task.summarise(totals[task.name]).items()
+    }

@@ -1,0 +1,70 @@
+"""Schedule, parameter groups and optimizer of the released recipe.
+
+Adam with L2 weight decay (added to the gradient before Adam), a linear warm-up and a linear decay
+to 0, per step: REFERENCE of the MTSAM release. Groups of parameters may scale the learning rate.
+"""
+
+import ml_collections
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+
+# Of a decoder these never reach an output of mSAM, which reads mask token 0 alone. They get no
+# gradient, and Adam would turn their weight decay into full-sized steps.
+_UNUSED = ("iou_prediction_head", *(("output_hypernetworks_mlps", i) for i in (1, 2, 3)))
+
+
+def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear from 0 over the warm-up, then linear to 0 at `config.steps`."""
+    warmup = int(config.optimizer.warmup * config.steps)
+    peak = config.optimizer.learning_rate
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, warmup),
+            optax.linear_schedule(peak, 0.0, config.steps - warmup),
+        ],
+        [warmup],
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer of {"model": nnx.State, "weighting": …}, groups told apart by path."""
+
+    def group(scale: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.optimizer.weight_decay),
+            optax.scale_by_adam(),
+            optax.scale_by_learning_rate(lambda step: scale * schedule(step)),
+        )
+
+    groups = {name: group(scale) for name, scale in config.optimizer.lr_scale.items()}
+    # Decayed towards 0, a log variance would be pulled towards a weight of 1/2.
+    groups["weighting"] = optax.adam(
+        lambda step: config.optimizer.lr_scale.weighting * schedule(step)
+    )
+    groups["unused"] = optax.set_to_zero()
+    partitioned = optax.partition(groups, group_names)
+    if config.optimizer.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), partitioned)
+    return partitioned
+
+
+def group_names(params: dict[str, PyTree]) -> dict[str, PyTree]:
+    """The group of every trained parameter, in a tree of the same structure."""
+    model = nnx.from_flat_state(
+        [(path, v.replace(_group_of(path))) for path, v in nnx.to_flat_state(params["model"])]
+    )
+    return {"model": model, "weighting": {name: "weighting" for name in params["weighting"]}}
+
+
+def _group_of(path: tuple) -> str:
+    if "mask_decoders" in path:
+        inside = path[2:]
+        return "unused" if inside[0] in _UNUSED or inside[:2] in _UNUSED else "decoders"
+    if "adapter" in path:
+        return "adapters"
+    if "no_mask_embed" in path:
+        return "no_mask"
+    return "norms" if "norm1" in path or "norm2" in path else "encoder"

@@ -1,0 +1,299 @@
+"""The train step and one loop that reads from top to bottom."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Int, PyTree
+
+from talora_jax import checkpoint as checkpoint_lib
+from talora_jax.data.pipeline import train_iterator
+from talora_jax.errors import UserError
+from talora_jax.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
+from talora_jax.logs import RunLog
+from talora_jax.optim import make_optimizer, make_schedule
+from talora_jax.run import Run, prepare
+from talora_jax.sharding import replicated, shard_batch
+from talora_jax.weighting import Weighting, make_weighting
+
+
+class TrainState(NamedTuple):
+    """What changes from step to step.
+
+    Attributes:
+      step: steps done.
+      trainable: {"model": nnx.State, "weighting": trained parameters of the loss weighting}.
+      opt_state: optimizer state.
+      weighting: the loss weighting's own state.
+    """
+
+    step: Int[Array, ""]
+    trainable: dict[str, PyTree]
+    opt_state: optax.OptState
+    weighting: PyTree
+
+
+def init_state(run: Run) -> TrainState:
+    """The state before the first step, replicated over the mesh."""
+    weighting = _weighting(run)
+    trainable = {"model": run.trainable, "weighting": weighting.init_params()}
+    optimizer = make_optimizer(run.config, make_schedule(run.config))
+    # Copies: the step donates its state, and the run keeps its own.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    state = TrainState(
+        jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting.init_state()
+    )
+    return jax.device_put(state, replicated(run.mesh))
+
+
+def make_train_step(run: Run):
+    """The jitted step (state, frozen, batch) → (state, scalars); state is donated.
+
+    The objective is Σ_t w_t L_t + c + λ R: the weighting's mean of the task losses, each a sum over
+    labelled pixels of the whole batch divided by their count, and the orthogonal regulariser. With
+    `config.accumulate` = n the batch is computed in n parts; the counts are those of the whole, so
+    the gradient is exactly that of one pass.
+    """
+    config, tasks = run.config, run.tasks
+    weighting = _weighting(run)
+    schedule = make_schedule(config)
+    optimizer = make_optimizer(config, schedule)
+    parts = config.accumulate
+
+    def objective(trainable, frozen, part, counts, weights_of, key):
+        """One part's share of the objective, and its share of each task's loss."""
+        model = nnx.merge(run.graphdef, trainable["model"], frozen)
+        maps = model(part["image"], key=key)
+        sums = jnp.stack([task.loss(maps[task.name], part[task.name])[0] for task in tasks])
+        losses = sums / counts
+        weights, constant = weights_of(trainable["weighting"])
+        orthogonal = model.orthogonality()
+        whole = constant + config.orthogonal_weight * orthogonal
+        return weights @ losses + whole / parts, (losses, weights, orthogonal)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, frozen: nnx.State, batch: dict[str, Array]):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        weighting_key, dropout_key = jax.random.split(key)
+        counts = jnp.stack([jnp.maximum(task.count(batch[task.name]), 1) for task in tasks])
+
+        def gradient(part, key):
+            return jax.value_and_grad(objective, has_aux=True)(
+                state.trainable,
+                frozen,
+                part,
+                counts,
+                lambda params: weighting.weights(params, state.weighting, weighting_key),
+                key,
+            )
+
+        if parts == 1:
+            result = gradient(batch, dropout_key)
+        else:
+            # "b n": neighbours go to different parts, so each part is spread over all devices.
+            split = {k: rearrange(x, "(b n) ... -> n b ...", n=parts) for k, x in batch.items()}
+            keys = jax.random.split(dropout_key, parts)
+            shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], split), keys[0])
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            result, _ = jax.lax.scan(
+                lambda total, part: (jax.tree.map(jnp.add, total, gradient(*part)), None),
+                zeros,
+                (split, keys),
+            )
+        (value, (losses, weights, orthogonal)), grads = result
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        scalars = {
+            **{f"{task.name}/loss": losses[i] for i, task in enumerate(tasks)},
+            **{f"{task.name}/weight": weights[i] / parts for i, task in enumerate(tasks)},
+            "orthogonal": orthogonal / parts,
+            "objective": value,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        state = TrainState(
+            state.step + 1,
+            optax.apply_updates(state.trainable, updates),
+            opt_state,
+            weighting.update(state.weighting, losses, state.step),
+        )
+        return state, scalars
+
+    return train_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains as the config says, resuming what the workdir holds; returns the final metrics.
+
+    Raises:
+      UserError: the config, the data, the base or the workdir cannot work, or the loss is not finite.
+    """
+    run = prepare(config)
+    main_process = jax.process_index() == 0
+    claim_workdir(config, workdir, write=main_process)
+
+    # Resume
+    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    state = init_state(run)
+    iterator = train_iterator(
+        run.dataset.splits["train"],
+        tasks=config.tasks,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        augment=config.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.read_threads,
+    )
+    if checkpoints.latest_step() is not None:
+        state, position = checkpoints.restore(state)
+        iterator.set_state(position)
+    first_step = int(state.step)
+    adapter_file = workdir / checkpoint_lib.ADAPTER_FILE
+    log = RunLog(workdir, resume_step=first_step, active=main_process)
+    if first_step == config.steps and adapter_file.exists():
+        log.print(f"This run is finished: {workdir} holds {config.steps} steps and its adapter.")
+        return {}
+
+    # What is at stake
+    count = sum(x.size for x in jax.tree.leaves(run.trainable))
+    total = count + sum(x.size for x in jax.tree.leaves(run.frozen))
+    log.print(
+        f"{config.model.size}, {config.adapter.kind}: {count:,} of {total:,} parameters train; "
+        f"tasks {', '.join(config.tasks)}; {len(run.dataset.splits['train'])} training and "
+        f"{len(run.dataset.splits['val'])} validation images; "
+        f"{jax.device_count()} {jax.default_backend()} device(s)"
+    )
+    if first_step:
+        log.print(f"Resuming after step {first_step}.")
+    baselines = constant_baselines(run)
+    if not first_step:
+        log.write(0, "val_constant", baselines)
+
+    # Loop
+    train_step = make_train_step(run)
+    evaluator = Evaluator(run)
+    previous: dict[str, Array] = {}
+    with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
+        for step in range(first_step + 1, config.steps + 1):
+            batch = shard_batch(next(iterator), run.mesh)
+            state, scalars = train_step(state, run.frozen, batch)
+            # One step behind: the host reads the last step's numbers while this one computes.
+            _check_finite(step - 1, previous, run)
+            progress.advance(step)
+            previous = scalars
+            is_last = step == config.steps
+            if step % config.log_every == 0 or is_last:
+                values = _check_finite(step, scalars, run)
+                log.write(step, "train", values | {"step_time": progress.step_time()})
+                progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
+            if _due(step, config.eval_every) and not is_last:
+                metrics = evaluator.metrics(state.trainable["model"])
+                log.write(step, "val", metrics)
+                print_metrics(metrics, log.print, baselines)
+            if _due(step, config.checkpoint_every) or is_last:
+                _check_finite(step, scalars, run)
+                checkpoints.save(step, state, iterator.get_state())
+
+        # Final evaluation; the adapter file comes last and marks a finished run.
+        learnt = state.trainable["model"]
+        metrics = evaluator.metrics(learnt)
+        panels = evaluator.pictures(learnt, config.num_pictures)
+    checkpoints.close()
+    log.write(config.steps, "val", metrics)
+    log.print(f"validation at step {config.steps}")
+    print_metrics(metrics, log.print, baselines)
+    if main_process:
+        save_pictures(panels, workdir)
+        for i, panel in enumerate(panels):
+            log.picture(config.steps, f"val_{i:03d}", panel)
+        checkpoint_lib.save_adapter(
+            adapter_file,
+            learnt,
+            {
+                "format": "talora_jax adapter 1",
+                "config": config.to_dict(),
+                "channels": {task.name: task.channels for task in run.tasks},
+                "class_names": run.dataset.class_names,
+                "base_fingerprint": run.fingerprint,
+            },
+        )
+    log.print(f"Wrote {adapter_file} and {len(panels)} pictures in {workdir / 'pictures'}")
+    log.close()
+    return metrics
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, *, write: bool) -> None:
+    """Writes config.json into a new workdir, or checks that an old one was written by this config.
+
+    Raises:
+      UserError: the workdir belongs to another config, naming the fields that differ.
+    """
+    path = workdir / "config.json"
+    # Through JSON and back, tuples are lists on both sides.
+    ours = json.loads(json.dumps(config.to_dict()))
+    if path.exists():
+        theirs = flat_fields(json.loads(path.read_text()))
+        fields = flat_fields(ours)
+        differing = sorted(k for k in theirs | fields if theirs.get(k) != fields.get(k))
+        if differing:
+            told = ", ".join(
+                f"{k} was {theirs.get(k)!r} and is now {fields.get(k)!r}" for k in differing
+            )
+            raise UserError(
+                f"{workdir} was written by another config: {told}. Choose another --workdir, or "
+                "give the same config to resume."
+            )
+    elif write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoint_lib.write_atomically(path, json.dumps(ours, indent=2).encode())
+
+
+def flat_fields(config: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """{"config.data.name": …} from nested dicts."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}.{name}"
+        flat |= flat_fields(value, key) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _weighting(run: Run) -> Weighting:
+    steps_per_epoch = len(run.dataset.splits["train"]) // run.config.batch_size
+    return make_weighting(
+        run.config.weighting.kind,
+        len(run.tasks),
+        run.config.weighting.task_weights,
+        steps_per_epoch,
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_finite(step: int, scalars: dict[str, Array], run: Run) -> dict[str, float]:
+    """The scalars on the host.
+
+    Raises:
+      UserError: one of them is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    broken = [name for name, value in values.items() if not np.isfinite(value)]
+    if broken:
+        losses = [name for name in broken if name.endswith("/loss")] or broken
+        told = ", ".join(f"{name} is {values[name]}" for name in losses)
+        raise UserError(
+            f"step {step}: {told}. The last checkpoint is from before it; lower "
+            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and check the "
+            "targets of that task."
+        )
+    return values

@@ -1,0 +1,198 @@
+"""The augmentation moves an image and its targets together."""
+
+import ml_collections
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from talora_jax.data import transforms
+from talora_jax.data.folder.normals import normals_from_depth
+from talora_jax.data.folder.settings import Intrinsics
+from talora_jax.errors import UserError
+
+SIZES = st.tuples(st.integers(4, 40), st.integers(4, 40))
+SEEDS = st.integers(0, 2**32 - 1)
+examples = settings(deadline=None, max_examples=25)
+
+
+def make_sample(size, seed):
+    rng = np.random.default_rng(seed)
+    normals = rng.normal(size=(*size, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals[rng.random(size) < 0.2] = 0
+    return {
+        "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        "semantic": rng.integers(-1, 5, size, dtype=np.int32),
+        "depth": rng.uniform(0.5, 5, (*size, 1)).astype(np.float32),
+        "normals": normals,
+        "edges": rng.integers(-1, 2, (*size, 1)).astype(np.float32),
+        "instance": rng.integers(-1, 9, size, dtype=np.int32),
+    }
+
+
+def ramp(size):
+    """An image and a depth map that say where each of their pixels came from."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    image = np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)
+    return {"image": image, "depth": (1 + x)[..., None].astype(np.float32), "semantic": y}
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@examples
+@given(SIZES, SEEDS)
+def test_mirror_twice_is_nothing(size, seed):
+    sample = make_sample(size, seed)
+    assert_equal(transforms.mirror(transforms.mirror(sample)), sample)
+
+
+@examples
+@given(SIZES, SEEDS)
+def test_mirror_moves_every_pixel_alike(size, seed):
+    sample = make_sample(size, seed)
+    mirrored = transforms.mirror(sample)
+    for name in ("image", "semantic", "depth", "edges", "instance"):
+        np.testing.assert_array_equal(mirrored[name], np.flip(sample[name], 1))
+    np.testing.assert_array_equal(mirrored["normals"][..., 0], -sample["normals"][:, ::-1, 0])
+    np.testing.assert_array_equal(mirrored["normals"][..., 1:], sample["normals"][:, ::-1, 1:])
+
+
+def test_mirrored_normals_are_those_of_the_mirrored_depth():
+    y, x = np.mgrid[:30, :40].astype(np.float32)
+    depth = (1 + 0.2 * np.sin(x / 7) + 0.01 * y)[..., None]
+    intrinsics = Intrinsics(40, 42, 17, 13)
+    other_way = Intrinsics(40, 42, 39 - 17, 13)
+    normals = normals_from_depth(depth, intrinsics)
+    mirrored = transforms.mirror({"image": depth, "depth": depth, "normals": normals})
+    again = normals_from_depth(np.ascontiguousarray(mirrored["depth"]), other_way)
+    assert (np.abs(normals).sum(-1) > 0).mean() > 0.9
+    np.testing.assert_allclose(mirrored["normals"], again, atol=2e-5)
+
+
+def test_flip_is_a_fair_coin():
+    sample = ramp((2, 3))
+    rng = np.random.default_rng(0)
+    flipped = [transforms.flip(sample, rng)["depth"][0, 0, 0] == 3 for _ in range(400)]
+    assert 160 < sum(flipped) < 240
+
+
+@examples
+@given(SIZES, SEEDS)
+def test_scale_one_is_nothing(size, seed):
+    sample = make_sample(size, seed)
+    assert_equal(transforms.scale_crop(sample, np.random.default_rng(seed), (1.0,)), sample)
+
+
+@examples
+@given(SIZES, SEEDS, st.floats(1, 3))
+def test_scale_crop_keeps_what_targets_are(size, seed, scale):
+    sample = make_sample(size, seed)
+    cropped = transforms.scale_crop(sample, np.random.default_rng(seed), (scale,))
+    for name in sample:
+        assert cropped[name].shape == sample[name].shape
+        assert cropped[name].dtype == sample[name].dtype
+    for name in ("semantic", "edges", "instance"):
+        assert np.isin(cropped[name], sample[name]).all()
+    length = np.linalg.norm(cropped["normals"], axis=-1)
+    np.testing.assert_allclose(length[length > 0], 1, rtol=1e-6)
+    # A window that is rounded to the whole frame leaves it as it is.
+    whole = (int(size[0] / scale), int(size[1] / scale)) == size
+    nearer = sample["depth"] / (1 if whole else np.float32(scale))
+    assert np.isin(cropped["depth"], nearer).all()
+
+
+@pytest.mark.parametrize("scale", [1.2, 1.5, 2.0])
+def test_scale_crop_keeps_image_and_targets_aligned(scale):
+    size = (60, 80)
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        cropped = transforms.scale_crop(ramp(size), rng, (scale,))
+        # Nearest is at most half a source pixel off, and the image rounds by another half.
+        assert (
+            np.abs(cropped["image"][..., 0] + 1 - cropped["depth"][..., 0] * scale).max() <= 1.001
+        )
+        assert np.abs(cropped["image"][..., 1] - cropped["semantic"].astype(float)).max() <= 1
+
+
+def test_scale_crop_takes_every_window():
+    rng = np.random.default_rng(0)
+    corners = set()
+    for _ in range(300):
+        cropped = transforms.scale_crop(ramp((4, 6)), rng, (2.0,))
+        corners.add((int(cropped["semantic"][0, 0]), int(cropped["depth"][0, 0, 0] * 2 - 1)))
+    assert corners == {(top, left) for top in range(3) for left in range(4)}
+
+
+@examples
+@given(SIZES, SEEDS, st.floats(0.01, 0.9))
+def test_colour_jitter_changes_the_image_alone(size, seed, strength):
+    sample = make_sample(size, seed)
+    jittered = transforms.colour_jitter(sample, np.random.default_rng(seed), strength)
+    assert jittered["image"].dtype == np.uint8
+    sample.pop("image")
+    jittered.pop("image")
+    assert_equal(jittered, sample)
+
+
+def test_colour_jitter_is_brightness_then_contrast_then_saturation():
+    class Fixed:
+        def uniform(self, low, high, size):
+            assert (low, high, size) == (0.5, 1.5, 3)
+            return np.array([0.8, 1.3, 0.6])
+
+    image = np.random.default_rng(0).integers(40, 200, (5, 6, 3), dtype=np.uint8)
+    values = image * 0.8
+    mean = (values @ [0.299, 0.587, 0.114]).mean()
+    values = mean + 1.3 * (values - mean)
+    grey = (values @ [0.299, 0.587, 0.114])[..., None]
+    values = (grey + 0.6 * (values - grey)).clip(0, 255)
+    jittered = transforms.colour_jitter({"image": image}, Fixed(), 0.5)["image"]
+    assert np.abs(jittered - values).max() <= 0.501
+
+
+def test_colour_jitter_of_no_strength_is_nothing():
+    sample = make_sample((6, 7), 0)
+    assert_equal(transforms.colour_jitter(sample, np.random.default_rng(0), 0.0), sample)
+
+
+def config(**changes):
+    return ml_collections.ConfigDict(
+        {"scales": (1.0, 1.2, 1.5), "flip": True, "colour_jitter": 0.0, **changes}
+    )
+
+
+def test_augment_is_off_where_the_config_says_so():
+    augment = transforms.Augment.from_config(config(scales=(1.0,), flip=False))
+    sample = make_sample((8, 9), 1)
+    for seed in range(10):
+        assert_equal(augment(sample, np.random.default_rng(seed)), sample)
+
+
+def test_augment_depends_on_its_generator_alone():
+    augment = transforms.Augment.from_config(config(colour_jitter=0.3))
+    sample = make_sample((20, 30), 1)
+    untouched = {name: values.copy() for name, values in sample.items()}
+    runs = [augment(sample, np.random.default_rng(seed)) for seed in (5, 5, 6)]
+    assert_equal(runs[0], runs[1])
+    assert (runs[0]["image"] != runs[2]["image"]).any()
+    assert_equal(sample, untouched)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"scales": (0.5, 1.0)}, "config.augment.scales"),
+        ({"scales": ()}, "config.augment.scales"),
+        ({"colour_jitter": 1.0}, "config.augment.colour_jitter"),
+        ({"colour_jitter": -0.1}, "config.augment.colour_jitter"),
+    ],
+)
+def test_augment_refuses_what_is_out_of_range(changes, message):
+    with pytest.raises(UserError, match=message):
+        transforms.Augment.from_config(config(**changes))
