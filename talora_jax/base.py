@@ -1,24 +1,129 @@
-"""Builds mSAM, on random numbers or on a base: the tensors of a SAM checkpoint under our names.
+"""A base: the tensors of a SAM checkpoint under our names, and the models built on one.
 
-A base holds `image_encoder.*`, `prompt_encoder.*` and `mask_decoder.*` (see `weights_convert`). The
-encoder goes in as it is, the decoder into every task's decoder, the no-mask row into every output
-channel's row. Tensors under mSAM's own names (`mask_decoders.<task>.*`, adapters) go in as they are.
+A base is one safetensors file, written by `weights_convert`. It holds `image_encoder.*`,
+`prompt_encoder.*` and `mask_decoder.*` as `Sam` has them, blocks stacked; a base that comes from
+official MTSAM training has `mask_decoders.<task>.*` and adapters instead. One JSON string in its
+header tells the sizes and where the weights are from. PyTorch is not needed to read it.
+
+In mSAM the encoder goes in as it is, the decoder into every task's decoder, the no-mask row into
+every output channel's row. Tensors under mSAM's own names go in as they are.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import safetensors
 from flax import nnx
+from jaxtyping import DTypeLike
 
 from talora_jax.errors import UserError
+from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.msam import MSam
+from talora_jax.models.sam import Sam, SamConfig
+
+# The key of the JSON in a base's safetensors header, and the newest version of it.
+HEADER_KEY = "talora_jax.base"
+VERSION = 1
+
+Model = TypeVar("Model", MSam, Sam)
+Tree = TypeVar("Tree")
 
 # Parts of a promptable SAM that mSAM does not have.
 _UNUSED = ("prompt_encoder.", "mask_decoder.")
 
 
-def build(make: Callable[[], MSam], base: Mapping[str, np.ndarray] | None = None) -> MSam:
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the header of a base tells.
+
+    Attributes:
+      config: the sizes.
+      tasks: names of the mask decoders of official MTSAM training; None for a plain SAM.
+      source: where the weights are from: `file`, `sha256`, `names` and more, for people to read.
+    """
+
+    config: SamConfig
+    tasks: tuple[str, ...] | None
+    source: Mapping[str, object]
+
+    def header(self) -> dict[str, str]:
+        """The metadata of the safetensors header."""
+        return {HEADER_KEY: json.dumps({"version": VERSION, **dataclasses.asdict(self)})}
+
+    @classmethod
+    def of_header(cls, metadata: Mapping[str, str] | None, path: str | Path) -> "Description":
+        """Reads `header` back.
+
+        Raises:
+          UserError: the file is no base, or one of a newer version.
+        """
+        if HEADER_KEY not in (metadata or {}):
+            raise UserError(
+                f"{path} is not a base of talora_jax; make one of a SAM checkpoint with: "
+                f"python -m weights_convert {path} base.safetensors"
+            )
+        fields = json.loads(metadata[HEADER_KEY])
+        if fields["version"] > VERSION:
+            raise UserError(
+                f"{path} is a base of version {fields['version']}, but this talora_jax reads "
+                f"up to {VERSION}: update it"
+            )
+        config = SamConfig(
+            ImageEncoderConfig(**fields["config"]["encoder"]),
+            MaskDecoderConfig(**fields["config"]["decoder"]),
+        )
+        tasks = None if fields["tasks"] is None else tuple(fields["tasks"])
+        return cls(config, tasks, fields["source"])
+
+
+def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
+    """The tensors of a base by our names, and what its header tells.
+
+    Raises:
+      UserError: there is no such file, or it is not a base.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no base at {path}")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata()
+            description = Description.of_header(metadata, path)
+            return {name: file.get_tensor(name) for name in file.keys()}, description
+    except safetensors.SafetensorError as error:
+        # Another format, or a base cut short: both are mended by converting (again).
+        raise UserError(
+            f"{path} is not a readable base ({error}); make one of a SAM checkpoint with: "
+            "python -m weights_convert CHECKPOINT base.safetensors"
+        ) from None
+
+
+def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
+    """The promptable SAM of a base.
+
+    Args:
+      path: of the base.
+      dtype: to compute in; parameters stay float32.
+
+    Raises:
+      UserError: no base, or a base of MTSAM training, which has no decoder for prompts.
+    """
+    tensors, description = read_base(path)
+    if description.tasks is not None:
+        raise UserError(
+            f"{path} has mask decoders for {', '.join(description.tasks)} and none for prompts: "
+            "it serves multi-task models, not a promptable SAM"
+        )
+    return build(lambda: Sam(description.config, dtype=dtype, rngs=nnx.Rngs(0)), tensors)
+
+
+def build(make: Callable[[], Model], base: Mapping[str, np.ndarray] | None = None) -> Model:
     """The model that `make` makes; with a base, only what the base lacks is drawn at random.
 
     Raises:
@@ -26,10 +131,10 @@ def build(make: Callable[[], MSam], base: Mapping[str, np.ndarray] | None = None
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     if base is None:
-        return nnx.merge(graphdef, jax.jit(lambda: nnx.state(make()))())
+        return nnx.merge(graphdef, _run_once(lambda: nnx.state(make())))
 
     model = nnx.merge(graphdef, abstract)
-    tensors = _for_msam(base, model)
+    tensors = for_msam(base, model) if isinstance(model, MSam) else base
     flat = nnx.to_flat_state(abstract)
     names = {path: ".".join(map(str, path)) for path, _ in flat}
     # Adapters are what training adds: the only part that a base may lack.
@@ -46,12 +151,12 @@ def build(make: Callable[[], MSam], base: Mapping[str, np.ndarray] | None = None
         raise UserError("the base does not fit this model: " + "; ".join(problems))
 
     # Compiled as a whole, the random numbers that the base replaces are never drawn.
-    fresh = jax.jit(lambda: _select(make(), fresh_paths))() if fresh_paths else {}
+    fresh = _run_once(lambda: _select(make(), fresh_paths)) if fresh_paths else {}
     leaves = [
         (
             path,
             variable.replace(
-                fresh[path] if path in fresh else jax.numpy.asarray(tensors[names[path]])
+                fresh[path] if path in fresh else jnp.asarray(tensors[names[path]], variable.dtype)
             ),
         )
         for path, variable in flat
@@ -59,17 +164,30 @@ def build(make: Callable[[], MSam], base: Mapping[str, np.ndarray] | None = None
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
-def _select(model: MSam, paths: list[tuple]) -> dict:
+def _run_once(function: Callable[[], Tree]) -> Tree:
+    """The result of a program that is not worth optimising: compiling it takes most of the time."""
+    compiled = jax.jit(function).lower().compile({"xla_backend_optimization_level": 0})
+    return compiled()
+
+
+def _select(model: MSam | Sam, paths: list[tuple]) -> dict:
     return {p: v[...] for p, v in nnx.to_flat_state(nnx.state(model)) if p in paths}
 
 
-def _for_msam(base: Mapping[str, np.ndarray], model: MSam) -> dict[str, np.ndarray]:
-    """A base under mSAM's names: the decoder copied per task, the no-mask row per channel."""
-    tensors = {name: x for name, x in base.items() if not name.startswith(_UNUSED)}
+def for_msam(base: Mapping[str, np.ndarray], model: MSam) -> dict[str, np.ndarray]:
+    """A base under mSAM's names: decoders stacked by task, the no-mask row copied per channel."""
+    tensors = {
+        name: x for name, x in base.items() if not name.startswith((*_UNUSED, "mask_decoders."))
+    }
+    first = f"mask_decoders.{model.tasks[0]}."
+    for inside in [name.removeprefix(first) for name in base if name.startswith(first)]:
+        tensors[f"mask_decoders.{inside}"] = np.stack(
+            [base[f"mask_decoders.{task}.{inside}"] for task in model.tasks]
+        )
     for name, x in base.items():
         if name.startswith("mask_decoder."):
-            for task in model.tasks:
-                tensors[f"mask_decoders.{task}.{name.removeprefix('mask_decoder.')}"] = x
+            inside = name.removeprefix("mask_decoder.")
+            tensors[f"mask_decoders.{inside}"] = np.stack([x] * len(model.tasks))
     positions, rows = "prompt_encoder.positions.gaussian_matrix", "prompt_encoder.no_mask_embed"
     if positions in base:
         tensors["positions.gaussian_matrix"] = base[positions]

@@ -61,7 +61,7 @@ def group_names(params: dict[str, PyTree]) -> dict[str, PyTree]:
 
 def _group_of(path: tuple) -> str:
     if "mask_decoders" in path:
-        inside = path[2:]
+        inside = path[1:]
         return "unused" if inside[0] in _UNUSED or inside[:2] in _UNUSED else "decoders"
     if "adapter" in path:
         return "adapters"

@@ -1,21 +1,32 @@
 """Fixtures that several test files share."""
 
 import dataclasses
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+# Tests compile far more than they compute. Set before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
-from talora_jax.base import build
+from talora_jax import config as config_lib
+from talora_jax.base import build, for_msam
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
 from weights_convert.official import from_official
 
-GOLDEN = Path(__file__).parent / "goldens" / "mtsam_tiny.npz"
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+GOLDEN = TESTS / "goldens" / "mtsam_tiny.npz"
 KINDS = {"semantic": "semantic", "depth": "depth", "normal": "normals"}
 
 
@@ -46,7 +57,7 @@ class Golden:
     def ours(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Official tensors (values, gradients, …) by our names. What is not there counts as zero."""
         zeros = {k: np.zeros_like(v) for k, v in self.state_dict().items()}
-        return from_official(zeros | tensors, self.tasks)[0]
+        return for_msam(from_official(zeros | tensors, self.tasks)[0], self.model)
 
 
 def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -69,3 +80,74 @@ def golden() -> Golden:
         lambda: MSam(sam, adapter, channels, pixel_normalisation=False, rngs=nnx.Rngs(0)), base
     )
     return Golden(arrays, config, model, tasks)
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """The smallest model that has every part; also registered as a size by that name."""
+    spec = importlib.util.spec_from_file_location("micro", TESTS / "micro.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MICRO
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A folder data set of 12 frames, 24×32: colour, class, depth and normals go together."""
+    root = tmp_path_factory.mktemp("folder")
+    for kind in ("image", "semantic", "depth", "normals"):
+        (root / kind).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        labels = np.kron(rng.integers(0, 3, (3, 4)), np.ones((8, 8), int)).astype(np.uint8)
+        image = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])[labels]
+        image = (image + rng.integers(-20, 20, image.shape)).astype(np.uint8)
+        normals = np.array([[0, 0, -1], [0, -1, 0], [-1, 0, 0]], np.float32)[labels]
+        Image.fromarray(image).save(root / "image" / f"{i:03d}.png")
+        Image.fromarray(labels).save(root / "semantic" / f"{i:03d}.png")
+        np.save(root / "depth" / f"{i:03d}.npy", (1 + labels).astype(np.float32))
+        np.save(root / "normals" / f"{i:03d}.npy", normals)
+    return root
+
+
+@pytest.fixture
+def config(micro, folder, tmp_path_factory):
+    """A micro run on `folder`: four steps, a checkpoint every two."""
+    config = config_lib.default()
+    config.model.size = "micro"
+    config.adapter.ranks = (4, 4, 2)
+    config.data.name = "folder"
+    config.data.path = str(folder)
+    config.data.dir = str(tmp_path_factory.getbasetemp() / "records")
+    config.data.image_size = (24, 32)
+    config.data.class_names = ("red", "green", "blue")
+    config.batch_size = config.eval_batch_size = 4
+    config.steps = 4
+    config.log_every = 1
+    config.checkpoint_every = 2
+    config.num_pictures = 1
+    return config
+
+
+@pytest.fixture(scope="session")
+def run_main(tmp_path_factory):
+    """Starts `tests/micro.py` in a process of its own; programs are compiled once for all."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            f"--xla_force_host_platform_device_count={devices}",
+        }
+        return subprocess.Popen(
+            [sys.executable, str(TESTS / "micro.py"), *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

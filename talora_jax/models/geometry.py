@@ -3,7 +3,8 @@
 Source: `segment_anything/utils/transforms.py` (`ResizeLongestSide`) and `Sam.postprocess_masks`.
 What differs: a bilinear resize is linear and separable, so each way is two small matrices. The way
 back (to the square, crop, to the original size) is multiplied out into one matrix per axis, exact
-to the two steps and without a full-size map in between.
+to the two steps and without a full-size map in between. Training resizes in floating point, where
+gradients and any dtype pass; `to_square_uint8` and `normalise` are SAM's own path, bit for bit.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 # On 0-255 RGB; SAM's `pixel_mean` and `pixel_std`.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -43,7 +45,9 @@ class Geometry:
     def to_square(
         self, images: Float[Array, "*b H W 3"], *, normalise: bool = True
     ) -> Float[Array, "*b square square 3"]:
-        """Resizes (bilinear, antialiased when shrinking), normalises, then zero-pads right and below.
+        """Resizes, normalises, then zero-pads right and below.
+
+        The resize is bilinear, antialiased when shrinking.
 
         Args:
           images: RGB in [0, 1], of size `original`.
@@ -63,6 +67,21 @@ class Geometry:
         pad = [(0, self.square - n) for n in self.resized]
         return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pad, (0, 0)])
 
+    def to_square_uint8(
+        self, image: UInt8[np.ndarray, "H W 3"]
+    ) -> UInt8[np.ndarray, "square square 3"]:
+        """Resizes as SAM does, with Pillow and to 8 bits, and zero-pads right and below."""
+        height, width = self.resized
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        square = np.zeros((self.square, self.square, 3), np.uint8)
+        square[:height, :width] = resized
+        return square
+
+    def points_to_square(self, xy: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b 2"]:
+        """Points (x, y) in pixels of the original image, to pixels of the padded square."""
+        (height, width), (new_height, new_width) = self.original, self.resized
+        return xy * np.array([new_width / width, new_height / height])
+
     def from_square(self, maps: Float[Array, "*b h w C"]) -> Float[Array, "*b H W C"]:
         """Maps of the padded square at any resolution, to the original size, in float32.
 
@@ -75,6 +94,21 @@ class Geometry:
             )
         )
         return jnp.einsum("yh,...hwc,xw->...yxc", rows, maps.astype(jnp.float32), columns)
+
+
+def normalise(
+    squares: UInt8[Array, "*b S S 3"], resized: Int[Array, "*b 2"]
+) -> Float[Array, "*b S S 3"]:
+    """SAM's pixel normalisation of padded squares: padding is zero after it, not before.
+
+    Args:
+      squares: 8-bit RGB.
+      resized: (H, W) of each image in its square.
+    """
+    x = (squares.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+    side = jnp.arange(squares.shape[-2])
+    rows, columns = side < resized[..., :1], side < resized[..., 1:]
+    return jnp.where((rows[..., :, None] & columns[..., None, :])[..., None], x, 0)
 
 
 @functools.cache

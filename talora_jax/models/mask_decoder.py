@@ -2,11 +2,13 @@
 
 Source: `segment_anything/modeling/mask_decoder.py` and `transformer.py`. What differs:
 
-- Many prompts of one image share its projections. In the first layer all prompts see the same image,
-  and a prompt that is constant over the grid adds one vector to it: as a key it drops out of the
-  softmax over the image, as a value and as a query it adds one vector to the result.
+- Many prompts of one image share its projections. In the first layer all prompts see the same
+  image, and a prompt that is constant over the grid adds one vector to it: as a key it drops out of
+  the softmax over the image, as a value and as a query it adds one vector to the result.
 - A few tokens meet thousands of pixels, so projections are moved to the tokens' side by
   associativity: q·(W x) = (Wᵀq)·x. No projected copy of the image is ever made.
+- Absent prompt tokens are masked out of the attention, so that prompts of different lengths fit one
+  program. In the official code every prompt of a call has the same number of tokens.
 - A transposed convolution whose stride is its kernel is a matrix product per pixel; the 2×2 blocks
   are put in their places once, after the hypernetwork has contracted the channels.
 """
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,15 @@ class TokenAttention(nnx.Module):
         self.v_proj = linear(config.dim, internal_dim)
         self.out_proj = linear(internal_dim, config.dim)
 
-    def among_tokens(self, q, k, v):
-        """Attention of tokens to tokens, all [B, C, q, D]."""
+    def among_tokens(self, q, k, v, present=None):
+        """Attention of tokens to tokens, all [B, C, q, D]; `present` [B, C, q] masks the keys."""
         q, k, v = (
             self._heads(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        weights = _softmax(jnp.einsum("bcqkh,bcskh->bckqs", q * self.scale, k), axis=-1)
+        logits = jnp.einsum("bcqkh,bcskh->bckqs", q * self.scale, k)
+        if present is not None:
+            logits = jnp.where(present[:, :, None, None], logits, -jnp.inf)
+        weights = _softmax(logits, axis=-1)
         return self.out_proj(self._join(jnp.einsum("bckqs,bcskh->bcqkh", weights, v)))
 
     def tokens_to_image(self, q, k, v, dense=None):
@@ -75,10 +80,11 @@ class TokenAttention(nnx.Module):
         out += self._heads(self.v_proj.bias[...]).astype(q.dtype)
         return self.out_proj(self._join(out))
 
-    def image_to_tokens(self, q, k, v, dense=None):
+    def image_to_tokens(self, q, k, v, dense=None, present=None):
         """The image q [B, (C,) N, D] attends to tokens, keys k and values v [B, C, q, D].
 
-        `dense` [C, D] is a prompt that is constant over the image and belongs to q.
+        `dense` [C, D] is a prompt that is constant over the image and belongs to q; `present`
+        [B, C, q] masks the keys.
         """
         image = "bcnd" if q.ndim == 4 else "bnd"
         k = self._heads(self.k_proj(k)) * self.scale
@@ -88,6 +94,8 @@ class TokenAttention(nnx.Module):
         offset = jnp.einsum("bcqkh,kh->bckq", k, bias)
         if dense is not None:
             offset += jnp.einsum("bckqd,cd->bckq", projected, dense)
+        if present is not None:
+            offset = jnp.where(present[:, :, None], offset, -jnp.inf)
         weights = _softmax(logits + offset[..., None], axis=-2)
         v = self._heads(self.v_proj(v))
         out_kernel = rearrange(self.out_proj.kernel[...], "(k h) d -> k h d", k=self.heads)
@@ -121,14 +129,14 @@ class TwoWayLayer(nnx.Module):
         self.cross_attn_image_to_token = attention(config.dim // 2)
         self.norm4 = norm()
 
-    def __call__(self, tokens, image, token_pe, image_pe, dense=None):
+    def __call__(self, tokens, image, token_pe, image_pe, dense=None, present=None):
         """tokens [B, C, q, D], image [B, (C,) N, D] → tokens, image [B, C, N, D]."""
         if self.first:
             # The first layer has no positions for its queries and no residual, as in SAM.
-            tokens = self.norm1(self.self_attn.among_tokens(tokens, tokens, tokens))
+            tokens = self.norm1(self.self_attn.among_tokens(tokens, tokens, tokens, present))
         else:
             q = tokens + token_pe
-            tokens = self.norm1(tokens + self.self_attn.among_tokens(q, q, tokens))
+            tokens = self.norm1(tokens + self.self_attn.among_tokens(q, q, tokens, present))
         keys = image + image_pe
         tokens = self.norm2(
             tokens
@@ -136,7 +144,7 @@ class TwoWayLayer(nnx.Module):
         )
         tokens = self.norm3(tokens + self.lin2(jax.nn.relu(self.lin1(tokens))))
         update = self.cross_attn_image_to_token.image_to_tokens(
-            keys, tokens + token_pe, tokens, dense
+            keys, tokens + token_pe, tokens, dense, present
         )
         image = image if image.ndim == 4 else image[:, None]
         if dense is not None:
@@ -156,11 +164,11 @@ class TwoWayTransformer(nnx.Module):
         )
         self.norm_final_attn = _norm(config.dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens, image, image_pe, dense, wanted: slice):
+    def __call__(self, tokens, image, image_pe, dense, *, wanted: slice, present=None):
         """The `wanted` tokens [B, C, q, D] and the image [B, C, N, D] after all layers."""
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe, dense)
+            tokens, image = layer(tokens, image, token_pe, image_pe, dense, present)
             dense = None  # the image carries it from here on
         tokens, token_pe = tokens[:, :, wanted], token_pe[:, :, wanted]
         update = self.final_attn_token_to_image.tokens_to_image(
@@ -222,6 +230,57 @@ class MaskDecoder(nnx.Module):
             [mlp((dim, dim, dim, dim // 8)) for _ in range(masks)]
         )
         self.iou_prediction_head = mlp((dim, dim, dim, masks))
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B h w D"],
+        positions: Float[Array, "h w D"],
+        sparse: Float[Array, "B P n D"],
+        present: Bool[Array, "B P n"],
+        dense: Float[Array, "D"] | Float[Array, "B P h w D"],
+        *,
+        multimask: bool,
+    ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
+        """SAM's masks for P prompts of each image, and how good each mask is expected to be.
+
+        Args:
+          embeddings: of the images.
+          positions: the dense positional encoding.
+          sparse: prompt tokens, from points and box corners.
+          present: which of the tokens count; the others change nothing.
+          dense: the no-mask row, or the embedding of a mask for every prompt.
+          multimask: three masks (tokens 1-3) for prompts that can mean several things, or one
+            (token 0).
+
+        Returns:
+          Mask logits at Y = 4h, X = 4w, and predicted IoUs, both float32; m = 3 or 1.
+        """
+        batch, prompts, _, dim = sparse.shape
+        grid = embeddings.shape[1:3]
+        cast = functools.partial(jnp.asarray, dtype=self.dtype)
+        outputs = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
+        tokens = jnp.broadcast_to(outputs, (batch, prompts, *outputs.shape))
+        tokens = jnp.concatenate([cast(tokens), cast(sparse)], axis=2)
+        always = jnp.ones((batch, prompts, len(outputs)), bool)
+        image = rearrange(cast(embeddings), "b h w d -> b (h w) d")
+        if dense.ndim == 1:
+            row = jnp.broadcast_to(cast(dense), (prompts, dim))
+        else:
+            image = image[:, None] + rearrange(cast(dense), "b p h w d -> b p (h w) d")
+            row = None
+        tokens, image = self.transformer(
+            tokens,
+            image,
+            rearrange(cast(positions), "h w d -> (h w) d"),
+            row,
+            wanted=slice(0, len(outputs)),
+            present=jnp.concatenate([always, present], axis=2),
+        )
+        chosen = range(1, len(outputs) - 1) if multimask else range(1)
+        hyper = [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen]
+        masks = self.output_upscaling(image, jnp.stack(hyper, axis=2), grid)
+        iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
+        return masks.astype(jnp.float32), iou.astype(jnp.float32)
 
     def channel_maps(
         self,

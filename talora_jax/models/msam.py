@@ -4,6 +4,7 @@ Source: arXiv 2403.10971 and the official MTSAM release. What differs: see REMAR
 ("What differs from the paper and from the official code").
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -66,11 +67,11 @@ class MSam(nnx.Module):
         # SAM's one "no mask" row, copied once per output channel.
         row = jax.random.normal(rngs.params(), (1, config.decoder.dim))
         self.no_mask_embed = TaskParam(jnp.tile(row, (sum(self.channels), 1)))
-        # Every decoder starts from the same weights: SAM's, or the same random ones.
+        self.remat = remat
+        # One decoder per task, stacked. All start from the same weights: SAM's, or the same random.
         graphdef, decoder = nnx.split(MaskDecoder(config.decoder, dtype=dtype, rngs=rngs))
-        self.mask_decoders = nnx.Dict(
-            {name: nnx.merge(graphdef, jax.tree.map(jnp.copy, decoder)) for name in self.tasks}
-        )
+        stacked = jax.tree.map(lambda x: jnp.stack([x] * len(self.tasks)), decoder)
+        self.mask_decoders = nnx.merge(graphdef, stacked)
 
     def __call__(
         self,
@@ -122,17 +123,38 @@ class MSam(nnx.Module):
         """Raw maps of the padded squares at a quarter of their side, s = S / 4."""
         tasks = self.tasks if tasks is None else tuple(tasks)
         embeddings = self.embed(squares, tasks, key=key)
-        grid = embeddings.shape[2:4]
-        positions = self.positions.grid(*grid, self.config.encoder.grid)
+        # From here on tasks take turns: the batch alone is spread over the mesh.
+        embeddings = constrain(embeddings, None, ("data", "fsdp"))
+        positions = self.positions.grid(*embeddings.shape[2:4], self.config.encoder.grid)
+        graphdef, decoders = nnx.split(self.mask_decoders)
+
+        # Output channels are decoded one after the other, each by its task's decoder. Their numbers
+        # differ by task, so a task axis would be mostly padding; a scan compiles one decoder once,
+        # whatever the tasks, and holds one channel's activations.
         ends = list(itertools.accumulate(self.channels))
-        maps = {}
-        for i, name in enumerate(tasks):
-            t = self.task_ids([name])[0]
-            rows = self.no_mask_embed[ends[t] - self.channels[t] : ends[t]]
-            # The decoders' widths differ, so no task axis: the batch takes the whole mesh.
-            image = constrain(embeddings[i], ("data", "fsdp"))
-            maps[name] = self.mask_decoders[name].channel_maps(image, positions, rows)
-        return maps
+        scanned = [
+            (i, t, row)
+            for i, t in enumerate(self.task_ids(tasks))
+            for row in range(ends[t] - self.channels[t], ends[t])
+        ]
+
+        def decode(embeddings, decoders, row):
+            decoder = nnx.merge(graphdef, decoders)
+            return decoder.channel_maps(embeddings, positions, row[None])[..., 0]
+
+        if self.remat != "none":
+            decode = jax.checkpoint(decode, prevent_cse=False)
+
+        def channel(_, place):
+            i, t, row = place
+            take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
+            return None, decode(embeddings[i], jax.tree.map(take, decoders), rows[row])
+
+        rows = self.no_mask_embed[...]
+        _, maps = jax.lax.scan(channel, None, tuple(jnp.array(scanned).T))
+        widths = [self.channels[t] for t in self.task_ids(tasks)]
+        per_task = jnp.split(jnp.moveaxis(maps, 0, -1), list(itertools.accumulate(widths))[:-1], -1)
+        return dict(zip(tasks, per_task, strict=True))
 
     def embed(
         self,

@@ -1,9 +1,20 @@
-"""The sizes of SAM: ViT-B, ViT-L and ViT-H as released, and `tiny` for laptops and tests."""
+"""SAM's sizes (ViT-B, ViT-L and ViT-H as released, `tiny` for laptops) and the promptable model.
+
+Source: `segment_anything/modeling/sam.py` and `build_sam.py`. What differs: images, prompts and
+maps are batches of one shape (P prompts for each of B images); resizing to SAM's square and back
+belongs to `geometry`, and `talora_jax.predictor` puts all together.
+"""
 
 import dataclasses
 
-from talora_jax.models.image_encoder import ImageEncoderConfig
-from talora_jax.models.mask_decoder import MaskDecoderConfig
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from talora_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
+from talora_jax.models.prompt_encoder import ABSENT, PromptEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +51,50 @@ SIZES = {
     "vit_h": SamConfig.vit_h,
     "tiny": SamConfig.tiny,
 }
+
+
+class Sam(nnx.Module):
+    """Promptable SAM: an image is encoded once, then asked about with any number of prompts."""
+
+    def __init__(self, config: SamConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.image_encoder = ImageEncoder(
+            config.encoder, AdapterConfig("none"), 1, dtype=dtype, rngs=rngs
+        )
+        self.prompt_encoder = PromptEncoder(
+            config.decoder.dim, config.encoder.image_size, dtype=dtype, rngs=rngs
+        )
+        self.mask_decoder = MaskDecoder(config.decoder, dtype=dtype, rngs=rngs)
+
+    def encode(self, squares: Float[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
+        """Image embeddings of normalised, padded squares."""
+        return self.image_encoder(squares, (0,))[0]
+
+    def decode(
+        self,
+        embeddings: Float[Array, "B h w D"],
+        points: Float[Array, "B P n 2"],
+        labels: Int[Array, "B P n"],
+        masks: Float[Array, "B P Y X"] | None = None,
+        *,
+        multimask: bool = True,
+    ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
+        """Mask logits of P prompts for each image, at a quarter of its side, and predicted IoUs.
+
+        Args:
+          embeddings: from `encode`.
+          points: points and box corners, (x, y) in pixels of the padded square.
+          labels: what each point is, see `prompt_encoder`. ABSENT ones change nothing.
+          masks: logits of an earlier prediction, one for each prompt; None for no mask prompts.
+          multimask: m = 3 masks for prompts that can mean several things, or m = 1.
+        """
+        encoder = self.prompt_encoder
+        dense = encoder.no_mask_embed[0] if masks is None else encoder.masks(masks)
+        return self.mask_decoder(
+            embeddings,
+            encoder.positions.grid(*embeddings.shape[1:3], self.config.encoder.grid),
+            encoder.points(points, labels),
+            labels != ABSENT,
+            dense,
+            multimask=multimask,
+        )

@@ -1,0 +1,28 @@
+"""`python tests/micro.py …` is `python -m talora_jax.main …` with one more model size, `micro`.
+
+Every code path of the big sizes runs in it, and it compiles in seconds.
+"""
+
+from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.mask_decoder import MaskDecoderConfig
+from talora_jax.models.sam import SIZES, SamConfig
+
+MICRO = SamConfig(
+    ImageEncoderConfig(
+        image_size=64,
+        patch_size=8,
+        width=32,
+        heads=2,
+        stages=2,
+        window_blocks=1,
+        window=3,
+        out_channels=32,
+    ),
+    MaskDecoderConfig(dim=32, heads=2, mlp_dim=64),
+)
+SIZES["micro"] = lambda: MICRO
+
+if __name__ == "__main__":
+    from talora_jax.main import cli
+
+    cli()

@@ -1,0 +1,189 @@
+"""mSAM as a whole: joint and single forwards, merging, what trains."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from talora_jax.base import build
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.geometry import Geometry
+from talora_jax.models.msam import MSam, trainable
+from talora_jax.models.sam import SIZES
+
+CHANNELS = {"semantic": 5, "depth": 1, "normals": 3, "edges": 1}
+
+
+def make(sam, kind="talora", channels=CHANNELS, **adapter):
+    return make_once(sam, AdapterConfig(kind, (4, 5, 3), **adapter), tuple(channels.items()))
+
+
+@functools.cache
+def make_once(sam, config, channels):
+    return build(lambda: MSam(sam, config, dict(channels), rngs=nnx.Rngs(0)))
+
+
+def perturb(model):
+    """Moves every parameter, so that no update is zero and no two tasks are alike."""
+    graphdef, state = nnx.split(model)
+    leaves, treedef = jax.tree.flatten(state)
+    rng = np.random.default_rng(1)
+    moved = [x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves]
+    return nnx.merge(graphdef, jax.tree.unflatten(treedef, moved))
+
+
+def images(*sizes):
+    rng = np.random.default_rng(2)
+    return [jnp.asarray(rng.random((*size, 3)), jnp.float32) for size in sizes]
+
+
+def compiled(model, method, *arguments):
+    """A call of the model, compiled."""
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state: getattr(nnx.merge(graphdef, state), method)(*arguments))(state)
+
+
+def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
+    model = perturb(make(micro))
+    batch = images((48, 64), (64, 40), (31, 57))
+    joint = compiled(model, "predict_mixed", batch)
+    graphdef, state = nnx.split(model)
+    for task, channels in CHANNELS.items():
+        single = jax.jit(lambda state, x, t=task: nnx.merge(graphdef, state).low_res(x, [t])[t])
+        for i, image in enumerate(batch):
+            geometry = Geometry.of(image.shape[:2], micro.encoder.image_size)
+            maps = geometry.from_square(single(state, geometry.to_square(image)[None])[0])
+            assert maps.shape == (*image.shape[:2], channels)
+            np.testing.assert_allclose(joint[task][i], maps, rtol=0, atol=1e-5)
+
+
+def test_images_of_one_size_are_a_batch(micro):
+    model = perturb(make(micro, channels={"depth": 1, "edges": 1}))
+    batch = images((48, 40), (48, 40))
+    maps = compiled(model, "__call__", jnp.stack(batch))
+    mixed = compiled(model, "predict_mixed", batch)
+    for task in model.tasks:
+        np.testing.assert_allclose(maps[task], jnp.stack(mixed[task]), rtol=0, atol=1e-5)
+
+
+def test_tasks_and_images_differ(micro):
+    model = perturb(make(micro))
+    embeddings = compiled(model, "embed", jnp.stack(images((64, 64), (64, 64))), model.tasks)
+    flat = embeddings.reshape(8, -1)
+    distances = jnp.abs(flat[:, None] - flat[None]).max(-1) + jnp.eye(8)
+    assert distances.min() > 1e-2
+
+
+def test_a_subset_of_tasks_in_any_order(micro):
+    model = perturb(make(micro, channels={"depth": 1, "normals": 3, "edges": 1}))
+    batch = jnp.stack(images((48, 64)))
+    every = compiled(model, "__call__", batch)
+    some = compiled(model, "__call__", batch, ["edges", "depth"])
+    assert some.keys() == {"edges", "depth"}
+    for task, maps in some.items():
+        np.testing.assert_allclose(maps, every[task], rtol=0, atol=1e-5)
+    with pytest.raises(KeyError, match="no task flow; this model has depth"):
+        model(batch, ["flow"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "qkv"),
+    [
+        ("talora", (True, True, True)),
+        ("talora", (True, False, True)),
+        ("lora_per_task", (False, True, False)),
+        ("lora_shared", (True, True, True)),
+    ],
+)
+def test_merged_equals_factored(micro, kind, qkv):
+    channels = {"depth": 1, "normals": 3}
+    model = perturb(make(micro, kind, channels, qkv=qkv))
+    (batch,) = images((1, 64, 64))
+    factored = compiled(model, "embed", batch, model.tasks)
+    graphdef, _ = nnx.split(make(micro, "none", channels))
+    embed = jax.jit(lambda state: nnx.merge(graphdef, state).embed(batch, ["depth"])[0])
+    for t in range(len(channels)):
+        state = nnx.state(model)
+        for blocks in ("window_blocks", "global_blocks"):
+            adapter = getattr(model.image_encoder, blocks).attn.adapter
+            dense = adapter.merge()[..., t if adapter.config.per_task else 0, :, :]
+            parts = jnp.split(dense, 3, axis=-1)
+            assert [bool(part.any()) for part in parts] == list(qkv)
+            attention = state["image_encoder"][blocks]["attn"]
+            kernel = attention["qkv"]["kernel"]
+            attention["qkv"]["kernel"] = kernel.replace(kernel[...] + dense)
+            del attention["adapter"]
+        np.testing.assert_allclose(embed(state), factored[t], rtol=0, atol=1e-5)
+
+
+def test_a_new_adapter_changes_nothing(micro):
+    (batch,) = images((1, 64, 64))
+    channels = {"depth": 1}
+    plain, adapted = make(micro, "none", channels), nnx.clone(make(micro, "talora", channels))
+    nnx.update(adapted, nnx.state(plain))
+    np.testing.assert_array_equal(
+        compiled(plain, "embed", batch, ["depth"]), compiled(adapted, "embed", batch, ["depth"])
+    )
+
+
+def test_remat_changes_no_gradient(micro):
+    (batch,) = images((1, 48, 64))
+
+    def gradient(remat):
+        config = AdapterConfig(ranks=(4, 4, 2), dropout=0.1)
+        model = build(lambda: MSam(micro, config, {"depth": 1}, remat=remat, rngs=nnx.Rngs(0)))
+        graphdef, learnt, frozen = nnx.split(perturb(model), trainable(config), ...)
+
+        def loss(learnt):
+            maps = nnx.merge(graphdef, learnt, frozen)(batch, key=jax.random.key(0))
+            return jnp.mean(maps["depth"] ** 2)
+
+        return jax.jit(jax.grad(loss))(learnt)
+
+    kept = jax.tree.leaves(gradient("none"))
+    for remat in ("block", "dots"):
+        for ours, theirs in zip(jax.tree.leaves(gradient(remat)), kept, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32(micro):
+    config = AdapterConfig(ranks=(4, 4, 2))
+    batch = jnp.stack(images((48, 64)))
+
+    def maps(dtype):
+        make = lambda: MSam(micro, config, {"depth": 1}, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
+        return compiled(build(make), "__call__", batch)["depth"]
+
+    exact, rounded = maps(jnp.float32), maps(jnp.bfloat16)
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+# The method's published sizes for NYUv2: adapter parameters, and all that train.
+@pytest.mark.parametrize(
+    ("size", "adapters", "all_trainable"),
+    [
+        ("vit_b", 1_228_944, 13_445_180),
+        ("vit_l", 3_244_320, 15_521_996),
+        ("vit_h", 5_374_336, 17_717_548),
+    ],
+)
+def test_trainable_parameter_counts_without_allocating(size, adapters, all_trainable):
+    config, channels = AdapterConfig(), {"semantic": 13, "depth": 1, "normals": 3}
+    model = nnx.eval_shape(lambda: MSam(SIZES[size](), config, channels, rngs=nnx.Rngs(0)))
+
+    def count(filter):
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, filter)))
+
+    assert count(nnx.PathContains("adapter")) == adapters
+    assert count(trainable(config)) == all_trainable
+
+
+def test_full_trains_the_encoder_and_nothing_adapted(micro):
+    model = make(micro, "full")
+    frozen = nnx.state(model, nnx.Not(trainable(AdapterConfig("full"))))
+    assert list(frozen) == ["positions"]

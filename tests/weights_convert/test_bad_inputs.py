@@ -1,0 +1,162 @@
+"""Whatever is wrong with an input gets one line and exit status 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def refuse(run, tmp_path):
+    """Runs a conversion that must fail, and gives its one line."""
+
+    def refuse(path, output="out.safetensors"):
+        before = sorted(tmp_path.rglob("*"))
+        status, _, error = run(path, tmp_path / output)
+        assert status == 2 and error.count("\n") == 1 and error.startswith("error: ")
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return refuse
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def saved(state):
+        path = tmp_path / "state.safetensors"
+        safetensors.numpy.save_file(state, path)
+        return path
+
+    return saved
+
+
+def test_missing_extra_and_misshaped_tensors_are_listed_together(refuse, saved, official):
+    state = dict(official)
+    del state["image_encoder.blocks.1.norm1.weight"]
+    del state["mask_decoder.iou_token.weight"]
+    state["mask_decoder.hf_token.weight"] = np.zeros((1, 32), np.float32)
+    state["image_encoder.neck.3.bias"] = np.zeros(7, np.float32)
+    error = refuse(saved(state))
+    assert "missing image_encoder.blocks.1.norm1.weight" in error
+    assert "missing mask_decoder.iou_token.weight" in error
+    assert "unexpected mask_decoder.hf_token.weight" in error
+    assert "image_encoder.neck.3.bias has shape [7], expected [32]" in error
+    assert error.count(";") == 3
+
+
+def test_huggingface_problems_use_huggingface_names(refuse, saved, huggingface):
+    state = dict(huggingface)
+    del state["vision_encoder.layers.0.layer_norm2.bias"]
+    state["mask_decoder.upscale_conv1.bias"] = np.zeros(3, np.float32)
+    error = refuse(saved(state))
+    assert "missing vision_encoder.layers.0.layer_norm2.bias" in error
+    assert "mask_decoder.upscale_conv1.bias has shape [3], expected [8]" in error
+
+
+@pytest.mark.parametrize(
+    "name", ["image_encoder.pos_embed", "image_encoder.blocks.0.attn.rel_pos_h"]
+)
+def test_without_what_tells_the_sizes_the_nearest_sam_is_the_measure(refuse, saved, official, name):
+    state = {key: x for key, x in official.items() if key != name}
+    assert f"missing {name}" in refuse(saved(state))
+    wrong = {**official, name: np.zeros((1, 5, 5, 5), np.float32)}
+    assert f"{name} has shape [1, 5, 5, 5], expected" in refuse(saved(wrong))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers(refuse, saved, official, value):
+    state = {name: x.copy() for name, x in official.items()}
+    bad = ["image_encoder.blocks.2.mlp.lin1.bias", "mask_decoder.mask_tokens.weight"]
+    for name in bad:
+        state[name].flat[3] = value
+    error = refuse(saved(state))
+    assert all(name in error for name in bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("image_encoder.trunk.blocks.0.norm1.weight", "SAM 2"),
+        ("vision_encoder.backbone.pos_embed", "SAM 2"),
+        ("image_encoder.layers.0.blocks.0.conv1.c.weight", "MobileSAM"),
+        ("backbone.weight", "not a SAM checkpoint"),
+    ],
+)
+def test_other_models(refuse, saved, name, what):
+    assert what in refuse(saved({name: np.zeros((3, 3), np.float32)}))
+
+
+def test_integers_are_no_weights(refuse, saved, official):
+    state = {**official, "image_encoder.neck.3.bias": np.zeros(32, np.int8)}
+    assert "I8" in refuse(saved(state))
+
+
+@pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors"])
+def test_a_web_page(refuse, tmp_path, name):
+    (tmp_path / name).write_text("\n<!DOCTYPE html><html><body>404</body></html>")
+    assert "web page" in refuse(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull")],
+)
+def test_files_of_no_content(refuse, tmp_path, content, what):
+    (tmp_path / "sam.pth").write_bytes(content)
+    assert what in refuse(tmp_path / "sam.pth")
+
+
+def test_a_safetensors_file_cut_short(refuse, checkpoint):
+    content = checkpoint.read_bytes()
+    for length in (len(content) // 2, 100, 5):
+        checkpoint.write_bytes(content[:length])
+        assert "cut short" in refuse(checkpoint)
+
+
+def test_no_file(refuse, tmp_path):
+    assert "no checkpoint at" in refuse(tmp_path / "absent.pth")
+
+
+def test_outputs_that_cannot_be(run, refuse, checkpoint, tmp_path):
+    (tmp_path / "there.safetensors").write_text("precious")
+    assert "exists" in refuse(checkpoint, "there.safetensors")
+    assert (tmp_path / "there.safetensors").read_text() == "precious"
+    assert "no folder" in refuse(checkpoint, "absent/out.safetensors")
+    assert "ends in .bin" in refuse(checkpoint, "out.bin")
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "folder"])
+def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
+    # A limit on the size of files stands in for the disk: the write itself fails.
+    before = sorted(tmp_path.rglob("*"))
+    half = checkpoint.stat().st_size // 2
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({half}, {half})); "
+        "from weights_convert.__main__ import cli; cli()"
+    )
+    command = [sys.executable, "-c", program, checkpoint, tmp_path / output]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_pytorch_the_error_names_the_extra(checkpoint, tmp_path):
+    # Conversions without .pth run without PyTorch; those with say what to install.
+    program = (
+        "import sys; sys.modules['torch'] = None; from weights_convert.__main__ import cli; cli()"
+    )
+    command = [sys.executable, "-c", program, checkpoint, "--decoder-heads=2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    assert subprocess.run([*command, "base.safetensors"], **run).returncode == 0
+    done = subprocess.run([*command, "out.pth"], **run)
+    assert done.returncode == 2 and "pip install 'talora_jax[torch]'" in done.stderr
+    assert not (tmp_path / "out.pth").exists()

@@ -1,0 +1,97 @@
+"""A channel of a trained mSAM as a plain SAM."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from talora_jax.base import build, load_sam, read_base
+from talora_jax.checkpoint import fingerprint, save_adapter
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.msam import MSam, trainable
+
+CHANNELS = {"normals": 3, "depth": 1}
+
+
+@pytest.fixture
+def train(run, checkpoint, micro, tmp_path):
+    """A base, and an mSAM on it with random numbers for what it learnt, saved as training does."""
+
+    def train(kind):
+        base = tmp_path / "base.safetensors"
+        assert run(checkpoint, base)[0] == 0
+        config = ml_collections.ConfigDict(
+            {
+                "adapter": {
+                    "kind": kind,
+                    "ranks": (4, 5, 2),
+                    "scale": 0.5,
+                    "dropout": 0.1,
+                    "qkv": (True, False, True),
+                }
+            }
+        )
+        a = config.adapter
+        adapter = AdapterConfig(a.kind, tuple(a.ranks), a.scale, a.dropout, tuple(a.qkv))
+        # The adapters' numbers are small: a sum of few products then keeps its digits.
+        tensors = {name: 0.1 * x for name, x in read_base(base)[0].items()}
+        safetensors.numpy.save_file(tensors, tmp_path / "scaled", _header(base))
+        model = build(lambda: MSam(micro, adapter, CHANNELS, rngs=nnx.Rngs(0)), tensors)
+        graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
+        keys = iter(jax.random.split(jax.random.key(1), 1000))
+        learnt = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), learnt)
+        metadata = {
+            "format": "talora_jax adapter 1",
+            "config": config.to_dict(),
+            "channels": CHANNELS,
+            "base_fingerprint": fingerprint(frozen),
+        }
+        save_adapter(tmp_path / "adapter.safetensors", learnt, metadata)
+        return nnx.merge(graphdef, learnt, frozen), tmp_path / "scaled"
+
+    return train
+
+
+def _header(base):
+    with safetensors.safe_open(base, "np") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("kind", ["talora", "lora_shared", "lora_per_task", "none", "full"])
+def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind):
+    model, base = train(kind)
+    squares = jax.random.normal(jax.random.key(2), (1, 64, 64, 3))
+    maps = model.low_res(squares)
+    for channel, task, number in (("depth", "depth", 0), ("normals:2", "normals", 2)):
+        output = tmp_path / f"{task}.safetensors"
+        status, printed, error = run(
+            base, output, "--adapter", tmp_path / "adapter.safetensors", "--channel", channel
+        )
+        assert status == 0, error
+        assert f"merged {channel}" in printed
+        sam = load_sam(output)
+        no_points = np.zeros((1, 1, 0, 2)), np.zeros((1, 1, 0), int)
+        masks, _ = sam.decode(sam.encode(squares), *no_points, multimask=False)
+        expected = maps[task][0, ..., number]
+        assert expected.std() > 1e-3
+        np.testing.assert_allclose(masks[0, 0, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_refused(train, run, checkpoint, tmp_path):
+    _, base = train("talora")
+    adapter, output = tmp_path / "adapter.safetensors", tmp_path / "out.pth"
+
+    def refuse(*args):
+        status, _, error = run(*args)
+        assert status == 2 and not output.exists()
+        return error
+
+    assert "normals:0, normals:1, normals:2, depth" in refuse(
+        base, output, "--adapter", adapter, "--channel", "normals"
+    )
+    assert "belong together" in refuse(base, output, "--adapter", adapter)
+    assert "not an adapter" in refuse(base, output, "--adapter", base, "--channel", "depth")
+    assert "no adapter at" in refuse(base, output, "--adapter", output, "--channel", "depth")
+    assert "another base" in refuse(checkpoint, output, "--adapter", adapter, "--channel", "depth")

@@ -1,0 +1,167 @@
+"""python -m weights_convert sam_vit_b_01ec64.pth sam_vit_b.safetensors
+
+Converts SAM's weights between PyTorch and this project. What INPUT is, and how large the model, is
+read from the file itself; what to write is told by how OUTPUT ends:
+
+  NAME.safetensors   a base, for --config.model.weights=NAME.safetensors and for load_sam
+  NAME.pth           the names of the official segment_anything (or MTSAM) code
+  NAME               a folder that transformers' SamModel.from_pretrained reads
+
+INPUT can be an official .pth (SAM ViT-B, ViT-L, ViT-H, or trained by the official MTSAM code), a
+model.safetensors from Hugging Face (or the folder around it), or a base.
+
+  python -m weights_convert --download vit_b sam_vit_b.safetensors     fetch, then convert
+  python -m weights_convert sam_vit_b.safetensors back.pth             and back again
+  python -m weights_convert mtsam.pth mtsam.safetensors --tasks semantic,depth,normals
+  python -m weights_convert sam_vit_b_01ec64.pth small.safetensors --image-size 512
+  python -m weights_convert sam_vit_b.safetensors merged.pth \\
+      --adapter run/adapter.safetensors --channel depth
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from talora_jax.errors import UserError
+from weights_convert.checkpoint import Checkpoint, check_finite, open_checkpoint
+from weights_convert.download import FILES, URL, download, sha256
+from weights_convert.resize import resized
+from weights_convert.write import check_output, write
+
+_NAMES = {"official": "official names", "huggingface": "Hugging Face names", "base": "a base"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Does what the command line says.
+
+    Raises:
+      UserError: it cannot be done; nothing is left half-written.
+    """
+    args = _parser().parse_intermixed_args(argv)
+    source, output = args.input, args.output
+    if args.download:
+        # The only path beside --download is the output.
+        if output is not None:
+            raise UserError("--download takes the place of INPUT: give the OUTPUT alone")
+        source, output = None, source
+        if output is not None:
+            check_output(output)
+        source = download(args.download, output.parent if output else Path())
+        print(f"{source}: as released, by the hash in its name")
+        if output is None:
+            return
+    if source is None or output is None:
+        raise UserError("INPUT and OUTPUT are both needed; see --help")
+    check_output(output)
+    if (args.adapter is None) != (args.channel is None):
+        raise UserError("--adapter and --channel belong together: give both or neither")
+    convert(source, output, args)
+
+
+def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
+    """Reads, checks and writes a checkpoint, and reports what it was and what was done."""
+    tasks = args.tasks.split(",") if args.tasks else ()
+    checkpoint = open_checkpoint(source, tasks, args.decoder_heads)
+    check_finite(checkpoint)
+    print(f"{source}: {_describe(checkpoint)}")
+    file = source / "model.safetensors" if source.is_dir() else source
+    origin = checkpoint.source or {
+        "file": file.name,
+        "sha256": sha256(file),
+        "names": checkpoint.kind,
+        "huggingface_alias": checkpoint.huggingface_alias,
+    }
+    if args.adapter:
+        # Imported here: it needs what training needs, the other conversions do not.
+        from weights_convert.merge import merged
+
+        checkpoint = merged(checkpoint, args.adapter, args.channel)
+        origin = {**origin, "adapter": args.adapter.name, "channel": args.channel}
+        print(f"merged {args.channel} of {args.adapter}")
+    if args.image_size:
+        before = checkpoint.architecture.sam.encoder.image_size
+        checkpoint = resized(checkpoint, args.image_size)
+        origin = {**origin, "interpolated_from": before}
+        print(
+            f"interpolated absolute and global relative positions from {before} to "
+            f"{args.image_size} pixels"
+        )
+    write(checkpoint, output, origin)
+    print(f"wrote {output}; the weights are from {origin['file']}, SHA-256 {origin['sha256']}")
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    architecture = checkpoint.architecture
+    encoder = architecture.sam.encoder
+    parameters = sum(checkpoint.get(entry).size for entry in checkpoint.entries)
+    words = [
+        f"SAM from {_NAMES[checkpoint.kind]}, {encoder.image_size} pixels, {encoder.depth} blocks "
+        f"of width {encoder.width}, {parameters / 1e6:.1f} million parameters"
+    ]
+    if architecture.tasks is not None:
+        words.append(f"mask decoders for {', '.join(architecture.tasks)}")
+    if architecture.ranks is not None:
+        words.append(f"adapters of ranks {', '.join(map(str, architecture.ranks))}")
+    return "; ".join(words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m weights_convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", type=Path, nargs="?", metavar="INPUT", help="what to read")
+    parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT", help="what to write")
+    parser.add_argument(
+        "--download",
+        choices=FILES,
+        help=f"fetch the official file from {URL} (beside OUTPUT, or here) instead of reading "
+        "INPUT; an interrupted download goes on where it stopped",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="make the model for square inputs of another side than the checkpoint's (1024): "
+        "positions are interpolated once, here",
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="NAME,NAME,…",
+        help="names for the mask decoders of an MTSAM checkpoint, in their order (default: 0,1,…)",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="adapter.safetensors",
+        help="what training left; INPUT is the base it was trained on. OUTPUT is then a plain SAM "
+        "whose single mask, without any prompt, is the --channel's map",
+    )
+    parser.add_argument(
+        "--channel",
+        metavar="TASK[:N]",
+        help="the output channel to merge, such as depth, normals:2",
+    )
+    parser.add_argument(
+        "--decoder-heads",
+        type=int,
+        default=8,
+        metavar="N",
+        help="attention heads of the mask decoder, the one size that no tensor shows; "
+        "every released SAM has 8",
+    )
+    return parser
+
+
+def cli(argv: list[str] | None = None) -> None:
+    """`main` with a user's mistakes told in one line and exit status 2."""
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

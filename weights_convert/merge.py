@@ -1,0 +1,110 @@
+"""One output channel of a trained mSAM as a plain SAM, adapters merged into the weights.
+
+A channel of mSAM is a SAM in which the adapter's update is part of the qkv weights, the task's mask
+decoder is the mask decoder, and the channel's no-mask row the no-mask row: without a prompt, such a
+SAM's single mask is the channel's map.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from talora_jax.checkpoint import fingerprint
+from talora_jax.errors import UserError
+from talora_jax.models.adapters import AdapterConfig, make_adapter
+from weights_convert.checkpoint import Checkpoint, our_tensors
+from weights_convert.names import Entry
+from weights_convert.safetensors_file import SafetensorsFile
+
+_QKV = "attn.qkv.kernel"
+_DECODER = "mask_decoder."
+
+
+def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
+    """The SAM of one channel.
+
+    Args:
+      base: what the adapter was trained on.
+      adapter: the `adapter.safetensors` that training left.
+      channel: a task, or TASK:NUMBER for a task of several channels, counted from 0.
+
+    Raises:
+      UserError: the file is no adapter, was trained on another base, or has no such channel.
+    """
+    if not adapter.is_file():
+        raise UserError(f"no adapter at {adapter}")
+    learnt = SafetensorsFile(adapter)
+    if not {"config", "channels", "base_fingerprint"} <= set(learnt.metadata):
+        raise UserError(f"{adapter} is not an adapter that talora_jax trained")
+    _check_base(base, learnt, adapter)
+    channels = json.loads(learnt.metadata["channels"])
+    task, row = _find(channel, channels)
+    number = list(channels).index(task)
+    update = _update(learnt, number, len(channels), base)
+
+    def get(entry: Entry) -> np.ndarray:
+        if entry.ours.startswith(_DECODER):
+            decoders = learnt[f"mask_decoders.{entry.ours.removeprefix(_DECODER)}"]
+            return entry.layout.theirs(decoders[number])
+        if entry.ours == "prompt_encoder.no_mask_embed":
+            return learnt["no_mask_embed"][row : row + 1]
+        x = base.get(entry)
+        if entry.ours in learnt:
+            x = entry.layout.theirs(learnt[entry.ours][entry.index])
+        if entry.ours.endswith(_QKV):
+            x = x + entry.layout.theirs(update(entry)).astype(x.dtype)
+        return x
+
+    return dataclasses.replace(base, get=get)
+
+
+def _find(channel: str, channels: Mapping[str, int]) -> tuple[str, int]:
+    """The task of a channel, and its no-mask row."""
+    task, _, number = channel.partition(":")
+    known = [f"{t}:{i}" if n > 1 else t for t, n in channels.items() for i in range(n)]
+    if channel not in known:
+        raise UserError(f"no channel {channel}; the adapter has {', '.join(known)}")
+    names = list(channels)
+    return task, sum(channels[t] for t in names[: names.index(task)]) + int(number or 0)
+
+
+def _update(learnt: SafetensorsFile, task: int, num_tasks: int, base: Checkpoint):
+    """A function that gives the update [d, k] of the qkv weights of an entry's block."""
+    options = json.loads(learnt.metadata["config"])["adapter"]
+    config = AdapterConfig(
+        options["kind"],
+        tuple(options["ranks"]),
+        options["scale"],
+        options["dropout"],
+        tuple(options["qkv"]),
+    )
+    width = base.architecture.sam.encoder.width
+
+    def update(entry: Entry) -> np.ndarray:
+        adapter = make_adapter(config, width, num_tasks, rngs=nnx.Rngs(0))
+        if adapter is None:
+            return np.zeros((width, 3 * width), np.float32)
+        blocks = entry.ours.removesuffix("qkv.kernel")
+        for (name,), variable in nnx.to_flat_state(nnx.state(adapter)):
+            factor = learnt[f"{blocks}adapter.{name}"][entry.index]
+            variable[...] = jnp.asarray(factor)
+        dense = np.asarray(adapter.merge())
+        return dense[task if config.per_task else 0]
+
+    return update
+
+
+def _check_base(base: Checkpoint, learnt: SafetensorsFile, adapter: Path) -> None:
+    """Compares the fingerprint of what was frozen in training."""
+    frozen = []
+    for name, value in our_tensors(base):
+        name = name.removeprefix("prompt_encoder.") if "positions" in name else name
+        if name.startswith(("image_encoder.", "positions.")) and name not in learnt:
+            frozen.append((tuple(name.split(".")), nnx.Param(value)))
+    if fingerprint(nnx.from_flat_state(frozen)) != learnt.metadata["base_fingerprint"]:
+        raise UserError(f"{adapter} was trained on another base than INPUT")
