@@ -45,7 +45,7 @@ def default() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.size = "tiny"  # see `talora_jax.models.sam.SIZES`
-    model.weights = ""  # a SAM checkpoint, .pth or .safetensors; "" starts from random numbers
+    model.weights = ""  # a base (see `weights_convert`); "" starts from random numbers
     model.pixel_normalisation = True  # False reproduces the official MTSAM code
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters

@@ -16,7 +16,6 @@ from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.run import Run
 from talora_jax.sharding import replicated, shard_batch
-from talora_jax.tasks import Task
 
 Batches = Iterable[dict[str, np.ndarray]]
 
@@ -87,15 +86,16 @@ def constant_baselines(run: Run) -> dict[str, float]:
     totals = _add_up(run, statistics, _batches(run, "train"))
     constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
 
-    def sums(batch):
+    # Constants are an argument, or XLA would spend a minute on folding them.
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
+    def sums(constants, batch):
         def maps(task):
             shape = (*batch[task.name].shape[:3], task.channels)
             return jnp.broadcast_to(constants[task.name], shape)
 
         return {t.name: t.metrics(maps(t), batch[t.name]) for t in run.tasks}
 
-    step = jax.jit(sums, out_shardings=replicated(run.mesh))
-    return _summarise(run, step, _batches(run, "val"))
+    return _summarise(run, functools.partial(sums, constants), _batches(run, "val"))
 
 
 def evaluate(run: Run, workdir: Path, print_line: Callable[[str], None]) -> dict[str, float]:

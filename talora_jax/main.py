@@ -25,8 +25,8 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "evaluate"],
-    "train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest checkpoint "
-    "in --workdir, with the config it was trained with.",
+    "train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
+    "checkpoint in --workdir, with the config it was trained with.",
 )
 
 

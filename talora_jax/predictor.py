@@ -1,7 +1,7 @@
 """Segments images from prompts: points, boxes, and masks of an earlier prediction.
 
     predictor = SamPredictor(load_sam("sam_vit_b.safetensors"))
-    predictor.set_image(np.asarray(Image.open("photo.jpg")))
+    predictor.set_image(Image.open("photo.jpg"))
     prediction = predictor.predict(points=[[[320, 200]]], labels=[[1]])
     best = prediction.masks()[0, prediction.iou[0].argmax()]
 
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from talora_jax.errors import UserError
 from talora_jax.models.geometry import Geometry, normalise
@@ -93,12 +93,27 @@ class SamPredictor:
         self.set_images([image])
 
     def set_images(self, images: Iterable) -> None:
-        """Encodes images of any sizes, in place of those set before."""
-        self._images = []
+        """Encodes images of any sizes, in place of those set before.
+
+        They take turns: one program serves any number of them.
+
+        Raises:
+          UserError: one is no image; those set before then stay.
+        """
+        encoded = []
         for image in map(as_rgb, images):
             geometry = Geometry.of(image.shape[:2], self._square)
             square, resized = geometry.to_square_uint8(image), np.array(geometry.resized)
-            self._images.append((geometry, self._encode(self._state, square, resized)))
+            encoded.append((geometry, self._encode(self._state, square, resized)))
+        self._images = encoded
+
+    def embedding(self, image: int = 0) -> Float[Array, "1 h w D"]:
+        """The embedding of an image that is set.
+
+        Raises:
+          UserError: no such image is set.
+        """
+        return self._image(image)[1]
 
     def predict(
         self,
@@ -124,9 +139,7 @@ class SamPredictor:
         Raises:
           UserError: no such image is set, or the prompts have other shapes.
         """
-        if not -len(self._images) <= image < len(self._images):
-            raise UserError(f"no image {image} is set: there are {len(self._images)}")
-        geometry, embedding = self._images[image]
+        geometry, embedding = self._image(image)
         points, labels, masks = self._prompts(points, labels, boxes, masks, geometry)
         low_res, iou = [], []
         for start in range(0, len(points), PROMPTS[-1]):
@@ -144,6 +157,11 @@ class SamPredictor:
             low_res.append(np.asarray(maps[0])[:size])
             iou.append(np.asarray(quality[0])[:size])
         return Prediction(np.concatenate(low_res), np.concatenate(iou), geometry)
+
+    def _image(self, image: int) -> tuple[Geometry, jax.Array]:
+        if not -len(self._images) <= image < len(self._images):
+            raise UserError(f"no image {image} is set: there are {len(self._images)}")
+        return self._images[image]
 
     def _prompts(self, points, labels, boxes, masks, geometry):
         """Checks the prompts, and puts points and corners together, padded to a fixed number."""

@@ -5,18 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import ml_collections
-import safetensors.numpy
+import numpy as np
 from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import build
+from talora_jax.base import build, read_base
 from talora_jax.checkpoint import fingerprint
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
-from talora_jax.models.sam import SIZES
+from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 
 
@@ -52,17 +52,26 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     )
     mesh = sharding.make_mesh(**config.mesh)
     config_lib.check_mesh(config, mesh.shape)
-    base = _read_base(config.model.weights)
 
     dataset = open_dataset(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
-    return assemble(config, mesh, dataset, tasks, base)
+    return assemble(config, mesh, dataset, tasks)
 
 
-def assemble(config, mesh, dataset, tasks, base=None) -> Run:
-    """The run of a checked config on an opened data set."""
+def assemble(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    dataset: Dataset,
+    tasks: tuple[Task, ...],
+) -> Run:
+    """The run of a checked config on an opened data set.
+
+    Raises:
+      UserError: the base of `config.model.weights` does not fit the config.
+    """
     adapter = adapter_config(config)
-    model = build(lambda: make_model(config, tasks), base)
+    sam, base = _sizes_and_base(config)
+    model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
     digest = fingerprint(frozen)
     param_dtype = resolve_dtype(config.model.param_dtype)
@@ -71,10 +80,10 @@ def assemble(config, mesh, dataset, tasks, base=None) -> Run:
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest)
 
 
-def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> MSam:
+def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: SamConfig) -> MSam:
     """The model with random parameters; cheap under `nnx.eval_shape`."""
     return MSam(
-        SIZES[config.model.size](),
+        sam,
         adapter_config(config),
         {task.name: task.channels for task in tasks},
         pixel_normalisation=config.model.pixel_normalisation,
@@ -96,20 +105,25 @@ def resolve_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _read_base(path: str):
-    """The tensors of `config.model.weights`, by our names; None for no path."""
-    if not path:
-        return None
-    if path.endswith(".pth"):
-        # PyTorch's names are known in one place only, and only who brings a .pth needs it.
-        from weights_convert.official import from_official, read_pth
-
-        return from_official(read_pth(path))[0]
-    try:
-        return safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"config.model.weights: no file at {path}") from None
-    except Exception as error:
+def _sizes_and_base(
+    config: ml_collections.ConfigDict,
+) -> tuple[SamConfig, dict[str, np.ndarray] | None]:
+    """The model's sizes, from the base where there is one, and the base's tensors."""
+    sizes = SIZES[config.model.size]()
+    if not config.model.weights:
+        return sizes, None
+    base, description = read_base(config.model.weights)
+    found = description.config
+    if (found.encoder.width, found.encoder.depth) != (sizes.encoder.width, sizes.encoder.depth):
         raise UserError(
-            f"config.model.weights: {path} is not a .pth or .safetensors file: {error}"
-        ) from None
+            f"config.model.weights: {config.model.weights} is a base of width "
+            f"{found.encoder.width} and depth {found.encoder.depth}, but config.model.size="
+            f"{config.model.size} has {sizes.encoder.width} and {sizes.encoder.depth}"
+        )
+    # Rows of U3 and no-mask rows are in the order of the tasks.
+    if description.tasks is not None and description.tasks != tuple(config.tasks):
+        raise UserError(
+            f"config.tasks is {', '.join(config.tasks)}, but {config.model.weights} was trained "
+            f"for {', '.join(description.tasks)}, in this order"
+        )
+    return found, base

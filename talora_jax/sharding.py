@@ -1,7 +1,7 @@
 """The device mesh, how arrays are laid over it, and the start of many hosts.
 
-Mesh axes: `data` and `fsdp` share the batch; `fsdp` also shards the frozen parameters; `task` shards
-the task axis of the encoder's activations.
+Mesh axes: `data` and `fsdp` share the batch; `fsdp` also shards the frozen parameters; `task`
+shards the task axis of the encoder's activations.
 """
 
 import math

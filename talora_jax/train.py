@@ -116,7 +116,7 @@ def make_train_step(run: Run):
             **{f"{task.name}/weight": weights[i] / parts for i, task in enumerate(tasks)},
             "orthogonal": orthogonal / parts,
             "objective": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         state = TrainState(
@@ -134,7 +134,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains as the config says, resuming what the workdir holds; returns the final metrics.
 
     Raises:
-      UserError: the config, the data, the base or the workdir cannot work, or the loss is not finite.
+      UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
     """
     run = prepare(config)
     main_process = jax.process_index() == 0

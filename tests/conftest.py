@@ -22,6 +22,7 @@ from talora_jax.base import build, for_msam
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
+from talora_jax.models.sam import Sam
 from weights_convert.official import from_official
 
 TESTS = Path(__file__).parent
@@ -55,7 +56,7 @@ class Golden:
         return under(self.arrays, "state_dict/")
 
     def ours(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Official tensors (values, gradients, …) by our names. What is not there counts as zero."""
+        """Official tensors (values, gradients, …) by our names. What is not there is zero."""
         zeros = {k: np.zeros_like(v) for k, v in self.state_dict().items()}
         return for_msam(from_official(zeros | tensors, self.tasks)[0], self.model)
 
@@ -115,6 +116,7 @@ def config(micro, folder, tmp_path_factory):
     """A micro run on `folder`: four steps, a checkpoint every two."""
     config = config_lib.default()
     config.model.size = "micro"
+    config.model.remat = "none"
     config.adapter.ranks = (4, 4, 2)
     config.data.name = "folder"
     config.data.path = str(folder)
@@ -130,8 +132,8 @@ def config(micro, folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_main(tmp_path_factory):
-    """Starts `tests/micro.py` in a process of its own; programs are compiled once for all."""
+def start_python(tmp_path_factory):
+    """Starts Python in a process of its own; programs are compiled once for all of them."""
     cache = tmp_path_factory.mktemp("compiled")
 
     def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
@@ -142,7 +144,7 @@ def run_main(tmp_path_factory):
             f"--xla_force_host_platform_device_count={devices}",
         }
         return subprocess.Popen(
-            [sys.executable, str(TESTS / "micro.py"), *arguments],
+            [sys.executable, *arguments],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.PIPE,
@@ -151,3 +153,25 @@ def run_main(tmp_path_factory):
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def start_main(start_python):
+    """Starts `tests/micro.py`, the command line with the size `micro`."""
+    return lambda *arguments, **how: start_python(str(TESTS / "micro.py"), *arguments, **how)
+
+
+@pytest.fixture(scope="session")
+def micro_sam(micro) -> Sam:
+    """The promptable model of that size, random numbers in every parameter."""
+
+    def make():
+        return Sam(micro, rngs=nnx.Rngs(0))
+
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(make))):
+        name = ".".join(map(str, path))
+        noise = rng.normal(size=variable.shape)
+        tensors[name] = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
+    return build(make, tensors)

@@ -1,16 +1,15 @@
 """The predictor: coordinates, padding without effect and without compilation, clear refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
-from talora_jax.base import build
 from talora_jax.errors import UserError
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry
 from talora_jax.models.prompt_encoder import FOREGROUND, LOWER_RIGHT, NOT_A_POINT, UPPER_LEFT
-from talora_jax.models.sam import Sam
 from talora_jax.predictor import PROMPTS, SamPredictor
 
 RNG = np.random.default_rng(0)
@@ -18,15 +17,29 @@ IMAGES = [RNG.integers(0, 256, size, np.uint8) for size in ((48, 32, 3), (64, 64
 
 
 @pytest.fixture(scope="module")
-def sam(micro):
-    return build(lambda: Sam(micro, rngs=nnx.Rngs(0)))
+def shared(micro_sam):
+    """One predictor, so that it compiles once."""
+    return SamPredictor(micro_sam)
 
 
 @pytest.fixture
-def predictor(sam):
-    predictor = SamPredictor(sam)
-    predictor.set_images(IMAGES)
-    return predictor
+def predictor(shared):
+    shared.set_images(IMAGES)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def sam(micro_sam):
+    """The model's two halves, compiled without the predictor."""
+    graphdef, state = nnx.split(micro_sam)
+
+    class Compiled:
+        encode = staticmethod(lambda x: encode(state, x))
+        decode = staticmethod(lambda *prompts: decode(state, *prompts))
+
+    encode = jax.jit(lambda state, x: nnx.merge(graphdef, state).encode(x))
+    decode = jax.jit(lambda state, *prompts: nnx.merge(graphdef, state).decode(*prompts))
+    return Compiled
 
 
 def assert_close(a, b):
@@ -110,7 +123,9 @@ def test_prompts_with_fewer_points_than_others(predictor):
     np.testing.assert_allclose(both.low_res[1], short.low_res[0], rtol=0, atol=1e-5)
 
 
-def test_new_numbers_of_prompts_and_points_do_not_compile(predictor):
+def test_new_numbers_of_prompts_and_points_do_not_compile(micro_sam):
+    predictor = SamPredictor(micro_sam)
+    predictor.set_images(IMAGES)
     for number in PROMPTS:
         predictor.predict(*points(number, 1))
     compiled = predictor._decode._cache_size()
@@ -140,6 +155,9 @@ def test_no_prompt_at_all_is_one_prompt(predictor):
 def test_setting_images_forgets_those_before(predictor):
     before = predictor.predict(*points(1, 1), image=1)
     predictor.set_image(IMAGES[1])
+    assert_close(predictor.predict(*points(1, 1)), before)
+    with pytest.raises(UserError, match="shape"):
+        predictor.set_images([IMAGES[0], np.zeros((4, 4, 4, 4))])
     assert_close(predictor.predict(*points(1, 1)), before)
     with pytest.raises(UserError, match="no image 1 is set: there are 1"):
         predictor.predict(*points(1, 1), image=1)

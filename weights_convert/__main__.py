@@ -78,7 +78,7 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
         checkpoint = merged(checkpoint, args.adapter, args.channel)
         origin = {**origin, "adapter": args.adapter.name, "channel": args.channel}
         print(f"merged {args.channel} of {args.adapter}")
-    if args.image_size:
+    if args.image_size is not None:
         before = checkpoint.architecture.sam.encoder.image_size
         checkpoint = resized(checkpoint, args.image_size)
         origin = {**origin, "interpolated_from": before}

@@ -48,11 +48,9 @@ def read_architecture(
     """
     found = count(shapes, r"mask_decoder\.(\d+)\.")
     tasks = tuple(tasks)
-    if tasks and len(tasks) != found:
+    if tasks and not len(tasks) == len(set(tasks)) == found:
         held = f"{found} mask decoders by task" if found else "one mask decoder, without a task"
-        raise UserError(
-            f"the checkpoint has {held}, but {len(tasks)} task names were given: {', '.join(tasks)}"
-        )
+        raise UserError(f"the checkpoint has {held}, but the task names are {', '.join(tasks)}")
     tasks = tasks or tuple(map(str, range(found))) or None
     ranks = shapes.get("image_encoder.blocks.0.attn.qkv.td_G")
     try:

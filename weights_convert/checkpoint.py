@@ -108,7 +108,8 @@ def from_state_dict(
         del shapes[HUGGINGFACE_ALIAS]
     architecture = read_architecture(shapes, tasks, heads)
     wrong = problems(architecture, shapes, kind)
-    if alias and not np.array_equal(state[HUGGINGFACE_ALIAS], state[GAUSSIAN.huggingface]):
+    positions = state.get(GAUSSIAN.huggingface, state.get(HUGGINGFACE_ALIAS))
+    if alias and not np.array_equal(state[HUGGINGFACE_ALIAS], positions):
         wrong.append(f"{HUGGINGFACE_ALIAS} differs from {GAUSSIAN.huggingface}")
     if wrong:
         raise UserError(f"{name} is not a whole SAM: {'; '.join(wrong)}")

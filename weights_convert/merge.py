@@ -34,8 +34,11 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
       channel: a task, or TASK:NUMBER for a task of several channels, counted from 0.
 
     Raises:
-      UserError: the file is no adapter, was trained on another base, or has no such channel.
+      UserError: the base is no plain SAM, or the file is no adapter, was trained on another base,
+        or has no such channel.
     """
+    if base.architecture.tasks is not None:
+        raise UserError("to merge an adapter, INPUT must be the plain SAM it was trained on")
     if not adapter.is_file():
         raise UserError(f"no adapter at {adapter}")
     learnt = SafetensorsFile(adapter)

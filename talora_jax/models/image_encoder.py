@@ -3,8 +3,8 @@
 Source: `segment_anything/modeling/image_encoder.py`. What differs:
 
 - Activations are [T, B, h, w, D]: one encoding per task, all tasks in one pass.
-- Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder is
-  a scan over stages around a scan over window blocks: compile time does not grow with depth.
+- Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder
+  is a scan over stages around a scan over window blocks: compile time does not grow with depth.
 - qkv is projected before windows are padded and the output after they are joined: padding carries
   the projection's bias, which is what projecting zeros gives, and costs no matrix product.
 """
@@ -234,7 +234,7 @@ def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Bl
 
 
 def _checkpointed(block, remat: str):
-    """Decides what a block's forward pass leaves for its backward pass."""
+    """Decides what a block's forward pass leaves for its backward pass, by `config.model.remat`."""
     if remat == "none":
         return block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None

@@ -1,7 +1,8 @@
 """mSAM: one SAM encoder with TA-LoRA, one mask decoder per task, all tasks in one pass.
 
-Source: arXiv 2403.10971 and the official MTSAM release. What differs: see REMARKS in the README
-("What differs from the paper and from the official code").
+Source: arXiv 2403.10971 and the official MTSAM release. What differs: one pass serves any number of
+tasks and images (the official joint mode mixes them when the batch is larger than 1), pixels are
+normalised as SAM's were unless switched off, and decoders take turns in a scan.
 """
 
 import functools
@@ -64,9 +65,10 @@ class MSam(nnx.Module):
             config.encoder, adapter, len(self.tasks), remat=remat, dtype=dtype, rngs=rngs
         )
         self.positions = RandomFourierPositions(config.decoder.dim, rngs=rngs)
-        # SAM's one "no mask" row, copied once per output channel.
-        row = jax.random.normal(rngs.params(), (1, config.decoder.dim))
-        self.no_mask_embed = TaskParam(jnp.tile(row, (sum(self.channels), 1)))
+        # A base gives every output channel a copy of SAM's "no mask" row; without one, rows drawn
+        # apart tell channels apart from the start.
+        rows = jax.random.normal(rngs.params(), (sum(self.channels), config.decoder.dim))
+        self.no_mask_embed = TaskParam(rows)
         self.remat = remat
         # One decoder per task, stacked. All start from the same weights: SAM's, or the same random.
         graphdef, decoder = nnx.split(MaskDecoder(config.decoder, dtype=dtype, rngs=rngs))

@@ -74,7 +74,7 @@ def targets(golden):
 
 @pytest.fixture(scope="module")
 def objective_and_gradients(golden):
-    """The training objective of the released recipe, and its gradient, from the official weights."""
+    """The objective of the released recipe and its gradient, at the official weights."""
     adapter = AdapterConfig("talora", tuple(golden.config["ranks"]), dropout=0.0)
     graphdef, learnt, frozen = nnx.split(golden.model, trainable(adapter), ...)
     tasks = [make_task(name, class_names=("",) * 5) for name in golden.tasks]

@@ -1,19 +1,20 @@
 """The promptable model: absent prompts change nothing, prompts do not see each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from talora_jax.base import build
 from talora_jax.models.prompt_encoder import ABSENT
 from talora_jax.models.sam import SIZES, Sam
 
 
 @pytest.fixture(scope="module")
-def sam(micro):
-    return build(lambda: Sam(micro, rngs=nnx.Rngs(0)))
+def sam(micro_sam):
+    return micro_sam
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,18 @@ def embeddings(micro):
 
 @pytest.fixture(scope="module")
 def decode(sam):
-    graphdef, state = nnx.split(sam)
+    """`Sam.decode`, compiled; `state` puts other parameters in place of the model's."""
+    graphdef, own = nnx.split(sam)
 
-    def decode(embeddings, points, labels, masks=None, multimask=True):
+    @functools.partial(jax.jit, static_argnames="multimask")
+    def decode(state, embeddings, points, labels, masks, multimask):
         model = nnx.merge(graphdef, state)
         return model.decode(embeddings, points, labels, masks, multimask=multimask)
 
-    return jax.jit(decode, static_argnames="multimask")
+    def call(embeddings, points, labels, masks=None, multimask=True, state=own):
+        return decode(state, embeddings, points, labels, masks, multimask)
+
+    return call
 
 
 def prompts(batch, number, points, seed=1):
@@ -95,14 +101,13 @@ def test_prompts_and_images_do_not_see_each_other(decode, embeddings):
 def test_one_mask_is_token_0_and_three_are_the_others(sam, decode, embeddings):
     """Which tokens give the masks shows in whose hypernetwork moves them."""
     xy, labels = prompts(1, 1, 2)
-    graphdef, state = nnx.split(sam)
-    moved = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    bias = moved.mask_decoder.output_hypernetworks_mlps[0].layers[-1].bias
-    bias[...] += 1.0
-    three = moved.decode(embeddings[:1], xy, labels)
-    assert_close(three, decode(embeddings[:1], xy, labels))
-    one = moved.decode(embeddings[:1], xy, labels, multimask=False)
-    assert np.abs(one[0] - decode(embeddings[:1], xy, labels, multimask=False)[0]).max() > 1e-3
+    moved = nnx.clone(sam)
+    moved.mask_decoder.output_hypernetworks_mlps[0].layers[-1].bias[...] += 1.0
+    moved = nnx.state(moved)
+    prompt = (embeddings[:1], xy, labels)
+    assert_close(decode(*prompt, state=moved), decode(*prompt))
+    before, after = (decode(*prompt, multimask=False, **kw)[0] for kw in ({}, {"state": moved}))
+    assert np.abs(before - after).max() > 1e-3
 
 
 def test_a_mask_prompt_equal_to_the_no_mask_row_is_none(sam, embeddings):
@@ -117,8 +122,8 @@ def test_a_mask_prompt_equal_to_the_no_mask_row_is_none(sam, embeddings):
         encoder.points(xy, labels),
         jnp.ones(labels.shape, bool),
     )
-    shared = sam.mask_decoder(*args, row, multimask=True)
-    assert_close(sam.mask_decoder(*args, dense, multimask=True), shared)
+    call = nnx.jit(lambda decoder, dense: decoder(*args, dense, multimask=True))
+    assert_close(call(sam.mask_decoder, dense), call(sam.mask_decoder, row))
 
 
 @pytest.mark.parametrize(

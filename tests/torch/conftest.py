@@ -15,6 +15,7 @@ from PIL import Image
 
 from talora_jax.base import load_sam
 from talora_jax.predictor import SamPredictor
+from weights_convert.__main__ import main
 
 # Square, and not: at 1024 pixels a 333×500 image leaves padding below.
 SIZES = ((1024, 1024), (333, 500))
@@ -133,8 +134,7 @@ def make_peers(folder: Path, *sizes, images: tuple[tuple[int, int], ...]) -> Pee
     official = make_official(*sizes)
     torch.save(official.state_dict(), folder / "sam.pth")
     for output in ("base.safetensors", "huggingface"):
-        done = convert(folder / "sam.pth", folder / output)
-        assert done.returncode == 0, done.stderr
+        main([str(folder / "sam.pth"), str(folder / output)])
     huggingface, loading = SamModel.from_pretrained(
         folder / "huggingface", output_loading_info=True
     )

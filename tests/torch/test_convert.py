@@ -14,8 +14,14 @@ from talora_jax.models.msam import MSam
 from weights_convert.__main__ import main
 from weights_convert.names import HUGGINGFACE_ALIAS
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def import_torch():
+    """Not at the top: the tests must be collected where there is no PyTorch."""
+    global torch
+    import torch
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,15 @@ import pytest
 
 from talora_jax.models.geometry import Geometry, normalise
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def import_torch():
+    """Not at the top: the tests must be collected where there is no PyTorch."""
+    global torch
+    import torch
+
 
 SIZES = (
     (1024, 1024),

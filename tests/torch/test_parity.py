@@ -45,15 +45,11 @@ def official_shallow(shallow):
     return [official_predictor(shallow.official, image) for image in shallow.images]
 
 
-def embedding(predictor, image):
-    return np.asarray(predictor._images[image][1][0])
-
-
 def compare_embeddings(peers, officials):
     for i, official in enumerate(officials):
         theirs = official.features[0].permute(1, 2, 0).numpy()
         assert 0.5 < theirs.std() < 2
-        np.testing.assert_allclose(embedding(peers.ours, i), theirs, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(peers.ours.embedding(i)[0], theirs, rtol=0, atol=1e-4)
 
 
 def ask_official(official, prompt, multimask):
@@ -121,12 +117,12 @@ def huggingface_embedding(peers, official):
 
 def test_image_embeddings_of_huggingface(vit_b, huggingface_b):
     theirs = huggingface_b[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(embedding(vit_b.ours, -1), theirs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(vit_b.ours.embedding(-1)[0], theirs, rtol=0, atol=1e-4)
 
 
 def test_widths_and_heads_in_huggingface(shallow, official_shallow):
     theirs = huggingface_embedding(shallow, official_shallow[-1])[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(embedding(shallow.ours, -1), theirs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(shallow.ours.embedding(-1)[0], theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("multimask", [True, False])

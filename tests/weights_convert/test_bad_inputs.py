@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from weights_convert.names import HUGGINGFACE_ALIAS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,6 +59,9 @@ def test_huggingface_problems_use_huggingface_names(refuse, saved, huggingface):
     error = refuse(saved(state))
     assert "missing vision_encoder.layers.0.layer_norm2.bias" in error
     assert "mask_decoder.upscale_conv1.bias has shape [3], expected [8]" in error
+    state = dict(huggingface)
+    state[HUGGINGFACE_ALIAS] = state.pop("shared_image_embedding.positional_embedding")
+    assert "missing shared_image_embedding.positional_embedding" in refuse(saved(state))
 
 
 @pytest.mark.parametrize(

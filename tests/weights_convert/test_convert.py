@@ -7,6 +7,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+import talora_jax.base as base_lib
 from talora_jax.base import build, load_sam, read_base
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
@@ -93,6 +94,14 @@ def test_read_base_refuses_other_files(checkpoint, tmp_path):
         read_base(tmp_path / "sam.pth")
 
 
+def test_a_base_of_a_newer_version(run, checkpoint, tmp_path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(base_lib, "VERSION", base_lib.VERSION + 1)
+        assert run(checkpoint, tmp_path / "base.safetensors")[0] == 0
+    with pytest.raises(UserError, match="version 2.*up to 1: update"):
+        read_base(tmp_path / "base.safetensors")
+
+
 def test_mtsam_base_is_no_promptable_sam(golden, run, tmp_path):
     safetensors.numpy.save_file(golden.state_dict(), tmp_path / "mtsam.safetensors")
     base = tmp_path / "base.safetensors"
@@ -102,5 +111,10 @@ def test_mtsam_base_is_no_promptable_sam(golden, run, tmp_path):
         load_sam(base)
     status, _, error = run(base, tmp_path / "folder")
     assert status == 2 and "one mask decoder" in error and not (tmp_path / "folder").exists()
-    status, _, error = run(tmp_path / "mtsam.safetensors", tmp_path / "x.pth", "--tasks=a,b")
-    assert status == 2 and "3 mask decoders" in error
+    for names in ("a,b", "a,b,b"):
+        status, _, error = run(tmp_path / "mtsam.safetensors", tmp_path / "x.pth", "--tasks", names)
+        assert (
+            status == 2 and f"3 mask decoders by task, but the task names are {names[0]}" in error
+        )
+    status, _, error = run(base, tmp_path / "x.pth", "--adapter=a", "--channel=a")
+    assert status == 2 and "plain SAM" in error

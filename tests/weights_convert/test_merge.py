@@ -1,6 +1,7 @@
 """A channel of a trained mSAM as a plain SAM."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -35,13 +36,11 @@ def train(run, checkpoint, micro, tmp_path):
         )
         a = config.adapter
         adapter = AdapterConfig(a.kind, tuple(a.ranks), a.scale, a.dropout, tuple(a.qkv))
-        # The adapters' numbers are small: a sum of few products then keeps its digits.
-        tensors = {name: 0.1 * x for name, x in read_base(base)[0].items()}
-        safetensors.numpy.save_file(tensors, tmp_path / "scaled", _header(base))
+        tensors, _ = read_base(base)
         model = build(lambda: MSam(micro, adapter, CHANNELS, rngs=nnx.Rngs(0)), tensors)
         graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
-        keys = iter(jax.random.split(jax.random.key(1), 1000))
-        learnt = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), learnt)
+        rng = np.random.default_rng(1)
+        learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
         metadata = {
             "format": "talora_jax adapter 1",
             "config": config.to_dict(),
@@ -49,21 +48,22 @@ def train(run, checkpoint, micro, tmp_path):
             "base_fingerprint": fingerprint(frozen),
         }
         save_adapter(tmp_path / "adapter.safetensors", learnt, metadata)
-        return nnx.merge(graphdef, learnt, frozen), tmp_path / "scaled"
+        return nnx.merge(graphdef, learnt, frozen), base
 
     return train
 
 
-def _header(base):
-    with safetensors.safe_open(base, "np") as file:
-        return file.metadata()
+@nnx.jit
+def first_mask(sam, squares):
+    no_points = jnp.zeros((1, 1, 0, 2)), jnp.zeros((1, 1, 0), int)
+    return sam.decode(sam.encode(squares), *no_points, multimask=False)
 
 
-@pytest.mark.parametrize("kind", ["talora", "lora_shared", "lora_per_task", "none", "full"])
+@pytest.mark.parametrize("kind", ["talora", "lora_shared", "full"])
 def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind):
     model, base = train(kind)
     squares = jax.random.normal(jax.random.key(2), (1, 64, 64, 3))
-    maps = model.low_res(squares)
+    maps = nnx.jit(MSam.low_res)(model, squares)
     for channel, task, number in (("depth", "depth", 0), ("normals:2", "normals", 2)):
         output = tmp_path / f"{task}.safetensors"
         status, printed, error = run(
@@ -72,10 +72,9 @@ def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind):
         assert status == 0, error
         assert f"merged {channel}" in printed
         sam = load_sam(output)
-        no_points = np.zeros((1, 1, 0, 2)), np.zeros((1, 1, 0), int)
-        masks, _ = sam.decode(sam.encode(squares), *no_points, multimask=False)
+        masks, _ = first_mask(sam, squares)
         expected = maps[task][0, ..., number]
-        assert expected.std() > 1e-3
+        assert expected.std() > 0.01
         np.testing.assert_allclose(masks[0, 0, 0], expected, rtol=0, atol=1e-5)
 
 
@@ -94,4 +93,7 @@ def test_what_is_refused(train, run, checkpoint, tmp_path):
     assert "belong together" in refuse(base, output, "--adapter", adapter)
     assert "not an adapter" in refuse(base, output, "--adapter", base, "--channel", "depth")
     assert "no adapter at" in refuse(base, output, "--adapter", output, "--channel", "depth")
+    state = safetensors.numpy.load_file(checkpoint)
+    state["image_encoder.neck.3.bias"] += 1
+    safetensors.numpy.save_file(state, checkpoint)
     assert "another base" in refuse(checkpoint, output, "--adapter", adapter, "--channel", "depth")

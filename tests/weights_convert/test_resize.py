@@ -46,7 +46,7 @@ def test_a_linear_ramp_stays_one(run, checkpoint, official, tmp_path):
     )
 
 
-@pytest.mark.parametrize("size", [24, 100, 8, -64])
+@pytest.mark.parametrize("size", [24, 100, 8, 0, -64])
 def test_sizes_that_cannot_be(run, checkpoint, tmp_path, size):
     status, _, error = run(checkpoint, tmp_path / "out.safetensors", f"--image-size={size}")
     assert status == 2 and "expected a multiple of 8 above 24" in error

@@ -34,7 +34,7 @@ class Layout:
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        self.room = np.array([rng.uniform(2.9, 5.6), rng.uniform(2.9, 5.6), rng.uniform(2.35, 3.0)])
+        self.room = np.array([rng.uniform(3.6, 5.2), rng.uniform(3.6, 5.2), rng.uniform(2.35, 3.0)])
         self.parts: list[Placed] = []
         self.floor: list[tuple[float, float, float, float]] = []  # taken: x0, y0, x1, y1
         self.tall: list[tuple[float, float, float, float]] = []  # taken at eye height
@@ -424,7 +424,7 @@ class Layout:
                 [
                     rng.uniform(0.3, self.room[0] - 0.3),
                     rng.uniform(0.3, self.room[1] - 0.3),
-                    rng.uniform(1.2, 1.8),
+                    rng.uniform(1.3, 1.7),
                 ]
             )
             if _distance(tall, position) < 0.4 or _distance(low, position) < 0.15:
@@ -442,11 +442,11 @@ class Layout:
             seen = np.array(self.targets)[:, :2] - position[:2]
             turned = np.arctan2(seen[:, 1], seen[:, 0]) - yaw
             inside = (np.cos(turned) > 0.88) & (np.hypot(*seen.T) > 0.8)
-            score = min(sum(ahead) / 3, 3.5) + 0.5 * inside.sum() + rng.uniform(0, 1.5)
+            score = min(sum(ahead) / 3, 4.5) + 0.5 * inside.sum() + rng.uniform(0, 1.5)
             if score > best_score:
-                pitch = np.clip(np.arctan2(to[2] - position[2], flat) * 0.6, -0.4, 0.1)
-                pitch += rng.normal(0.0, 0.08)
-                if rng.random() < 0.3:
+                pitch = np.clip(np.arctan2(to[2] - position[2], flat) * 0.8, -0.5, -0.25)
+                pitch += rng.normal(0.0, 0.05)
+                if rng.random() < 0.1:
                     pitch = rng.uniform(-0.15, 0.15)  # Level, so that the ceiling is seen too.
                 best, best_score = (position, yaw, pitch), score
         if best is None:

@@ -1,0 +1,33 @@
+"""A folder of real RGB-D frames: objects on a table, four tasks from two kinds of files.
+
+    python -m talora_jax.main --config configs/tabletop_tiny.py --config.data.path=PATH \\
+        --workdir /tmp/tabletop
+
+PATH holds image/, semantic/ (0 table, 1 object, 255 no label), depth/ (16-bit PNG, millimetres) and
+instance/, as the Object Segmentation Database (Kinect) is packed by PointCloudLibrary/data. Normals
+are derived from depth, edges from instances.
+"""
+
+from talora_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.tasks = ("semantic", "depth", "normals", "edges")
+    config.data.name = "folder"
+    config.data.image_size = (192, 256)
+    config.data.class_names = ("table", "object")
+    config.data.depth_scale = 1000.0
+    config.data.ignore_label = 255
+    config.data.intrinsics = (525.0, 525.0, 319.5, 239.5)
+    config.model.size = "tiny"
+    config.model.remat = "none"
+    config.adapter.ranks = (16, 16, 4)
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.lr_scale.no_mask = 10.0
+    config.orthogonal_weight = 0.01
+    config.weighting.task_weights = (1.0, 2.0, 2.0, 4.0)
+    config.batch_size = 8
+    config.eval_batch_size = 9
+    config.steps = 250
+    return config

@@ -1,0 +1,125 @@
+"""The command line: one clear line for each mistake, and resuming after a kill."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from talora_jax.logs import read_metrics
+from talora_jax.train import flat_fields
+
+
+def flags(config, workdir):
+    """The command line that gives this config."""
+    fields = flat_fields(config.to_dict())
+    # hosts, mesh and the rest stay at their defaults; what the fixture sets is said.
+    said = [
+        f"--{name}={value}"
+        for name, value in fields.items()
+        if name.startswith(("config.data.", "config.model.size", "config.adapter.ranks"))
+        or name in ("config.batch_size", "config.eval_batch_size", "config.log_every")
+    ]
+    return ["--config=configs/rooms_tiny.py", f"--workdir={workdir}", *said]
+
+
+def finish(process, *, status=0):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    return out, errors
+
+
+@pytest.fixture
+def wrong(start_main):
+    """Runs a command that must fail and returns what it says, without a traceback."""
+
+    def run(*arguments):
+        _, errors = finish(start_main(*arguments), status=2)
+        before, said, message = errors.partition("error: ")
+        assert said and "Traceback" not in errors, errors
+        return message.strip()
+
+    return run
+
+
+def test_mistakes_on_the_command_line_are_told_in_one_line(wrong, config, tmp_path):
+    good = flags(config, tmp_path / "run")
+    for arguments, told in (
+        (["--config=configs/rooms_tinny.py", "--workdir=x"], "configs/rooms_tinny.py"),
+        ([*good, "--config.batchsize=4"], "batchsize"),
+        (["--config=configs/rooms_tiny.py"], "--workdir is missing"),
+        ([*good, "--config.tasks=('flow',)"], "expected one of semantic, depth"),
+        ([*good, "--config.batch_size=three"], "batch_size"),
+        ([*good, f"--config.data.path={tmp_path}/nowhere"], f"{tmp_path}/nowhere"),
+        ([*good, "--config.model.weights=sam.pth"], "sam.pth"),
+    ):
+        message = wrong(*arguments)
+        assert told in message and len(message.splitlines()) == 1, message
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_mistakes_in_a_folder_are_told_at_once(wrong, config, folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    png = broken / "image" / "003.png"
+    png.write_bytes(png.read_bytes()[:200])
+    Image.fromarray(np.full((24, 32), 7, np.uint8)).save(broken / "semantic" / "005.png")
+    message = wrong(*flags(config, tmp_path / "run"), f"--config.data.path={broken}")
+    assert "image/003.png" in message and "semantic/005.png" in message and "7" in message
+
+
+def test_a_batch_that_the_mesh_does_not_divide(start_main, config, tmp_path):
+    process = start_main(*flags(config, tmp_path / "run"), "--config.batch_size=6", devices=4)
+    _, errors = finish(process, status=2)
+    assert "6 is not divisible by the mesh's data × fsdp = 4 × 1 = 4" in errors
+
+
+def test_help_tells_the_modes_and_an_example(start_main):
+    out, _ = finish(start_main("--help"), status=1)
+    assert "--config configs/rooms_tiny.py" in out and "evaluate" in out
+
+
+def results(workdir):
+    """All that was logged, but for times."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "step_time"} for row in rows]
+
+
+def test_a_killed_run_resumes_to_the_same_end(start_main, config, tmp_path):
+    def command(name):
+        long = ["--config.steps=12", "--config.checkpoint_every=3", "--config.eval_every=6"]
+        return [*flags(config, tmp_path / name), *long]
+
+    finish(start_main(*command("unbroken")))
+    expected = results(tmp_path / "unbroken")
+    assert [row["step"] for row in expected if row["split"] == "val"] == [6, 12]
+
+    def after_step(workdir, step):
+        return any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl"))
+
+    def while_saving(workdir):
+        return any((workdir / "checkpoints").glob("*/*tmp*")) or any(
+            (workdir / "checkpoints").glob("*tmp*")
+        )
+
+    moments = {
+        "early": lambda w: after_step(w, 2),
+        "between": lambda w: after_step(w, 8),
+        "saving": lambda w: after_step(w, 3) and while_saving(w),
+    }
+    for name, is_now in moments.items():
+        workdir = tmp_path / name
+        process = start_main(*command(name))
+        while process.poll() is None and not is_now(workdir):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"{name}: ended before it was killed"
+        assert not (workdir / "adapter.safetensors").exists()
+        finish(start_main(*command(name)))
+        assert results(workdir) == expected, name
+
+    out, _ = finish(start_main(*command("early")))
+    assert "This run is finished" in out

@@ -1,0 +1,104 @@
+"""One step on eight fake devices is the step on one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from talora_jax.config import check_mesh
+from talora_jax.errors import UserError
+from talora_jax.sharding import make_mesh
+
+# Runs in a process of its own: the number of devices is fixed when JAX starts.
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from talora_jax import config as config_lib, sharding
+from talora_jax.data.dataset import Dataset
+from talora_jax.run import assemble
+from talora_jax.tasks import make_task
+from talora_jax.train import init_state, make_train_step
+
+sys.path.insert(0, "tests")
+import micro
+
+names, (height, width) = ("a", "b", "c"), (24, 32)
+rng = np.random.default_rng(0)
+batch = {
+    "image": rng.random((8, height, width, 3), np.float32),
+    "semantic": rng.integers(-1, 3, (8, height, width)).astype(np.int32),
+    "depth": rng.random((8, height, width, 1), np.float32),
+}
+dataset = Dataset("random", ("semantic", "depth"), names, (height, width), {"train": [0] * 8})
+for data, fsdp, task in json.loads(sys.argv[1]):
+    config = config_lib.default()
+    config.model.size = "micro"
+    config.tasks = ("semantic", "depth")
+    config.weighting.task_weights = (1.0, 2.0)
+    config.adapter.ranks = (4, 4, 2)
+    config.batch_size = 8
+    config.mesh.update(data=data, fsdp=fsdp, task=task)
+    if data * fsdp * task == 1:
+        mesh = jax.make_mesh(
+            (1, 1, 1), sharding.AXES, devices=jax.devices()[:1],
+            axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        )
+    else:
+        mesh = sharding.make_mesh(data, fsdp, task)
+    tasks = tuple(make_task(t, class_names=names) for t in config.tasks)
+    run = assemble(config, mesh, dataset, tasks)
+    with jax.set_mesh(mesh):
+        state, scalars = make_train_step(run)(
+            init_state(run), run.frozen, sharding.shard_batch(batch, mesh)
+        )
+    whole = sum(x.nbytes for x in jax.tree.leaves(run.frozen))
+    here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(run.frozen))
+    # Adam's first moment is a tenth of the gradient.
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    print(json.dumps({
+        "objective": float(scalars["objective"]),
+        "grad_norm": float(scalars["grad_norm"]),
+        "gradients": [np.asarray(x).ravel()[:200].tolist() for x in moments],
+        "frozen_share": here / whole,
+    }))
+"""
+
+
+MESHES = [(1, 1, 1), (8, 1, 1), (4, 1, 2), (2, 4, 1)]
+
+
+@pytest.fixture(scope="module")
+def steps(start_python):
+    process = start_python("-c", PROGRAM, json.dumps(MESHES), devices=8)
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return dict(zip(MESHES, map(json.loads, out.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
+    one, many = steps[1, 1, 1], steps[mesh]
+    np.testing.assert_allclose(many["objective"], one["objective"], rtol=1e-5)
+    np.testing.assert_allclose(many["grad_norm"], one["grad_norm"], rtol=1e-5)
+    for ours, theirs in zip(many["gradients"], one["gradients"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, *map(abs, theirs)))
+
+
+def test_frozen_parameters_are_sharded_under_fsdp(steps):
+    assert steps[8, 1, 1]["frozen_share"] == 1
+    # A quarter of all but the small ones.
+    assert steps[2, 4, 1]["frozen_share"] < 0.35
+
+
+def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
+    config.batch_size = 6
+    with pytest.raises(UserError, match=r"batch_size / config.accumulate = 6 is not divisible by"):
+        check_mesh(config, {"data": 2, "fsdp": 2, "task": 1})
+    config.batch_size = 4
+    with pytest.raises(UserError, match=r"names 3 tasks, not divisible by config.mesh.task=2"):
+        check_mesh(config, {"data": 2, "fsdp": 1, "task": 2})
+
+
+def test_a_mesh_of_another_number_of_devices():
+    with pytest.raises(UserError, match=r"data=2 × fsdp=3 × task=1 needs 6 devices, but 1 are"):
+        make_mesh(2, 3, 1)
