@@ -129,8 +129,13 @@ def print_metrics(
     print_line: Callable[[str], None],
     baselines: Mapping[str, float] | None = None,
 ) -> None:
-    """A line for each metric, beside the constant baseline's where it is known."""
+    """A line for each metric, beside the constant baseline's where it is known.
+
+    Without the single classes, which `metrics.jsonl` has.
+    """
     for name, value in metrics.items():
+        if "/iou/" in name:
+            continue
         beside = f"  (constant: {baselines[name]:.4f})" if baselines and name in baselines else ""
         print_line(f"  {name:<34} {value:10.4f}{beside}")
 

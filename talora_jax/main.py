@@ -4,8 +4,11 @@ Trains, or evaluates, what a config describes. The same command again resumes; a
 so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lora_shared
 """
 
+import argparse
 import json
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 import ml_collections
@@ -16,7 +19,7 @@ from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, a file in configs/; its fields: talora_jax/config.py."
+    "config", None, "The experiment, a file in configs/. All its fields: talora_jax/config.py."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run leaves checkpoints, metrics, pictures and the adapter."
@@ -72,10 +75,37 @@ def cli() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser; what it and the config loader raise for a user's mistake becomes one line."""
+    if {"--help", "-h"} & set(argv):
+        print(_help())
+        sys.exit(0)
+    _check_config_file(argv)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        # The loader's text, quoted over and over, is: 'sise' Did you mean "size" instead of "sise"?
+        named = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
+        nearest = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
+        raise UserError(f"the config has no field {named[0]}{nearest}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _check_config_file(argv: list[str]) -> None:
+    # absl tells a missing file only when the config is first read, and then as a traceback.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    name = parser.parse_known_args(argv[1:])[0].config
+    # Behind a colon is what get_config is called with.
+    if name is not None and not Path(name.partition(":")[0]).is_file():
+        raise UserError(f"--config: there is no file {name!r}")
+
+
+def _help() -> str:
+    told = [
+        f"  --{name}\n{textwrap.indent(textwrap.fill(flags.FLAGS[name].help, 80), ' ' * 6)}"
+        for name in ("config", "workdir", "mode")
+    ]
+    return "\n".join((__doc__ or "", *told))
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ class DynamicAverage(Weighting):
 
     def init_state(self) -> dict[str, Float[Array, "T"]]:
         """The sum of the losses in this epoch, and their means in the last and the one before."""
-        ones = jnp.ones(self.num_tasks)
-        return {"sum": jnp.zeros(self.num_tasks), "last": ones, "before_last": ones}
+        n = self.num_tasks
+        return {"sum": jnp.zeros(n), "last": jnp.ones(n), "before_last": jnp.ones(n)}
 
     def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
         known = state["before_last"] > 0

@@ -1,15 +1,24 @@
 """Fixtures that several test files share."""
 
+import atexit
 import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-# Tests compile far more than they compute. Set before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests compile far more than they compute. Set before JAX starts, and inherited by every process
+# that a test starts: what one has compiled, none compiles again.
+FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILER)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="talora_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,17 +141,12 @@ def config(micro, folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def start_python(tmp_path_factory):
-    """Starts Python in a process of its own; programs are compiled once for all of them."""
-    cache = tmp_path_factory.mktemp("compiled")
+def start_python():
+    """Starts Python in a process of its own, in which there are so many (fake) devices."""
 
     def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            f"--xla_force_host_platform_device_count={devices}",
-        }
+        many = f" --xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+        environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + many}
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=REPOSITORY,

@@ -37,6 +37,13 @@ def one_step(config):
     return kept, after, {name: float(x) for name, x in scalars.items()}
 
 
+def first_moments(state):
+    """Adam's first moments by path: after one step, a tenth of the gradients."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
+    moments = {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+    return {path: x for path, x in moments.items() if ".mu" in path}
+
+
 def test_accumulated_parts_are_one_batch(config):
     config.adapter.dropout = 0.0
     config.optimizer.warmup = 0.0
@@ -45,11 +52,13 @@ def test_accumulated_parts_are_one_batch(config):
     _, parts, told_parts = one_step(config)
     for name, value in told.items():
         np.testing.assert_allclose(told_parts[name], value, rtol=1e-5, err_msg=name)
-    moments = zip(jax.tree.leaves(whole.opt_state), jax.tree.leaves(parts.opt_state), strict=True)
-    for ours, theirs in moments:
-        # The floor is for a bias on all keys, whose gradient is rounding alone.
-        atol = 1e-4 * max(1e-6, float(jnp.abs(ours).max()))
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=atol)
+    for path, gradient in first_moments(whole).items():
+        # A bias on all keys changes no softmax: its gradient is rounding alone.
+        if "['k_proj']['bias']" not in path:
+            atol = 1e-4 * float(np.abs(gradient).max())
+            np.testing.assert_allclose(
+                first_moments(parts)[path], gradient, rtol=0, atol=atol, err_msg=path
+            )
     moved = [
         np.abs(a - b).max()
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(whole.trainable), strict=True)

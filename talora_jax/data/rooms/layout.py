@@ -34,7 +34,8 @@ class Layout:
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        self.room = np.array([rng.uniform(3.6, 5.2), rng.uniform(3.6, 5.2), rng.uniform(2.35, 3.0)])
+        sides = rng.permutation([rng.uniform(3.3, 4.3), rng.uniform(5.5, 7.5)])
+        self.room = np.array([*sides, rng.uniform(2.35, 3.0)])
         self.parts: list[Placed] = []
         self.floor: list[tuple[float, float, float, float]] = []  # taken: x0, y0, x1, y1
         self.tall: list[tuple[float, float, float, float]] = []  # taken at eye height
@@ -59,7 +60,10 @@ class Layout:
         self._ceiling_lamp()
         kind = rng.choice(("bedroom", "living", "study", "dining"), p=(0.34, 0.3, 0.18, 0.18))
         getattr(self, f"_{kind}")()
-        for _ in range(int(rng.integers(1, 5))):
+        self._maybe(0.6, lambda: things.bookshelf(rng))
+        self._maybe(0.5, lambda: things.cabinet(rng, "dresser"), 0.6)
+        self._maybe(0.5, lambda: things.armchair(rng))
+        for _ in range(int(rng.integers(2, 6))):
             height = rng.uniform(1.2, 1.6)
             piece = things.picture(rng)
             self._on_wall(piece, height - piece.size[2] / 3)
@@ -412,47 +416,35 @@ class Layout:
         return walls + [floor, Material(materials.PLAIN, white, white)]
 
     def camera(self):
-        """A camera in free space that sees much: position, yaw, pitch, roll; None if none fits."""
+        """A camera at one end of the room, held by hand and tilted down, that sees far along it:
+        position, yaw, pitch, roll; None if none fits."""
         rng = self.rng
-        best, best_score = None, -np.inf
         if not self.targets:
             return None
         tall = np.array([*self.tall, self.hanging])
         low = np.array([b for b in self.floor if b not in self.tall]).reshape(-1, 4)
-        for _ in range(30):
-            position = np.array(
-                [
-                    rng.uniform(0.3, self.room[0] - 0.3),
-                    rng.uniform(0.3, self.room[1] - 0.3),
-                    rng.uniform(1.3, 1.7),
-                ]
-            )
+        along = int(np.argmax(self.room[:2]))
+        best, best_score = None, -np.inf
+        for _ in range(40):
+            back, aside = rng.uniform(0.3, 0.8), rng.uniform(0.35, 0.65)
+            forward = rng.random() < 0.5
+            position = np.empty(3)
+            position[along] = back if forward else self.room[along] - back
+            position[1 - along] = aside * self.room[1 - along]
+            position[2] = rng.uniform(1.4, 1.7)
             if _distance(tall, position) < 0.4 or _distance(low, position) < 0.15:
                 continue
-            target = self.targets[int(rng.integers(len(self.targets)))]
-            to = target - position
-            flat = np.hypot(to[0], to[1])
-            if flat < 1.2:
-                continue
-            yaw = np.arctan2(to[1], to[0]) + rng.normal(0, 0.2)
+            yaw = along * np.pi / 2 + (0 if forward else np.pi) + rng.normal(0, 0.12)
             # How far one can go ahead, left and right of the middle of the view.
-            ahead = [self._sight(position, yaw + turn, tall) for turn in (-0.35, 0.0, 0.35)]
-            if min(ahead) < 0.9:
+            ahead = [self._sight(position, yaw + turn, tall) for turn in (-0.2, 0.0, 0.2)]
+            if min(ahead) < 2.0:
                 continue
-            seen = np.array(self.targets)[:, :2] - position[:2]
-            turned = np.arctan2(seen[:, 1], seen[:, 0]) - yaw
-            inside = (np.cos(turned) > 0.88) & (np.hypot(*seen.T) > 0.8)
-            score = min(sum(ahead) / 3, 4.5) + 0.5 * inside.sum() + rng.uniform(0, 1.5)
+            score = sum(ahead) / 3 + rng.uniform(0, 1)
             if score > best_score:
-                pitch = np.clip(np.arctan2(to[2] - position[2], flat) * 0.8, -0.5, -0.25)
-                pitch += rng.normal(0.0, 0.05)
-                if rng.random() < 0.1:
-                    pitch = rng.uniform(-0.15, 0.15)  # Level, so that the ceiling is seen too.
-                best, best_score = (position, yaw, pitch), score
+                best, best_score = (position, yaw), score
         if best is None:
             return None
-        position, yaw, pitch = best
-        return position, yaw, pitch, rng.normal(0, 0.03)
+        return *best, rng.uniform(-0.42, -0.25), rng.normal(0, 0.03)
 
     def _sight(self, position, yaw: float, rects: np.ndarray) -> float:
         """Distance to the first wall or rectangle on the floor plan."""
