@@ -47,6 +47,9 @@ def default() -> ml_collections.ConfigDict:
     model.size = "tiny"  # see `talora_jax.models.sam.SIZES`
     model.weights = ""  # a base (see `weights_convert`); "" starts from random numbers
     model.pixel_normalisation = True  # False reproduces the official MTSAM code
+    # Encodes an image's own patches and no padding: faster, the same for square images, else not
+    # what published recipes do. See `talora_jax.models.geometry`.
+    model.native_aspect = False
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters
     model.remat = "block"  # none | block | dots: what the backward pass computes again

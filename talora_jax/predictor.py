@@ -60,7 +60,7 @@ class Prediction:
         """Mask logits at the size of the original image."""
         # In turns: the shapes then do not depend on the number of prompts.
         return np.stack(
-            [self.geometry.from_square(maps[..., None])[..., 0] for maps in self.low_res]
+            [self.geometry.from_padded(maps[..., None])[..., 0] for maps in self.low_res]
         )
 
     def masks(self) -> Bool[np.ndarray, "P m H W"]:

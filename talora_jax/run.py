@@ -87,6 +87,7 @@ def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: 
         adapter_config(config),
         {task.name: task.channels for task in tasks},
         pixel_normalisation=config.model.pixel_normalisation,
+        native_aspect=config.model.native_aspect,
         remat=config.model.remat,
         dtype=resolve_dtype(config.model.dtype),
         rngs=nnx.Rngs(jax.random.key(config.seed, impl="rbg")),

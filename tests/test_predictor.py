@@ -99,7 +99,7 @@ def test_masks_are_at_the_size_of_the_original_image(predictor):
             logits, masks = prediction.logits(), prediction.masks()
             assert logits.shape == masks.shape == (2, count, *image.shape[:2])
             np.testing.assert_array_equal(masks, logits > 0)
-            maps = prediction.geometry.from_square(prediction.low_res[1, 0][..., None])
+            maps = prediction.geometry.from_padded(prediction.low_res[1, 0][..., None])
             np.testing.assert_allclose(logits[1, 0], maps[..., 0], rtol=0, atol=1e-5)
 
 

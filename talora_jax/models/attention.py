@@ -43,36 +43,39 @@ def relative_positions(table: Float[Array, "L d"], size: int) -> Float[Array, "s
 
 
 def attend(
-    q: Float[Array, "M K h w d"],
-    k: Float[Array, "M K h w d"],
-    v: Float[Array, "M K h w d"],
+    q: Float[Array, "*M K h w d"],
+    k: Float[Array, "*M K h w d"],
+    v: Float[Array, "*M K h w d"],
     rel_pos_h: Float[Array, "Lh d"],
     rel_pos_w: Float[Array, "Lw d"],
     *,
     max_logits: int = MAX_LOGITS,
-) -> Float[Array, "M K h w d"]:
+) -> Float[Array, "*M K h w d"]:
     """softmax(q·k / sqrt(d) + q·Rh + q·Rw) v, over all tokens of each grid.
 
     The relative terms use the unscaled q, as SAM does. The softmax is in float32 whatever the
     dtype of q, k and v.
 
     Args:
-      q, k, v: M grids (images, tasks or windows), K heads.
+      q, k, v: grids (tasks, images or windows, in axes of their own), K heads.
       rel_pos_h, rel_pos_w: the tables of relative positions, rows and columns.
-      max_logits: above this many logits, query rows are tiled.
+      max_logits: above this many logits on one device, query rows are tiled.
     """
-    m, heads, height, width, _ = q.shape
+    *_, height, width, width_of_head = q.shape
     rel_h = relative_positions(rel_pos_h, height).astype(q.dtype)
     rel_w = relative_positions(rel_pos_w, width).astype(q.dtype)
 
-    rows = _rows_per_tile(height, m * heads * width * height * width, max_logits)
+    # Every axis of the mesh shares the grids: tasks over `task`, images over `data` and `fsdp`.
+    mesh = jax.sharding.get_abstract_mesh()
+    queries_per_row = q.size // (height * width_of_head * (1 if mesh.empty else mesh.size))
+    rows = _rows_per_tile(height, queries_per_row * height * width, max_logits)
     if rows == height:
         return _attend_rows(q, rel_h, k, v, rel_w)
     tile = functools.partial(_attend_rows, k=k, v=v, rel_w=rel_w)
-    q = rearrange(q, "m k (n r) w d -> n m k r w d", r=rows)
+    q = rearrange(q, "... (n r) w d -> n ... r w d", r=rows)
     rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
     out = jax.lax.map(jax.checkpoint(lambda args: tile(*args)), (q, rel_h))
-    return rearrange(out, "n m k r w d -> m k (n r) w d")
+    return rearrange(out, "n ... r w d -> ... (n r) w d")
 
 
 def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
@@ -84,14 +87,14 @@ def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
 
 
 def _attend_rows(q, rel_h, k, v, rel_w):
-    """`attend` for some query rows r: q [M, K, r, w, d], rel_h [r, h, d], k, v [M, K, h, w, d]."""
+    """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k, v [*M, K, h, w, d]."""
     scale = 1 / math.sqrt(q.shape[-1])
     f32 = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("mkrwd,mkijd->mkrwij", q * scale, k, **f32)
-    logits += jnp.einsum("mkrwd,rid->mkrwi", q, rel_h, **f32)[..., :, None]
-    logits += jnp.einsum("mkrwd,wjd->mkrwj", q, rel_w, **f32)[..., None, :]
+    logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, **f32)
+    logits += jnp.einsum("...rwd,rid->...rwi", q, rel_h, **f32)[..., :, None]
+    logits += jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **f32)[..., None, :]
     weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
-    return jnp.einsum("mkrwij,mkijd->mkrwd", weights, v)
+    return jnp.einsum("...rwij,...ijd->...rwd", weights, v)
 
 
 def split_windows(

@@ -1,10 +1,17 @@
-"""From an image's own size to SAM's padded square, and for maps the way back.
+"""From an image's own size to what SAM encodes, its padded square, and for maps the way back.
 
 Source: `segment_anything/utils/transforms.py` (`ResizeLongestSide`) and `Sam.postprocess_masks`.
 What differs: a bilinear resize is linear and separable, so each way is two small matrices. The way
 back (to the square, crop, to the original size) is multiplied out into one matrix per axis, exact
 to the two steps and without a full-size map in between. Training resizes in floating point, where
 gradients and any dtype pass; `to_square_uint8` and `normalise` are SAM's own path, bit for bit.
+
+Native aspect: padding to whole patches instead of to the square. An image's tokens are then the
+only tokens. What this changes: in the square, global attention also reads the padding, whose tokens
+are not zero (they carry positions and biases) but say nothing; windows at the border are cut off
+where the image ends and not where the square does; and the neck and the decoder see a shorter grid.
+Absolute positions are cropped, relative ones sliced, nothing is interpolated. For a square image
+nothing changes.
 """
 
 import dataclasses
@@ -28,24 +35,34 @@ class Geometry:
       original: (H, W) of the image.
       resized: (H, W) with the longest side equal to `square`.
       square: side of the padded square.
+      patch: with it the aspect is native: sides are padded to multiples of the patch only.
     """
 
     original: tuple[int, int]
     resized: tuple[int, int]
     square: int
+    patch: int | None = None
 
     @classmethod
-    def of(cls, original: tuple[int, int], square: int) -> "Geometry":
+    def of(cls, original: tuple[int, int], square: int, patch: int | None = None) -> "Geometry":
         """The geometry of an image of size `original`, sides rounded to the nearest as SAM does."""
         height, width = original
         scale = square / max(height, width)
         resized = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
-        return cls((height, width), resized, square)
+        return cls((height, width), resized, square, patch)
 
-    def to_square(
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(H, W) of what is encoded: the square, or the resized size in whole patches."""
+        if self.patch is None:
+            return self.square, self.square
+        height, width = (-(-side // self.patch) * self.patch for side in self.resized)
+        return height, width
+
+    def to_padded(
         self, images: Float[Array, "*b H W 3"], *, normalise: bool = True
-    ) -> Float[Array, "*b square square 3"]:
-        """Resizes, normalises, then zero-pads right and below.
+    ) -> Float[Array, "*b H W 3"]:
+        """The images at size `padded`: resizes, normalises, then zero-pads right and below.
 
         The resize is bilinear, antialiased when shrinking.
 
@@ -64,7 +81,7 @@ class Geometry:
         if normalise:
             mean, std = np.array(PIXEL_MEAN) / 255, np.array(PIXEL_STD) / 255
             x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
-        pad = [(0, self.square - n) for n in self.resized]
+        pad = [(0, whole - n) for whole, n in zip(self.padded, self.resized, strict=True)]
         return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pad, (0, 0)])
 
     def to_square_uint8(
@@ -82,15 +99,15 @@ class Geometry:
         (height, width), (new_height, new_width) = self.original, self.resized
         return xy * np.array([new_width / width, new_height / height])
 
-    def from_square(self, maps: Float[Array, "*b h w C"]) -> Float[Array, "*b H W C"]:
-        """Maps of the padded square at any resolution, to the original size, in float32.
+    def from_padded(self, maps: Float[Array, "*b h w C"]) -> Float[Array, "*b H W C"]:
+        """Maps of the padded image at any resolution, to the original size, in float32.
 
-        Bilinear to the square, crop, bilinear to `original`; half-pixel centres, no antialiasing.
+        Bilinear to `padded`, crop, bilinear to `original`; half-pixel centres, no antialiasing.
         """
         rows, columns = (
-            jnp.asarray(_way_back(low, self.square, resized, original))
-            for low, resized, original in zip(
-                maps.shape[-3:-1], self.resized, self.original, strict=True
+            jnp.asarray(_way_back(*sides))
+            for sides in zip(
+                maps.shape[-3:-1], self.padded, self.resized, self.original, strict=True
             )
         )
         return jnp.einsum("yh,...hwc,xw->...yxc", rows, maps.astype(jnp.float32), columns)
@@ -125,6 +142,6 @@ def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndar
 
 
 @functools.cache
-def _way_back(low: int, square: int, resized: int, original: int) -> np.ndarray:
-    up = resize_matrix(low, square, antialias=False)[:resized]
+def _way_back(low: int, padded: int, resized: int, original: int) -> np.ndarray:
+    up = resize_matrix(low, padded, antialias=False)[:resized]
     return (resize_matrix(resized, original, antialias=False) @ up).astype(np.float32)

@@ -71,10 +71,10 @@ class Attention(nnx.Module):
             qkv = split_windows(qkv, window)
         qkv += self.qkv.bias[...].astype(x.dtype)
         q, k, v = rearrange(
-            qkv, "t m h w (three k d) -> three (t m) k h w d", three=3, k=self.heads
+            qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads
         )
         out = attend(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
-        out = rearrange(out, "(t m) k h w d -> t m h w (k d)", t=x.shape[0])
+        out = rearrange(out, "t m k h w d -> t m h w (k d)")
         return self.proj(join_windows(out, grid) if window else out)
 
 
@@ -206,8 +206,9 @@ class ImageEncoder(nnx.Module):
             return block(global_graph, x, global_params, None if keys is None else keys[-1]), None
 
         x, _ = jax.lax.scan(stage, x, (window_params, global_params, keys), length=stages)
-        embeddings = self.neck(rearrange(x, "t b h w d -> (t b) h w d"))
-        return rearrange(embeddings, "(t b) h w c -> t b h w c", t=len(task_ids))
+        # Images lead: an axis laid over the mesh keeps its layout only as the outer one of a merge.
+        embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
+        return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
 
 
 def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:

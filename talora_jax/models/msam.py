@@ -53,6 +53,7 @@ class MSam(nnx.Module):
         channels: Mapping[str, int],
         *,
         pixel_normalisation: bool = True,
+        native_aspect: bool = False,
         remat: str = "block",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -61,6 +62,7 @@ class MSam(nnx.Module):
         self.tasks = tuple(channels)
         self.channels = tuple(channels.values())
         self.pixel_normalisation = pixel_normalisation
+        self.native_aspect = native_aspect
         self.image_encoder = ImageEncoder(
             config.encoder, adapter, len(self.tasks), remat=remat, dtype=dtype, rngs=rngs
         )
@@ -92,39 +94,53 @@ class MSam(nnx.Module):
         Raises:
           KeyError: a task that the model does not have.
         """
-        geometry = Geometry.of(images.shape[1:3], self.config.encoder.image_size)
-        squares = geometry.to_square(images, normalise=self.pixel_normalisation)
-        low_res = self.low_res(squares, tasks, key=key)
-        return {name: geometry.from_square(maps) for name, maps in low_res.items()}
+        geometry = self.geometry(images.shape[1:3])
+        padded = geometry.to_padded(images, normalise=self.pixel_normalisation)
+        low_res = self.low_res(padded, tasks, key=key)
+        return {name: geometry.from_padded(maps) for name, maps in low_res.items()}
 
     def predict_mixed(
         self, images: Iterable[Float[Array, "H W 3"]], tasks: Sequence[str] | None = None
     ) -> dict[str, list[Float[Array, "H W C"]]]:
-        """Raw maps for images of different sizes: one joint pass, each map at its image's size."""
+        """Raw maps for images of different sizes, each map at its image's size.
+
+        One joint pass; with native aspect, one for each size of padded images.
+        """
         images = list(images)
-        square = self.config.encoder.image_size
-        geometries = [Geometry.of(image.shape[:2], square) for image in images]
-        squares = jnp.stack(
-            [
-                geometry.to_square(image, normalise=self.pixel_normalisation)
-                for geometry, image in zip(geometries, images, strict=True)
-            ]
-        )
-        return {
-            name: [g.from_square(m) for g, m in zip(geometries, maps, strict=True)]
-            for name, maps in self.low_res(squares, tasks).items()
-        }
+        geometries = [self.geometry(image.shape[:2]) for image in images]
+        passes: dict[tuple[int, int], list[int]] = {}
+        for i, geometry in enumerate(geometries):
+            passes.setdefault(geometry.padded, []).append(i)
+        names = self.tasks if tasks is None else tuple(tasks)
+        results: dict[str, list] = {name: [None] * len(images) for name in names}
+        for members in passes.values():
+            padded = jnp.stack(
+                [
+                    geometries[i].to_padded(images[i], normalise=self.pixel_normalisation)
+                    for i in members
+                ]
+            )
+            for name, maps in self.low_res(padded, names).items():
+                for i, low_res in zip(members, maps, strict=True):
+                    results[name][i] = geometries[i].from_padded(low_res)
+        return results
+
+    def geometry(self, size: tuple[int, int]) -> Geometry:
+        """How an image of this (H, W) is encoded."""
+        encoder = self.config.encoder
+        patch = encoder.patch_size if self.native_aspect else None
+        return Geometry.of(size, encoder.image_size, patch)
 
     def low_res(
         self,
-        squares: Float[Array, "B S S 3"],
+        padded: Float[Array, "B H W 3"],
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> dict[str, Float[Array, "B s s C"]]:
-        """Raw maps of the padded squares at a quarter of their side, s = S / 4."""
+    ) -> dict[str, Float[Array, "B H/4 W/4 C"]]:
+        """Raw maps of normalised, padded images at a quarter of their sides."""
         tasks = self.tasks if tasks is None else tuple(tasks)
-        embeddings = self.embed(squares, tasks, key=key)
+        embeddings = self.embed(padded, tasks, key=key)
         # From here on tasks take turns: the batch alone is spread over the mesh.
         embeddings = constrain(embeddings, None, ("data", "fsdp"))
         positions = self.positions.grid(*embeddings.shape[2:4], self.config.encoder.grid)
@@ -160,13 +176,13 @@ class MSam(nnx.Module):
 
     def embed(
         self,
-        squares: Float[Array, "B S S 3"],
+        padded: Float[Array, "B H W 3"],
         tasks: Sequence[str],
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "n B h w D"]:
-        """Image embeddings of normalised, padded squares, one per task."""
-        embeddings = self.image_encoder(squares, self.task_ids(tasks), key=key)
+        """Image embeddings of normalised, padded images, one per task."""
+        embeddings = self.image_encoder(padded, self.task_ids(tasks), key=key)
         return jnp.broadcast_to(embeddings, (len(tasks), *embeddings.shape[1:]))
 
     def task_ids(self, tasks: Iterable[str]) -> tuple[int, ...]:

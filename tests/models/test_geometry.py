@@ -33,14 +33,22 @@ def test_way_back_equals_two_bilinear_steps_and_a_crop(height, width, quarter):
     full = jax.image.resize(maps, (2, square, square, 3), "bilinear", antialias=False)
     crop = full[:, : geometry.resized[0], : geometry.resized[1]]
     two_steps = jax.image.resize(crop, (2, height, width, 3), "bilinear", antialias=False)
-    np.testing.assert_allclose(geometry.from_square(maps), two_steps, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(geometry.from_padded(maps), two_steps, rtol=0, atol=1e-5)
 
 
-def test_to_square_resizes_normalises_and_pads_in_this_order():
+def test_native_aspect_pads_to_whole_patches():
+    assert Geometry.of((288, 384), 1024).padded == (1024, 1024)
+    assert Geometry.of((288, 384), 1024, 16).padded == (768, 1024)
+    assert Geometry.of((100, 33), 1024, 16).padded == (1024, 352)
+    maps = jnp.full((1, 256, 88, 2), 3.0)
+    np.testing.assert_allclose(Geometry.of((100, 33), 1024, 16).from_padded(maps), 3, rtol=1e-6)
+
+
+def test_to_padded_resizes_normalises_and_pads_in_this_order():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 80, 3), np.uint8)
     geometry = Geometry.of((60, 80), 32)
-    square = np.asarray(geometry.to_square(jnp.asarray(image / 255, jnp.float32)))
+    square = np.asarray(geometry.to_padded(jnp.asarray(image / 255, jnp.float32)))
     # Channels as 32-bit floats, which Pillow does not round to whole grey values.
     channels = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
     pillow = np.stack([c.resize((32, 24), Image.Resampling.BILINEAR) for c in channels], -1)

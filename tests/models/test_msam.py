@@ -1,5 +1,6 @@
 """mSAM as a whole: joint and single forwards, merging, what trains."""
 
+import dataclasses
 import functools
 import math
 
@@ -56,7 +57,7 @@ def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
         single = jax.jit(lambda state, x, t=task: nnx.merge(graphdef, state).low_res(x, [t])[t])
         for i, image in enumerate(batch):
             geometry = Geometry.of(image.shape[:2], micro.encoder.image_size)
-            maps = geometry.from_square(single(state, geometry.to_square(image)[None])[0])
+            maps = geometry.from_padded(single(state, geometry.to_padded(image)[None])[0])
             assert maps.shape == (*image.shape[:2], channels)
             np.testing.assert_allclose(joint[task][i], maps, rtol=0, atol=1e-5)
 
@@ -68,6 +69,53 @@ def test_images_of_one_size_are_a_batch(micro):
     mixed = compiled(model, "predict_mixed", batch)
     for task in model.tasks:
         np.testing.assert_allclose(maps[task], jnp.stack(mixed[task]), rtol=0, atol=1e-5)
+
+
+def natively(model):
+    """The same model, encoding images in their native aspect."""
+    model = nnx.merge(*nnx.split(model))
+    model.native_aspect = True
+    return model
+
+
+def test_native_aspect_of_square_images_is_the_padded_model(micro):
+    model = perturb(make(micro, channels={"depth": 1, "edges": 1}))
+    (square,) = images((1, 40, 40))
+    padded = compiled(model, "__call__", square)
+    native = compiled(natively(model), "__call__", square)
+    for task in model.tasks:
+        np.testing.assert_array_equal(native[task], padded[task])
+
+
+def test_native_aspect_encodes_no_padding(micro):
+    model = natively(perturb(make(micro, channels={"depth": 1, "edges": 1})))
+    assert model.geometry((48, 64)).padded == (48, 64)
+    assert model.geometry((61, 17)).padded == (64, 24)  # resized to 64×18, in patches of 8
+    batch = images((48, 64), (61, 17), (30, 40))
+    mixed = compiled(model, "predict_mixed", batch)
+    for task in model.tasks:
+        for image, maps in zip(batch, mixed[task], strict=True):
+            alone = compiled(model, "__call__", image[None])[task][0]
+            np.testing.assert_allclose(maps, alone, rtol=0, atol=1e-5)
+
+
+def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):
+    """24×32 pixels in an encoder for 64×64 are 24×32 in one for 32×32 with those positions."""
+    model = perturb(make(micro, channels={"depth": 1}))
+    smaller = dataclasses.replace(micro, encoder=dataclasses.replace(micro.encoder, image_size=32))
+    graphdef, _ = nnx.split(make(smaller, channels={"depth": 1}))
+    state = nnx.state(model)
+    encoder = state["image_encoder"]
+    encoder["pos_embed"] = encoder["pos_embed"].replace(encoder["pos_embed"][...][:4, :4])
+    attention = encoder["global_blocks"]["attn"]
+    for axis in ("rel_pos_h", "rel_pos_w"):
+        table = attention[axis][...]  # offsets of 8 tokens, 15 rows; of 4, the middle 7
+        attention[axis] = attention[axis].replace(table[:, 4:-4])
+    (image,) = images((1, 24, 32))
+    large = compiled(model, "embed", image, ["depth"])
+    small = jax.jit(lambda state: nnx.merge(graphdef, state).embed(image, ["depth"]))(state)
+    assert large.shape[2:4] == (3, 4)
+    np.testing.assert_allclose(large, small, rtol=0, atol=1e-5)
 
 
 def test_tasks_and_images_differ(micro):

@@ -35,7 +35,7 @@ def test_embeddings_low_res_maps_and_outputs(golden):
 
     embeddings, low_res = forward(state, golden.squares())
     for t, task in enumerate(golden.tasks):
-        outputs = golden.geometry().from_square(low_res[task])
+        outputs = golden.geometry().from_padded(low_res[task])
         for ours, name in (
             (embeddings[t], "embedding"),
             (low_res[task], "low_res"),
@@ -87,7 +87,7 @@ def objective_and_gradients(golden):
     def objective(learnt):
         model = nnx.merge(graphdef, learnt, frozen)
         low_res = model.low_res(golden.squares())
-        sums = [t.loss(geometry.from_square(low_res[t.name]), truth[t.name]) for t in tasks]
+        sums = [t.loss(geometry.from_padded(low_res[t.name]), truth[t.name]) for t in tasks]
         losses = jnp.stack([total / count for total, count in sums])
         value = weights @ losses + constant
         return value + golden.config["orthogonal_weight"] * model.orthogonality(), (losses, value)

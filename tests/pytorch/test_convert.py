@@ -125,7 +125,7 @@ def test_mtsam_checkpoint_reproduces_the_golden_outputs(golden, tmp_path):
     graphdef, params = nnx.split(model)
     low_res = jax.jit(lambda p, x: nnx.merge(graphdef, p).low_res(x))(params, golden.squares())
     for t, task in enumerate(golden.tasks):
-        ours = golden.geometry().from_square(low_res[task])
+        ours = golden.geometry().from_padded(low_res[task])
         theirs = np.moveaxis(golden.arrays[f"output/task{t}"], 1, -1)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 

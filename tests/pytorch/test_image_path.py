@@ -65,7 +65,7 @@ def test_points_and_maps(sam, size):
     # In float32 PyTorch rounds the sample points, which on noise is worth 1e-4; ours are exact.
     maps = rng.normal(size=(1, 2, 256, 256))
     theirs = sam.postprocess_masks(torch.from_numpy(maps), geometry.resized, size)
-    ours = geometry.from_square(np.moveaxis(maps, 1, -1))
+    ours = geometry.from_padded(np.moveaxis(maps, 1, -1))
     np.testing.assert_allclose(np.moveaxis(ours, -1, 1), theirs, rtol=0, atol=1e-5)
 
 
