@@ -78,7 +78,7 @@ def test_a_batch_that_the_mesh_does_not_divide(start_main, config, tmp_path):
 
 def test_help_tells_the_modes_and_an_example(start_main):
     out, _ = finish(start_main("--help"))
-    assert "--config configs/rooms_tiny.py" in out and "evaluate: metrics and pictures" in out
+    assert "--config configs/rooms_tiny.py" in out and "train|evaluate" in out
 
 
 def results(workdir):

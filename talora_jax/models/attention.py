@@ -87,7 +87,7 @@ def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
 
 
 def _attend_rows(q, rel_h, k, v, rel_w):
-    """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k, v [*M, K, h, w, d]."""
+    """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k [*M, K, h, w, d]."""
     scale = 1 / math.sqrt(q.shape[-1])
     f32 = {"preferred_element_type": jnp.float32}
     logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, **f32)

@@ -70,9 +70,7 @@ class Attention(nnx.Module):
         if window:
             qkv = split_windows(qkv, window)
         qkv += self.qkv.bias[...].astype(x.dtype)
-        q, k, v = rearrange(
-            qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads
-        )
+        q, k, v = rearrange(qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads)
         out = attend(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
         out = rearrange(out, "t m k h w d -> t m h w (k d)")
         return self.proj(join_windows(out, grid) if window else out)

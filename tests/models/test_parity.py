@@ -42,7 +42,9 @@ def test_embeddings_low_res_maps_and_outputs(golden):
             (outputs, "output"),
         ):
             theirs = nhwc(golden.arrays[f"{name}/task{t}"])
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=f"{name} {task}")
+            # Relative too: PyTorch's own low_res is up to 1.2e-5 from the same in float64 (ours
+            # 3.3e-6), so an exact port would fail without.
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=f"{name} {task}")
 
 
 def test_architecture_is_read_from_the_shapes(golden):

@@ -1,0 +1,35 @@
+"""SAM's image encoder on one padded square: ours, transformers' and segment_anything's.
+
+Weights are random and nothing is downloaded. All compute in float32 on all cores of this machine;
+transformers uses its fused attention (SDPA). Ours has no adapters here.
+
+    python -m benchmarks.encoder                  ViT-B at 1024×1024; ten minutes on two cores
+    python -m benchmarks.encoder --size tiny      a quick check that everything runs
+"""
+
+import sys
+
+from benchmarks import harness
+from benchmarks.harness import Contender
+
+PEERS = ("transformers", "segment_anything")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = harness.parser(__doc__)
+    harness.add_model_arguments(parser, peers=PEERS)
+    args = parser.parse_args(argv)
+    harness.check_peers(args.peers)
+    options = {"architecture": harness.describe(args.size, args.image_size)["architecture"]}
+    contenders = [Contender("ours", "benchmarks.ours:encoder", options, ours=True)]
+    contenders += [
+        Contender(peer, "benchmarks.pytorch_peers:encoder", options | {"package": peer})
+        for peer in args.peers
+    ]
+    side = options["architecture"]["encoder"]["image_size"]
+    work = {"size": args.size, "input": [1, side, side, 3], "dtype": "float32"}
+    return harness.compare("image encoder", args, contenders, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

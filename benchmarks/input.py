@@ -1,0 +1,112 @@
+"""What the data pipeline delivers on rooms, and how long a train step waits for it.
+
+Frames are rendered once, into a folder of their own; from then on they are read, augmented as the
+default config says, and batched. Images per second are of a pipeline that starts anew in every
+turn, so that nothing is ready before the clock runs. Then a model trains on the same frames, and
+each step says how long it waited for its batch. On a machine that computes with the cores that
+also read, the two are in each other's way, as they are in training there.
+
+    python -m benchmarks.input
+"""
+
+import sys
+import tempfile
+
+from benchmarks import harness
+from benchmarks.harness import Contender
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = harness.parser(__doc__)
+    parser.add_argument(
+        "--original",
+        type=int,
+        nargs=2,
+        default=(192, 256),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the frames (default: 192 256)",
+    )
+    parser.add_argument("--frames", type=int, default=16, help="to render (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, default=50, help="in each turn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="threads that make batches, one row for each; 0: none but the caller (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=20, help="of training; 0: none (default: %(default)s)"
+    )
+    harness.add_model_arguments(parser, peers=None, size="tiny")
+    args = parser.parse_args(argv)
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = {
+            "dir": folder,
+            "image_size": list(args.original),
+            "train_frames": args.frames,
+            "val_frames": 1,
+        }
+        harness.ask("benchmarks.ours:prepare_rooms", data)
+        return _measure(args, data)
+
+
+def _measure(args, data: dict) -> int:
+    options = {
+        "data": data,
+        "batch_size": args.batch_size,
+        "batches": args.batches,
+    }
+    contenders = [
+        Contender(f"threads: {n}", "benchmarks.ours:pipeline", options | {"threads": n})
+        for n in args.threads
+    ]
+    work = {
+        "image": [*args.original, 3],
+        "batch size": args.batch_size,
+        "images per turn": args.batch_size * args.batches,
+    }
+    console = harness.make_console()
+
+    def rates_and_waiting(results: list[harness.Result]) -> dict:
+        rates = {r.name: r.facts["images"] / r.median for r in results if r.seconds}
+        for name, rate in rates.items():
+            console.print(f"{name}, {rate:.1f} images/s")
+        if not args.steps:
+            return {"images_per_second": rates}
+        training = _training(args, data)
+        console.print(_sentence(args, training))
+        return {"images_per_second": rates, "training": training}
+
+    return harness.compare("input pipeline", args, contenders, work, rates_and_waiting)
+
+
+def _training(args, data: dict) -> dict:
+    architecture = harness.describe(args.size, args.image_size)["architecture"]
+    options = {
+        "architecture": architecture,
+        "data": data,
+        "batch_size": args.batch_size,
+        "steps": args.steps,
+        "threads": max(args.threads),
+    }
+    took = harness.ask("benchmarks.ours:input_wait", options)
+    return took | {"share_waiting": sum(took["waiting"]) / sum(took["total"])}
+
+
+def _sentence(args, took: dict) -> str:
+    steps = len(took["total"])
+    return (
+        f"training {args.size} with {max(args.threads)} threads: "
+        f"{sum(took['total']) / steps:.3f} s a step (mean of {steps}), of which "
+        f"{1000 * sum(took['waiting']) / steps:.1f} ms ({took['share_waiting']:.1%}) wait for input"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""All maps of one image, three tasks and 17 channels: ours and mSAM in PyTorch.
+
+The work is NYUv2's: a 288×384 image goes to 768×1024, is padded to 1024×1024, encoded for each of
+semantic segmentation (13 channels), depth (1) and normals (3), decoded, and its maps go back to
+288×384. The peer is mSAM of the peers' own modules in the way of the MTSAM release: task by task,
+with the dense update of every layer and the decoder once per channel; see
+`benchmarks/pytorch_peers.py`. From the same weights it gives the same maps as ours.
+
+    python -m benchmarks.joint_forward               ViT-B; half an hour on two cores
+    python -m benchmarks.joint_forward --size tiny   a quick check that everything runs
+"""
+
+import sys
+
+from benchmarks import harness
+
+PEERS = ("transformers", "segment_anything")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = harness.parser(__doc__)
+    harness.add_model_arguments(parser, peers=PEERS)
+    harness.add_geometry_arguments(parser)
+    args = parser.parse_args(argv)
+    harness.check_peers(args.peers)
+    described = harness.describe(args.size, args.image_size)
+    options = harness.joint_options(args, described)
+    contenders = harness.our_contenders(args, described, "benchmarks.ours:joint_forward", options)
+    contenders += [
+        harness.Contender(
+            f"mSAM on {peer}",
+            "benchmarks.pytorch_peers:joint_forward",
+            options | {"package": peer},
+        )
+        for peer in args.peers
+    ]
+    work = harness.joint_work(args, options)
+    return harness.compare("joint forward pass", args, contenders, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""One step of training, three tasks and 17 channels: ours and mSAM in PyTorch.
+
+Forward pass, losses, orthogonal regulariser, backward pass and Adam on one image, with NYUv2's
+geometry (see `benchmarks.joint_forward`) and the released recipe: adapters, no-mask rows, decoders
+and the blocks' LayerNorms train. Ours is the project's own train step with the default config,
+which computes every block again in the backward pass (`remat=block`).
+
+The peers keep all activations, as PyTorch does by default. `…_by_task` goes backward after each
+task's forward pass and so holds one task's activations; the others go backward once after all
+tasks, which at ViT-B may need more than 24 GB and is therefore not measured unless asked for.
+
+    python -m benchmarks.train_step               ViT-B; an hour on two cores
+    python -m benchmarks.train_step --size tiny   a quick check that everything runs
+"""
+
+import sys
+
+from benchmarks import harness
+
+PEERS = ("transformers_by_task", "segment_anything_by_task", "transformers", "segment_anything")
+BY_TASK = "_by_task"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = harness.parser(__doc__)
+    harness.add_model_arguments(parser, peers=PEERS, default=PEERS[:2])
+    harness.add_geometry_arguments(parser)
+    args = parser.parse_args(argv)
+    packages = {peer: peer.removesuffix(BY_TASK) for peer in args.peers}
+    harness.check_peers(list(packages.values()))
+    described = harness.describe(args.size, args.image_size)
+    options = harness.joint_options(args, described)
+    contenders = harness.our_contenders(args, described, "benchmarks.ours:training", options)
+    contenders += [
+        harness.Contender(
+            f"mSAM on {package}" + (", by task" if peer.endswith(BY_TASK) else ""),
+            "benchmarks.pytorch_peers:training",
+            options | {"package": package, "by_task": peer.endswith(BY_TASK)},
+        )
+        for peer, package in packages.items()
+    ]
+    work = harness.joint_work(args, options)
+    return harness.compare("train step", args, contenders, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`benchmarks.tpu` on fake devices, which need no libtpu, and what it says to mistakes."""
+
+import importlib.util
+import json
+
+import pytest
+
+from benchmarks.abstract_step import choose_tasks
+
+RECIPE = ("semantic", "depth", "normals")
+
+
+def test_more_tasks_than_a_config_names():
+    tasks = choose_tasks(RECIPE, 5, 13)
+    assert [task.name for task in tasks] == [*RECIPE, "edges", "semantic_2"]
+    assert [task.channels for task in tasks] == [13, 1, 3, 1, 13]
+    assert [task.name for task in choose_tasks(("depth", "normals"), 1, 13)] == ["depth"]
+
+
+def test_the_step_is_compiled_and_measured(start_python, tmp_path):
+    path = tmp_path / "report.json"
+    process = start_python(
+        *("-m", "benchmarks.tpu", "--topology", "cpu:2", "--size", "tiny", "--json", str(path))
+    )
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "all-reduced ÷ trainable parameters" in out
+    report = json.loads(path.read_text())
+    assert report["work"]["device"] == "2 cpu"
+    assert (report["work"]["batch"], report["work"]["channels"]) == (2, 17)
+    step = report["sizes"]["tiny"]
+    # Adam keeps two numbers for each that trains; a chip holds all of them.
+    assert step["arguments"] > 3 * step["trainable"] + step["frozen"]
+    assert step["peak"] >= step["arguments"] + step["temporaries"] > step["temporaries"] > 0
+    assert step["flops"] > 0
+    # Data parallel: gradients are reduced, nothing else of any size is sent.
+    assert step["collectives"].keys() == {"all-reduce"}
+    assert step["reduced_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--topology", "v9x:2x4"], "--topology: unknown 'v9x:2x4', expected GENERATION:SHAPE"),
+        (["--topology", "v5e:2x2x2"], "--topology: unknown 'v5e:2x2x2'"),
+        (["--topology", "cpu:2", "--mesh", "4,1,1"], "--mesh is 4,1,1, but the topology has 2"),
+        (["--topology", "cpu:1", "--config", "none.py"], "--config: there is no file 'none.py'"),
+        (["--topology", "cpu:1", "--config.model.sise=tiny"], "the config has no field sise"),
+        (["--topology", "cpu:1", "--tasks", "0"], "--tasks is 0, expected at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(start_python, arguments, told):
+    process = start_python("-m", "benchmarks.tpu", *arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode
+    assert told in errors.splitlines()[-1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_a_missing_libtpu_is_named(start_python):
+    process = start_python("-m", "benchmarks.tpu", "--topology", "v5e:2x4")
+    _, errors = process.communicate(timeout=120)
+    assert errors.splitlines()[-1].endswith("pip install libtpu")

@@ -1,0 +1,270 @@
+"""The peers do the same work as ours, and every benchmark runs."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import harness, ours
+from talora_jax.base import build, for_msam
+from talora_jax.models.msam import trainable
+from talora_jax.run import adapter_config, make_model
+from weights_convert.official import from_official
+
+pytestmark = pytest.mark.torch
+
+# Wider than high, so that there is padding; 80 / 16 = 5 tokens do not fill windows of 7.
+IMAGE_SIZE, ORIGINAL = 80, (22, 30)
+PACKAGES = ("segment_anything", "transformers")
+# `transformers`' names of what is in the encoder, by `segment_anything`'s.
+RENAMED = {
+    "image_encoder.blocks.": "image_encoder.encoder.layers.",
+    "image_encoder.": "image_encoder.encoder.",
+    "patch_embed.proj": "patch_embed.projection",
+    ".norm": ".layer_norm",
+    "neck.0": "neck.conv1",
+    "neck.1": "neck.layer_norm1",
+    "neck.2": "neck.conv2",
+    "neck.3": "neck.layer_norm2",
+}
+
+
+@pytest.fixture(scope="module")
+def architecture():
+    return ours.describe("tiny", IMAGE_SIZE)[1]["architecture"]
+
+
+@pytest.fixture(scope="module")
+def peers(architecture):
+    """mSAM on either encoder, with one set of random weights and without dropout."""
+    import torch
+
+    from benchmarks import pytorch_peers
+
+    torch.manual_seed(0)
+    first, second = (pytorch_peers.MSam(architecture, package) for package in PACKAGES)
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            if "pos" in name:
+                parameter.normal_(std=0.1)
+            elif "td_G" in name:
+                # ΔW of the size of W: a softmax near its corners would blur the gradient.
+                parameter.normal_(std=2e-3)
+            elif parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    second.load_state_dict(
+        {_transformers_name(name): x for name, x in first.state_dict().items()}, strict=False
+    )
+    for model in (first, second):
+        for qkv in model.qkvs:
+            qkv.dropout.p = 0.0
+    return dict(zip(PACKAGES, (first, second), strict=True))
+
+
+def _transformers_name(name):
+    if name.startswith("image_encoder."):
+        for theirs, other in RENAMED.items():
+            if not (theirs == "image_encoder." and name.startswith("image_encoder.encoder.")):
+                name = name.replace(theirs, other, 1)
+    return name
+
+
+@pytest.fixture(scope="module")
+def model(architecture, peers):
+    """Ours with the same weights."""
+    sam = ours.sam_config(architecture)
+    return build(lambda: make_model(make_config(), ours.make_tasks(), sam), tensors(peers))
+
+
+def make_config():
+    config = ours.make_config(ORIGINAL, native_aspect=False)
+    config.adapter.dropout = 0.0
+    return config
+
+
+def tensors(peers, of=lambda parameter: parameter.detach()):
+    """`segment_anything`'s tensors by our names; gradients that there are not are zero."""
+    peer = peers["segment_anything"]
+    official = {name: x.numpy() for name, x in peer.state_dict().items()}
+    official |= {name: of(x).numpy() for name, x in peer.named_parameters()}
+    heads = ours.sam_config(ours.describe("tiny", IMAGE_SIZE)[1]["architecture"]).decoder.heads
+    return from_official(official, ours.TASKS, heads)[0]
+
+
+def to_torch(batch):
+    import torch
+
+    batch = {name: torch.from_numpy(x.copy()) for name, x in batch.items()}
+    return {name: x.long() if name == "semantic" else x.movedim(-1, 1) for name, x in batch.items()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_peers_give_the_same_maps_as_ours(peers, model, package):
+    import torch
+
+    image = ours.random_image(ORIGINAL)
+    graphdef, state = nnx.split(model)
+    maps = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, jnp.asarray(image))
+    with torch.no_grad():
+        theirs = peers[package].eval()(to_torch({"image": image})["image"])
+    for task in ours.TASKS:
+        assert np.std(maps[task]) > 0.01
+        np.testing.assert_allclose(
+            maps[task], theirs[task].movedim(1, -1), rtol=0, atol=1e-4, err_msg=task
+        )
+
+
+@pytest.fixture(scope="module")
+def objective_and_gradient(model):
+    """Ours: the objective of the train step, and its gradient."""
+    config, tasks = make_config(), ours.make_tasks()
+    batch = {name: jnp.asarray(x) for name, x in ours.random_batch(ORIGINAL).items()}
+    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    weights = np.array(config.weighting.task_weights) / sum(config.weighting.task_weights)
+
+    @jax.jit
+    @jax.value_and_grad
+    def objective(learnt):
+        model = nnx.merge(graphdef, learnt, frozen)
+        maps = model(batch["image"])
+        sums = [task.loss(maps[task.name], batch[task.name]) for task in tasks]
+        losses = jnp.stack([total / count for total, count in sums])
+        return weights @ losses + config.orthogonal_weight * model.orthogonality()
+
+    return objective(learnt)
+
+
+def named(state):
+    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state)}
+
+
+def gradient_of(peer, by_task):
+    from benchmarks import pytorch_peers
+
+    peer.train().zero_grad(set_to_none=True)
+    return pytorch_peers.backward(peer, to_torch(ours.random_batch(ORIGINAL)), by_task=by_task)
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_peers_have_the_gradient_of_our_objective(peers, model, objective_and_gradient, by_task):
+    import torch
+
+    objective, gradient = objective_and_gradient
+    value = gradient_of(peers["segment_anything"], by_task)
+    np.testing.assert_allclose(value, objective, rtol=1e-5)
+
+    zeros = torch.zeros_like
+    grads = tensors(peers, lambda p: zeros(p) if p.grad is None else p.grad)
+    theirs = for_msam(grads, model)
+    for name, mine in named(gradient).items():
+        # A bias on every key shifts all logits alike: the gradient is zero but for rounding.
+        tolerance = 1e-8 if name.endswith("k_proj.bias") else 1e-4 * np.abs(theirs[name]).max()
+        np.testing.assert_allclose(mine, theirs[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_peers_have_one_gradient(peers, by_task):
+    values = [gradient_of(peers[package], by_task) for package in PACKAGES]
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    first, second = (
+        {name: p.grad for name, p in peers[package].named_parameters() if p.grad is not None}
+        for package in PACKAGES
+    )
+    assert {_transformers_name(name) for name in first} == set(second)
+    for name, gradient in first.items():
+        theirs, scale = second[_transformers_name(name)], gradient.abs().max()
+        assert (gradient - theirs).abs().max() <= max(1e-4 * scale, 1e-8), name
+
+
+def test_peers_train_the_same_parameters(peers, objective_and_gradient):
+    _, gradient = objective_and_gradient
+    count = sum(x.size for x in jax.tree.leaves(gradient))
+    for peer in peers.values():
+        assert sum(p.numel() for p in peer.parameters() if p.requires_grad) == count
+
+
+def test_a_step_of_the_peer_lowers_the_objective(architecture):
+    from benchmarks import pytorch_peers
+
+    batch = to_torch(ours.random_batch(ORIGINAL))
+    step = pytorch_peers.train_step(pytorch_peers.MSam(architecture), batch, by_task=True)
+    values = [step() for _ in range(5)]
+    assert values[-1] < values[0]
+
+
+SMALL = ("--size", "tiny", "--image-size", "64", "--repeats", "2")
+COMMANDS = {
+    "encoder": SMALL,
+    "joint_forward": SMALL,
+    "train_step": (*SMALL, "--variants", "--peers", "transformers_by_task", "segment_anything"),
+    "adapters": ("--count", "tiny", "--kinds", "talora", *SMALL),
+    "input": (
+        *("--image-size", "64", "--repeats", "2", "--original", "48", "64", "--frames", "2"),
+        *("--batches", "2", "--steps", "2", "--batch-size", "1", "--threads", "0", "2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_benchmarks_run(name, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert module.main([*COMMANDS[name], "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(path.read_text())
+    for row in report["contenders"]:
+        assert row["error"] is None
+        assert row["name"] in printed
+        assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0
+        assert 0 < row["rss_after_setup"] <= row["peak_rss"]
+    ours_and_others = [(row["ours"], row["other"]) for row in report["ratios"]]
+    assert len(set(ours_and_others)) == len(ours_and_others)
+    assert report["machine"]["cores"] >= 1 and "jax" in report["versions"]
+    for row in report["ratios"]:
+        assert row["time"] > 0 and row["peak_rss"] > 0
+    if name == "adapters":
+        assert report["flops"][0]["adapters_percent"] > 0
+    elif name == "input":
+        assert len(report["training"]["waiting"]) == 2
+    else:
+        assert len(report["ratios"]) >= 2
+
+
+def test_counts_alone_need_no_turns(tmp_path):
+    from benchmarks import adapters
+
+    path = tmp_path / "counts.json"
+    assert adapters.main(["--count", "tiny", "--repeats", "0", "--json", str(path)]) == 0
+    assert {row["kind"] for row in json.loads(path.read_text())["flops"]} == set(adapters.KINDS)
+
+
+def test_a_contender_that_fails_leaves_the_others_and_the_exit_code_tells(capfd):
+    args = harness.parser("").parse_args([])
+    args.repeats = 1
+    architecture = ours.describe("tiny", 64)[1]["architecture"]
+    works = harness.Contender("good", "benchmarks.ours:encoder", {"architecture": architecture})
+    fails = harness.Contender("bad", "benchmarks.ours:encoder", {}, ours=True)
+    assert harness.compare("failure", args, [fails, works], {}) == 1
+    assert "bad: ended with exit code 1" in capfd.readouterr().out
+
+
+def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
+    found = harness.importlib.util.find_spec
+    monkeypatch.setattr(
+        harness.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
+    with pytest.raises(SystemExit, match=r"need torch: pip install 'talora_jax\[torch\]'"):
+        harness.check_peers(["transformers"])
+    harness.check_peers([])
+
+
+@pytest.mark.parametrize("size", ["100", "48"])
+def test_an_image_size_that_cannot_be(size):
+    from benchmarks import encoder
+
+    with pytest.raises(SystemExit, match="multiple of 16"):
+        encoder.main(["--size", "tiny", "--image-size", size, "--peers"])
