@@ -195,7 +195,8 @@ def test_remat_changes_no_gradient(micro):
     kept = jax.tree.leaves(gradient("none"))
     for remat in ("block", "dots"):
         for ours, theirs in zip(jax.tree.leaves(gradient(remat)), kept, strict=True):
-            atol = 1e-5 * float(jnp.abs(theirs).max())
+            # The floor is for a bias on all keys, whose gradient is rounding alone.
+            atol = max(1e-7, 1e-5 * float(jnp.abs(theirs).max()))
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
