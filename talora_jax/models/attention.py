@@ -3,8 +3,8 @@
 Source: `segment_anything/modeling/image_encoder.py` (`Attention`, `window_partition`,
 `add_decomposed_rel_pos`). What differs:
 
-- The logits of a large grid are never held whole: query rows are mapped in tiles, and a tile's
-  logits are computed again in the backward pass.
+- The logits of a large grid are never held whole: query rows (on a CPU, of one head at a time) are
+  mapped in tiles, and a tile's logits are computed again in the backward pass.
 - A relative-position table longer than the grid needs is sliced around its centre. Interpolation to
   another grid happens once, when weights are loaded, not at every call.
 - Windows are cut after the qkv projection, so padding is never projected; see `ImageEncoder`.
@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 
 # Logits held at once before the query rows are tiled: 2**24 elements are 64 MB in float32.
 MAX_LOGITS = 2**24
+# And on a CPU, where tiles are of one head: 8 MB, about a processor's share of the last cache.
+CPU_TILE = 2**21
 
 
 def relative_positions(table: Float[Array, "L d"], size: int) -> Float[Array, "size size d"]:
@@ -67,10 +69,36 @@ def attend(
 
     # Every axis of the mesh shares the grids: tasks over `task`, images over `data` and `fsdp`.
     mesh = jax.sharding.get_abstract_mesh()
-    queries_per_row = q.size // (height * width_of_head * (1 if mesh.empty else mesh.size))
-    rows = _rows_per_tile(height, queries_per_row * height * width, max_logits)
-    if rows == height:
+    devices = 1 if mesh.empty else mesh.size
+    logits = q.size // (devices * width_of_head) * height * width
+    if logits <= max_logits:
         return _attend_rows(q, rel_h, k, v, rel_w)
+    return jax.lax.platform_dependent(
+        *(q, rel_h, k, v, rel_w),
+        cpu=functools.partial(
+            _attend_head_by_head, logits=logits, max_logits=min(max_logits, CPU_TILE)
+        ),
+        default=functools.partial(_attend_in_tiles, logits=logits, max_logits=max_logits),
+    )
+
+
+def _attend_head_by_head(q, rel_h, k, v, rel_w, *, logits: int, max_logits: int):
+    """`_attend_in_tiles`, one head after the other: a tile's logits stay in a processor's cache."""
+
+    def head(qkv):
+        q, k, v = qkv
+        tiled = functools.partial(_attend_in_tiles, logits=logits // heads, max_logits=max_logits)
+        return tiled(q, rel_h, k, v, rel_w)
+
+    heads = q.shape[-4]
+    in_turn = jax.tree.map(lambda x: jnp.moveaxis(x, -4, 0), (q, k, v))
+    return jnp.moveaxis(jax.lax.map(head, in_turn), 0, -4)
+
+
+def _attend_in_tiles(q, rel_h, k, v, rel_w, *, logits: int, max_logits: int):
+    """`_attend_rows` for some query rows after others; `logits` is how many all of them take."""
+    height = rel_h.shape[0]
+    rows = _rows_per_tile(height, logits // height, max_logits)
     tile = functools.partial(_attend_rows, k=k, v=v, rel_w=rel_w)
     q = rearrange(q, "... (n r) w d -> n ... r w d", r=rows)
     rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)

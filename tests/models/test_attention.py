@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from talora_jax.models import attention
 from talora_jax.models.attention import attend, join_windows, relative_positions, split_windows
 
 
@@ -39,7 +40,22 @@ def test_attend_whole_or_tiled_is_the_definition(grid, max_logits):
     np.testing.assert_allclose(ours, definition(*inputs), rtol=0, atol=2e-6)
 
 
-def test_tiled_gradients_are_those_of_the_whole():
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+    """What a processor does, and what other platforms do."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+
+
+def test_tiles_on_every_platform_are_the_definition(platform):
+    inputs = arrays(6, 4)
+    expected = definition(*inputs)
+    assert attention._rows_per_tile(6, 2 * 3 * 4 * 24, 1200) == 2
+    ours = jax.jit(lambda *x: attend(*x, max_logits=1200))(*inputs)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
+
+
+def test_tiled_gradients_are_those_of_the_whole(platform):
     inputs = arrays(6, 4)
 
     def gradient(max_logits):
