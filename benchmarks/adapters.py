@@ -9,7 +9,7 @@ Operations (matrix products and convolutions, a multiply-add as two) are counted
 
 Time is that of the encodings alone at `--size`, each kind beside as many frozen passes.
 
-    python -m benchmarks.adapters                 counts, and times ViT-B; half an hour on two cores
+    python -m benchmarks.adapters     counts, and times ViT-B
     python -m benchmarks.adapters --repeats 0     counts alone, half a minute
 """
 

@@ -3,7 +3,7 @@
 Weights are random and nothing is downloaded. All compute in float32 on all cores of this machine;
 transformers uses its fused attention (SDPA). Ours has no adapters here.
 
-    python -m benchmarks.encoder                  ViT-B at 1024×1024; ten minutes on two cores
+    python -m benchmarks.encoder                  ViT-B at 1024×1024; 3 minutes on two cores
     python -m benchmarks.encoder --size tiny      a quick check that everything runs
 """
 

@@ -6,7 +6,7 @@ semantic segmentation (13 channels), depth (1) and normals (3), decoded, and its
 with the dense update of every layer and the decoder once per channel; see
 `benchmarks/pytorch_peers.py`. From the same weights it gives the same maps as ours.
 
-    python -m benchmarks.joint_forward               ViT-B; half an hour on two cores
+    python -m benchmarks.joint_forward               ViT-B; 10 minutes on two cores
     python -m benchmarks.joint_forward --size tiny   a quick check that everything runs
 """
 

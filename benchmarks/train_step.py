@@ -9,7 +9,7 @@ The peers keep all activations, as PyTorch does by default. `…_by_task` goes b
 task's forward pass and so holds one task's activations; the others go backward once after all
 tasks, which at ViT-B may need more than 24 GB and is therefore not measured unless asked for.
 
-    python -m benchmarks.train_step               ViT-B; an hour on two cores
+    python -m benchmarks.train_step               ViT-B
     python -m benchmarks.train_step --size tiny   a quick check that everything runs
 """
 
