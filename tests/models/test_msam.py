@@ -59,7 +59,7 @@ def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
             geometry = Geometry.of(image.shape[:2], micro.encoder.image_size)
             maps = geometry.from_padded(single(state, geometry.to_padded(image)[None])[0])
             assert maps.shape == (*image.shape[:2], channels)
-            np.testing.assert_allclose(joint[task][i], maps, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(joint[task][i], maps, rtol=0, atol=1e-5)
 
 
 def test_images_of_one_size_are_a_batch(micro):
@@ -68,7 +68,7 @@ def test_images_of_one_size_are_a_batch(micro):
     maps = compiled(model, "__call__", jnp.stack(batch))
     mixed = compiled(model, "predict_mixed", batch)
     for task in model.tasks:
-        np.testing.assert_allclose(maps[task], jnp.stack(mixed[task]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(maps[task], jnp.stack(mixed[task]), rtol=0, atol=1e-5)
 
 
 def natively(model):
@@ -96,7 +96,7 @@ def test_native_aspect_encodes_no_padding(micro):
     for task in model.tasks:
         for image, maps in zip(batch, mixed[task], strict=True):
             alone = compiled(model, "__call__", image[None])[task][0]
-            np.testing.assert_allclose(maps, alone, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(maps, alone, rtol=0, atol=1e-5)
 
 
 def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):
@@ -115,7 +115,7 @@ def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):
     large = compiled(model, "embed", image, ["depth"])
     small = jax.jit(lambda state: nnx.merge(graphdef, state).embed(image, ["depth"]))(state)
     assert large.shape[2:4] == (3, 4)
-    np.testing.assert_allclose(large, small, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(large, small, rtol=0, atol=1e-5)
 
 
 def test_tasks_and_images_differ(micro):
@@ -133,7 +133,7 @@ def test_a_subset_of_tasks_in_any_order(micro):
     some = compiled(model, "__call__", batch, ["edges", "depth"])
     assert some.keys() == {"edges", "depth"}
     for task, maps in some.items():
-        np.testing.assert_allclose(maps, every[task], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(maps, every[task], rtol=0, atol=1e-5)
     with pytest.raises(KeyError, match="no task flow; this model has depth"):
         model(batch, ["flow"])
 
@@ -165,7 +165,7 @@ def test_merged_equals_factored(micro, kind, qkv):
             kernel = attention["qkv"]["kernel"]
             attention["qkv"]["kernel"] = kernel.replace(kernel[...] + dense)
             del attention["adapter"]
-        np.testing.assert_allclose(embed(state), factored[t], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(embed(state), factored[t], rtol=0, atol=1e-5)
 
 
 def test_a_new_adapter_changes_nothing(micro):
