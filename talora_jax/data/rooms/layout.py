@@ -40,7 +40,7 @@ class Layout:
         self.floor: list[tuple[float, float, float, float]] = []  # taken: x0, y0, x1, y1
         self.tall: list[tuple[float, float, float, float]] = []  # taken at eye height
         self.walls: list[list[tuple[float, float, float, float]]] = [[], [], [], []]  # s0 s1 z0 z1
-        self.targets: list[np.ndarray] = []  # furniture, worth looking at
+        self.is_furnished = False
         self.instances = len(SHELL)
         self.daylight = float(rng.choice((0.02, 1.0, 2.0), p=(0.15, 0.45, 0.4)))
         self.windows: list[tuple[np.ndarray, np.ndarray]] = []  # middle, inward
@@ -221,7 +221,7 @@ class Layout:
                 continue
             self._place(piece, x, y, _WALL_YAW[k])
             self._take(rect, h)
-            self.targets.append(np.array([x, y, 0.6 * h]))
+            self.is_furnished = True
             self._last = (x, y, _WALL_YAW[k])
             return k
         return None
@@ -250,7 +250,7 @@ class Layout:
             if self._is_free(rect, 0.0) and self._walls_are_free(rect, piece.size[2]):
                 self._place(piece, px, py, turn)
                 self._take(rect, piece.size[2])
-                self.targets.append(np.array([px, py, 0.6 * piece.size[2]]))
+                self.is_furnished = True
                 return
 
     def _free(self, piece: Piece, turn=None, margin: float = 0.1):
@@ -265,7 +265,7 @@ class Layout:
             if self._is_free(rect, margin) and self._walls_are_free(rect, piece.size[2]):
                 self._place(piece, x, y, yaw)
                 self._take(rect, piece.size[2])
-                self.targets.append(np.array([x, y, 0.6 * piece.size[2]]))
+                self.is_furnished = True
                 return x, y, yaw
         return None
 
@@ -419,7 +419,7 @@ class Layout:
         """A camera at one end of the room, held by hand and tilted down, that sees far along it:
         position, yaw, pitch, roll; None if none fits."""
         rng = self.rng
-        if not self.targets:
+        if not self.is_furnished:
             return None
         tall = np.array([*self.tall, self.hanging])
         low = np.array([b for b in self.floor if b not in self.tall]).reshape(-1, 4)
