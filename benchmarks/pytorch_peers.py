@@ -10,11 +10,7 @@ Encoder and decoder are the packages' own classes, unchanged. The encoder is `se
 `transformers`' (whose fused attention is faster); the decoder is `segment_anything`'s in both.
 """
 
-import contextlib
-import importlib.util
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.harness import cores
+from benchmarks.torchvision_stub import torchvision_or_stub
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -334,34 +331,6 @@ def _trains(name: str) -> bool:
         or name.startswith("mask_decoder.")
         or (in_block and "norm" in name)
     )
-
-
-@contextlib.contextmanager
-def torchvision_or_stub() -> Iterator[None]:
-    """Lets `segment_anything` be imported without torchvision, which nothing here calls.
-
-    Its package imports four functions for predictors and mask generators, the model none.
-    """
-    if importlib.util.find_spec("torchvision") or "segment_anything" in sys.modules:
-        yield
-        return
-    names = {
-        "torchvision": (),
-        "torchvision.transforms": (),
-        "torchvision.transforms.functional": ("resize", "to_pil_image"),
-        "torchvision.ops": (),
-        "torchvision.ops.boxes": ("batched_nms", "box_area"),
-    }
-    for name, functions in names.items():
-        module = types.ModuleType(name)
-        vars(module).update(dict.fromkeys(functions))
-        sys.modules[name] = module
-    try:
-        yield
-    finally:
-        # Others, such as transformers, ask whether there is a torchvision.
-        for name in names:
-            del sys.modules[name]
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:

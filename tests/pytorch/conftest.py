@@ -1,11 +1,8 @@
 """The reference implementations with random weights, and this project's model with the same."""
 
-import contextlib
 import dataclasses
-import importlib.util
 import subprocess
 import sys
-import types
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.base import load_sam
 from talora_jax.predictor import SamPredictor
 from weights_convert.__main__ import main
@@ -36,27 +34,6 @@ class Peers:
     loading: dict
     ours: SamPredictor
     images: list[np.ndarray]
-
-
-@contextlib.contextmanager
-def torchvision_or_stub():
-    """`segment_anything` imports four functions of torchvision; those used here are Pillow's."""
-    if importlib.util.find_spec("torchvision"):
-        yield
-        return
-    functional = types.ModuleType("torchvision.transforms.functional")
-    functional.to_pil_image = Image.fromarray
-    functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
-    boxes = types.ModuleType("torchvision.ops.boxes")
-    boxes.batched_nms = boxes.box_area = None
-    modules = {functional.__name__: functional, boxes.__name__: boxes}
-    for name in ("torchvision", "torchvision.transforms", "torchvision.ops"):
-        modules[name] = types.ModuleType(name)
-    sys.modules.update(modules)
-    yield
-    # Others, such as transformers, ask whether there is a torchvision.
-    for name in modules:
-        del sys.modules[name]
 
 
 def make_official(width: int, heads: int, depth: int, global_blocks: tuple[int, ...]):
