@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         harness.write_json(args, report, console)
         return 0
 
-    architecture = harness.describe(args.size, args.image_size)["architecture"]
+    architecture = harness.describe(args.size, args.image_size)
     side = architecture["encoder"]["image_size"]
     contenders = [_encodings(kind, architecture, ours=True) for kind in args.kinds]
     contenders.append(_encodings("none", architecture, ours=False))
@@ -67,13 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def count(size: str, kinds: list[str]) -> list[dict]:
     """One row per kind: operations, and in per cent what they are beyond frozen passes."""
-    architecture = harness.describe(size, None)["architecture"]
-    side = architecture["encoder"]["image_size"]
-    options = {
-        "architecture": architecture,
-        "original": [288 * side // 1024, 384 * side // 1024],
-        "kinds": kinds,
-    }
+    options = harness.joint_options(harness.describe(size, None)) | {"kinds": kinds}
     counted = harness.ask("benchmarks.ours:adapter_flops", options)
     frozen = counted["frozen"]
     return [

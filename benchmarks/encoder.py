@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     harness.add_model_arguments(parser, peers=PEERS)
     args = parser.parse_args(argv)
     harness.check_peers(args.peers)
-    options = {"architecture": harness.describe(args.size, args.image_size)["architecture"]}
+    options = {"architecture": harness.describe(args.size, args.image_size)}
     contenders = [Contender("ours", "benchmarks.ours:encoder", options, ours=True)]
     contenders += [
         Contender(peer, "benchmarks.pytorch_peers:encoder", options | {"package": peer})

@@ -327,20 +327,22 @@ def add_geometry_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def joint_options(args: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
-    """The options of all contenders from an image to its maps."""
-    side = described["architecture"]["encoder"]["image_size"]
-    original = args.original or [288 * side // 1024, 384 * side // 1024]
-    return {"architecture": described["architecture"], "original": original}
+def joint_options(
+    architecture: dict[str, Any], original: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The options of all contenders from an image to its maps; by default it has NYUv2's shape."""
+    side = architecture["encoder"]["image_size"]
+    nyuv2 = [288 * side // 1024, 384 * side // 1024]
+    return {"architecture": architecture, "original": original or nyuv2}
 
 
 def our_contenders(
-    args: argparse.Namespace, described: dict[str, Any], target: str, options: dict[str, Any]
+    args: argparse.Namespace, target: str, options: dict[str, Any]
 ) -> list[Contender]:
-    """Ours as it is by default, and the variants asked for that this version has."""
-    variants = [name for name in args.variants if name in described["options"]]
+    """Ours as it is by default, and the variants asked for."""
     return [Contender("ours", target, options, ours=True)] + [
-        Contender(f"ours, {name}", target, options | {name: True}, ours=True) for name in variants
+        Contender(f"ours, {name}", target, options | {name: True}, ours=True)
+        for name in args.variants
     ]
 
 

@@ -87,7 +87,7 @@ def _measure(args, data: dict) -> int:
 
 
 def _training(args, data: dict) -> dict:
-    architecture = harness.describe(args.size, args.image_size)["architecture"]
+    architecture = harness.describe(args.size, args.image_size)
     options = {
         "architecture": architecture,
         "data": data,

@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     harness.add_geometry_arguments(parser)
     args = parser.parse_args(argv)
     harness.check_peers(args.peers)
-    described = harness.describe(args.size, args.image_size)
-    options = harness.joint_options(args, described)
-    contenders = harness.our_contenders(args, described, "benchmarks.ours:joint_forward", options)
+    architecture = harness.describe(args.size, args.image_size)
+    options = harness.joint_options(architecture, args.original)
+    contenders = harness.our_contenders(args, "benchmarks.ours:joint_forward", options)
     contenders += [
         harness.Contender(
             f"mSAM on {peer}",

@@ -35,18 +35,14 @@ Contender = tuple[Callable[[], None], dict[str, Any]]
 
 
 def describe(size: str, image_size: int | None) -> tuple[None, dict[str, Any]]:
-    """The architecture of a size, JSON-able, and which options of the config it can be run with."""
+    """The architecture of a size, JSON-able."""
     sam = SIZES[size]()
     if image_size is not None:
         sam = dataclasses.replace(
             sam, encoder=dataclasses.replace(sam.encoder, image_size=image_size)
         )
-    options = ["native_aspect"] if "native_aspect" in config_lib.default().model else []
     encoder = dataclasses.asdict(sam.encoder) | {"depth": sam.encoder.depth}
-    return None, {
-        "architecture": {"encoder": encoder, "decoder": dataclasses.asdict(sam.decoder)},
-        "options": options,
-    }
+    return None, {"encoder": encoder, "decoder": dataclasses.asdict(sam.decoder)}
 
 
 def encoder(architecture: dict[str, Any]) -> Contender:
@@ -272,8 +268,7 @@ def make_config(original: Sequence[int], native_aspect: bool) -> ml_collections.
     config.data.image_size = tuple(original)
     config.model.dtype = config.model.param_dtype = "float32"
     config.batch_size = config.eval_batch_size = 1
-    if native_aspect:
-        config.model.native_aspect = True
+    config.model.native_aspect = native_aspect
     return config
 
 

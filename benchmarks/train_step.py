@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     packages = {peer: peer.removesuffix(BY_TASK) for peer in args.peers}
     harness.check_peers(list(packages.values()))
-    described = harness.describe(args.size, args.image_size)
-    options = harness.joint_options(args, described)
-    contenders = harness.our_contenders(args, described, "benchmarks.ours:training", options)
+    architecture = harness.describe(args.size, args.image_size)
+    options = harness.joint_options(architecture, args.original)
+    contenders = harness.our_contenders(args, "benchmarks.ours:training", options)
     contenders += [
         harness.Contender(
             f"mSAM on {package}" + (", by task" if peer.endswith(BY_TASK) else ""),

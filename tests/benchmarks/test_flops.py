@@ -101,7 +101,7 @@ def test_convolutions():
 
 @pytest.mark.parametrize("kind", ["talora", "lora_shared", "lora_per_task"])
 def test_encodings_are_frozen_passes_and_adapters_with_one_patch_embedding(kind):
-    architecture = describe("tiny", 64)[1]["architecture"]
+    architecture = describe("tiny", 64)[1]
     _, counted = adapter_flops(architecture, (18, 24), [kind])
     row, encoder = counted["kinds"][kind], architecture["encoder"]
     tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2

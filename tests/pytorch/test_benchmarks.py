@@ -35,7 +35,7 @@ RENAMED = {
 
 @pytest.fixture(scope="module")
 def architecture():
-    return ours.describe("tiny", IMAGE_SIZE)[1]["architecture"]
+    return ours.describe("tiny", IMAGE_SIZE)[1]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def tensors(peers, of=lambda parameter: parameter.detach()):
     peer = peers["segment_anything"]
     official = {name: x.numpy() for name, x in peer.state_dict().items()}
     official |= {name: of(x).numpy() for name, x in peer.named_parameters()}
-    heads = ours.sam_config(ours.describe("tiny", IMAGE_SIZE)[1]["architecture"]).decoder.heads
+    heads = ours.sam_config(ours.describe("tiny", IMAGE_SIZE)[1]).decoder.heads
     return from_official(official, ours.TASKS, heads)[0]
 
 
@@ -245,7 +245,7 @@ def test_counts_alone_need_no_turns(tmp_path):
 def test_a_contender_that_fails_leaves_the_others_and_the_exit_code_tells(capfd):
     args = harness.parser("").parse_args([])
     args.repeats = 1
-    architecture = ours.describe("tiny", 64)[1]["architecture"]
+    architecture = ours.describe("tiny", 64)[1]
     works = harness.Contender("good", "benchmarks.ours:encoder", {"architecture": architecture})
     fails = harness.Contender("bad", "benchmarks.ours:encoder", {}, ours=True)
     assert harness.compare("failure", args, [fails, works], {}) == 1
