@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
 
 from talora_jax.checkpoint import write_atomically
 
@@ -29,6 +28,9 @@ class RunLog:
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step] if resume_step else []
         write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept))
         self._file = open(path, "a")
+        # Imported here: with it comes PyTorch where that is installed, 0.2 GB and seconds.
+        import tensorboardX
+
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0
         )
