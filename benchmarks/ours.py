@@ -153,7 +153,7 @@ def adapter_flops(
         config = AdapterConfig(kind)
         one = count(
             lambda: make_adapter(config, width, len(TASKS), rngs=nnx.Rngs(0)),
-            lambda adapter, x: adapter(x, task_ids[:passes]),
+            lambda adapter, x: adapter(x, jnp.arange(passes)),
             tokens,
         )
         return sam.encoder.depth * one

@@ -14,12 +14,13 @@ the update [n, ..., 3D] that is added to the layer's output. Parameters may carr
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 KINDS = ("talora", "lora_shared", "lora_per_task", "none", "full")
 
@@ -64,7 +65,7 @@ class Adapter(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n *b d"],
-        task_ids: tuple[int, ...],
+        task_ids: Int[Array, "n"],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "n *b k"]:
         """The update of the layer's output, scaled; k = 3D.
@@ -75,7 +76,10 @@ class Adapter(nnx.Module):
           key: for dropout; None switches dropout off.
         """
         if key is not None and self.config.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            # A task's mask is its own, whatever tasks it is computed with.
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(task_ids)
+            draw = functools.partial(jax.random.bernoulli, p=1 - self.config.dropout)
+            keep = jax.vmap(lambda key: draw(key, shape=x.shape[1:]))(keys)
             x = jnp.where(keep, x / (1 - self.config.dropout), 0).astype(x.dtype)
         return self.config.scale * self.apply(x, task_ids)
 
@@ -107,7 +111,7 @@ class Tucker(Adapter):
         self.G = TaskParam(jnp.zeros((p, q, v)))
 
     def apply(self, x, task_ids):
-        core = jnp.einsum("pqv,tv->tpq", self.G[...], self.U3[jnp.array(task_ids)])
+        core = jnp.einsum("pqv,tv->tpq", self.G[...], self.U3[task_ids])
         z = jnp.einsum("t...d,dp->t...p", x, self.U1[...].astype(x.dtype))
         z = jnp.einsum("t...p,tpq->t...q", z, core.astype(x.dtype))
         return jnp.einsum("t...q,kq->t...k", z, self.out_rows(self.U2[...]).astype(x.dtype))
@@ -144,7 +148,7 @@ class LoRA(Adapter):
         self.B = TaskParam(jnp.zeros((*tasks, width * sum(config.qkv), rank)))
 
     def apply(self, x, task_ids):
-        rows = jnp.array(task_ids) if self.config.per_task else ...
+        rows = task_ids if self.config.per_task else ...
         down, up, _ = self.AXES[self.config.per_task]
         z = jnp.einsum(down, x, self.A[rows].astype(x.dtype))
         return jnp.einsum(up, z, self.out_rows(self.B[rows]).astype(x.dtype))

@@ -2,7 +2,8 @@
 
 Source: `segment_anything/modeling/image_encoder.py`. What differs:
 
-- Activations are [T, B, h, w, D]: one encoding per task, all tasks in one pass.
+- Activations are [T, B, h, w, D]: one encoding per task, all tasks in one program; on a single
+  device, large images are encoded for one task after the other.
 - Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder
   is a scan over stages around a scan over window blocks: compile time does not grow with depth.
 - qkv is projected before windows are padded and the output after they are joined: padding carries
@@ -18,13 +19,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import attend, join_windows, split_windows
 from talora_jax.sharding import constrain
 
 REMAT = ("none", "block", "dots")
+# Tokens that keep a device busy: half of a 1024×1024 image's.
+FILLING = 2**11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n B h w D"],
-        task_ids: tuple[int, ...],
+        task_ids: Int[Array, "n"],
         key: PRNGKeyArray | None,
     ) -> Float[Array, "n B h w D"]:
         x += self.attn(self.norm1(x), self.window, task_ids, key)
@@ -178,6 +181,15 @@ class ImageEncoder(nnx.Module):
         x = self.patch_embed(images)
         height, width = x.shape[1:3]
         x += self.pos_embed[:height, :width].astype(x.dtype)
+        encode = functools.partial(self._encode, x, key=key)
+        if len(task_ids) == 1 or not _fills_a_device(x):
+            return encode(jnp.array(task_ids))
+        return jax.lax.map(lambda task: encode(task[None])[0], jnp.array(task_ids))
+
+    def _encode(
+        self, x: Float[Array, "B h w D"], task_ids: Int[Array, "n"], key: PRNGKeyArray | None
+    ) -> Float[Array, "n B h w C"]:
+        """Embeddings of these tasks, computed together, from patches with their positions."""
         x = jnp.broadcast_to(x, (len(task_ids), *x.shape))
 
         window_graph, window_params = nnx.split(self.window_blocks)
@@ -230,6 +242,17 @@ def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Bl
     for _ in sizes:
         init = jax.vmap(init)
     return nnx.merge(graphdef, init(keys))
+
+
+def _fills_a_device(x: Float[Array, "B h w D"]) -> bool:
+    """Whether one task's tokens keep this machine's only device busy.
+
+    Then tasks are encoded one after the other: no slower, and with one task's activations at a
+    time. On a mesh they are encoded together: `task` may share them out, and `fsdp` gathers each
+    kernel once for all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return (mesh.empty or mesh.size == 1) and math.prod(x.shape[:3]) >= FILLING
 
 
 def _checkpointed(block, remat: str):

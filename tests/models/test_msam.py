@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from talora_jax.base import build
+from talora_jax.models import image_encoder
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam, trainable
@@ -198,6 +199,30 @@ def test_remat_changes_no_gradient(micro):
             # The floor is for a bias on all keys, whose gradient is rounding alone.
             atol = max(1e-7, 1e-5 * float(jnp.abs(theirs).max()))
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
+def test_tasks_one_after_the_other_are_tasks_together(micro, monkeypatch):
+    batch = jnp.stack(images((48, 64), (48, 64)))
+    model = perturb(make(micro, dropout=0.3))
+    graphdef, learnt, frozen = nnx.split(model, trainable(AdapterConfig()), ...)
+    tasks = ("normals", "depth")  # not all of them, and in another order
+
+    def both(filling):
+        monkeypatch.setattr(image_encoder, "FILLING", filling)
+
+        def loss(learnt):
+            model = nnx.merge(graphdef, learnt, frozen)
+            embeddings = model.embed(batch, tasks, key=jax.random.key(3))
+            return jnp.mean(embeddings**2), embeddings
+
+        return jax.jit(jax.grad(loss, has_aux=True))(learnt)
+
+    together, in_turn = both(10**9), both(1)
+    np.testing.assert_allclose(in_turn[1], together[1], rtol=0, atol=1e-5)
+    pairs = zip(jax.tree.leaves(in_turn[0]), jax.tree.leaves(together[0]), strict=True)
+    for ours, theirs in pairs:
+        atol = max(1e-7, 1e-4 * float(jnp.abs(theirs).max()))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
 def test_bfloat16_computes_near_float32(micro):
