@@ -3,7 +3,8 @@
 Forward pass, losses, orthogonal regulariser, backward pass and Adam on one image, with NYUv2's
 geometry (see `benchmarks.joint_forward`) and the released recipe: adapters, no-mask rows, decoders
 and the blocks' LayerNorms train. Ours is the project's own train step with the default config,
-which computes every block again in the backward pass (`remat=block`).
+whose backward pass computes every block again but for its attention
+(`config.model.remat=block_but_attention`).
 
 The peers keep all activations, as PyTorch does by default. `…_by_task` goes backward after each
 task's forward pass and so holds one task's activations; the others go backward once after all

@@ -17,6 +17,7 @@ def get_config():
     config.data.name = "rooms"
     config.model.size = "tiny"
     config.model.remat = "none"
+    config.model.native_aspect = True
     config.adapter.ranks = (16, 16, 3)
     # What differs from the released recipe is for a model that starts from random numbers and has
     # but a few minutes: larger steps, and a regulariser that does not outweigh the tasks.

@@ -26,6 +26,7 @@ def get_config():
     config.data.intrinsics = (525.0, 525.0, 319.5, 239.5)
     config.model.size = "tiny"
     config.model.remat = "none"
+    config.model.native_aspect = True
     config.adapter.ranks = (16, 16, 4)
     config.optimizer.learning_rate = 3e-3
     config.optimizer.lr_scale.no_mask = 10.0

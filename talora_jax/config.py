@@ -52,7 +52,9 @@ def default() -> ml_collections.ConfigDict:
     model.native_aspect = False
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters
-    model.remat = "block"  # none | block | dots: what the backward pass computes again
+    # What the backward pass computes again: none | dots | block_but_attention | block, from the
+    # fastest to the one that needs the least memory.
+    model.remat = "block_but_attention"
 
     config.adapter = adapter = ml_collections.ConfigDict()
     adapter.kind = "talora"  # talora | lora_shared | lora_per_task | none | full

@@ -19,13 +19,17 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import attend, join_windows, split_windows
 from talora_jax.sharding import constrain
 
-REMAT = ("none", "block", "dots")
+# What a backward pass computes again, the least first: nothing; all but the products with frozen
+# kernels; all of a block but what its attention gave; all of a block.
+REMAT = ("none", "dots", "block_but_attention", "block")
+ATTENDED = "attended"
 # Tokens that keep a device busy: half of a 1024×1024 image's.
 FILLING = 2**11
 
@@ -76,7 +80,8 @@ class Attention(nnx.Module):
         q, k, v = rearrange(qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads)
         out = attend(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
         out = rearrange(out, "t m k h w d -> t m h w (k d)")
-        return self.proj(join_windows(out, grid) if window else out)
+        out = join_windows(out, grid) if window else out
+        return self.proj(checkpoint_name(out, ATTENDED))
 
 
 class Block(nnx.Module):
@@ -141,7 +146,7 @@ class ImageEncoder(nnx.Module):
         adapter: AdapterConfig,
         num_tasks: int,
         *,
-        remat: str = "block",
+        remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -259,6 +264,11 @@ def _checkpointed(block, remat: str):
     """Decides what a block's forward pass leaves for its backward pass, by `config.model.remat`."""
     if remat == "none":
         return block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policies = jax.checkpoint_policies
+    policy = {
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "block_but_attention": policies.save_only_these_names(ATTENDED),
+        "block": policies.nothing_saveable,
+    }[remat]
     # prevent_cse guards against a merge of the two passes that scan rules out already.
     return jax.checkpoint(block, static_argnums=0, policy=policy, prevent_cse=False)

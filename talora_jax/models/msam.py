@@ -54,7 +54,7 @@ class MSam(nnx.Module):
         *,
         pixel_normalisation: bool = True,
         native_aspect: bool = False,
-        remat: str = "block",
+        remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
