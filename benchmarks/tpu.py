@@ -85,6 +85,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any], generation: str) -
     import jax
 
     from benchmarks import abstract_step
+    from talora_jax.models import kernels
 
     jax.config.update("jax_enable_compilation_cache", False)
     devices = _devices(args.topology, generation)
@@ -94,6 +95,8 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any], generation: str) -
     for field in ("dtype", "param_dtype"):
         if config.model[field] == "auto":
             config.model[field] = "float32" if generation == "cpu" else "bfloat16"
+    kernels.check(config.model.attention, devices[0], config.model.dtype)
+    config.model.attention = kernels.choose(config.model.attention, devices[0].platform)
     images = args.batch_per_chip * mesh.shape["data"] * mesh.shape["fsdp"]
     config.batch_size = config.eval_batch_size = images * config.accumulate
     tasks = abstract_step.choose_tasks(
@@ -116,6 +119,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any], generation: str) -
             "channels": sum(task.channels for task in tasks),
             "dtype": config.model.dtype,
             "frozen": config.model.param_dtype,
+            "attention": config.model.attention,
             "remat": config.model.remat,
         },
     )

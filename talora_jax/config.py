@@ -10,7 +10,7 @@ import ml_collections
 
 from talora_jax import tasks, weighting
 from talora_jax.errors import UserError
-from talora_jax.models import adapters, image_encoder, sam
+from talora_jax.models import adapters, image_encoder, kernels, sam
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.optim`.
@@ -52,6 +52,8 @@ def default() -> ml_collections.ConfigDict:
     model.native_aspect = False
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters
+    # auto | xla | splash | cudnn, of the encoder's global blocks; see `talora_jax.models.kernels`.
+    model.attention = "auto"
     # What the backward pass computes again: none | dots | block_but_attention | block, from the
     # fastest to the one that needs the least memory.
     model.remat = "block_but_attention"
@@ -110,6 +112,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if len(set(config.tasks)) < len(config.tasks):
         raise UserError(f"config.tasks names a task twice: {', '.join(config.tasks)}")
     _one_of("config.model.size", config.model.size, sam.SIZES)
+    _one_of("config.model.attention", config.model.attention, kernels.ATTENTION)
     _one_of("config.model.remat", config.model.remat, image_encoder.REMAT)
     _one_of("config.model.dtype", config.model.dtype, DTYPES)
     _one_of("config.model.param_dtype", config.model.param_dtype, DTYPES)

@@ -14,6 +14,7 @@ from talora_jax.base import build, read_base
 from talora_jax.checkpoint import fingerprint
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.errors import UserError
+from talora_jax.models import kernels
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES, SamConfig
@@ -52,6 +53,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     )
     mesh = sharding.make_mesh(**config.mesh)
     config_lib.check_mesh(config, mesh.shape)
+    dtype = resolve_dtype(config.model.dtype)
+    kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
 
     dataset = open_dataset(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
@@ -88,6 +91,7 @@ def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: 
         {task.name: task.channels for task in tasks},
         pixel_normalisation=config.model.pixel_normalisation,
         native_aspect=config.model.native_aspect,
+        attention=kernels.choose(config.model.attention, jax.default_backend()),
         remat=config.model.remat,
         dtype=resolve_dtype(config.model.dtype),
         rngs=nnx.Rngs(jax.random.key(config.seed, impl="rbg")),

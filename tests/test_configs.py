@@ -17,7 +17,7 @@ from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
 from talora_jax.models.msam import trainable
 from talora_jax.models.sam import SIZES
-from talora_jax.run import Run, adapter_config, assemble, make_model
+from talora_jax.run import Run, adapter_config, assemble, make_model, prepare
 from talora_jax.tasks import make_task
 from talora_jax.train import init_state, make_train_step
 
@@ -47,6 +47,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("tasks", ("semantic", "flow"), "config.tasks: unknown 'flow', expected one of semantic"),
         ("tasks", ("depth", "depth"), "names a task twice"),
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
+        ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
         ("adapter.qkv", (False, False, False), "switches q, k and v all off"),
         ("adapter.dropout", 1.0, "config.adapter.dropout is 1.0"),
@@ -64,6 +65,13 @@ def test_values_that_cannot_work(field, value, told):
     node[last] = value
     with pytest.raises(UserError, match=told):
         config_lib.check(config)
+
+
+def test_a_kernel_of_another_machine_is_refused_before_data_is_read(config):
+    config.model.attention = "splash"
+    config.data.path = "nowhere"
+    with pytest.raises(UserError, match="attention=splash needs a TPU, but the devices are cpu"):
+        prepare(config)
 
 
 def nyuv2(config):

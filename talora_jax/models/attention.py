@@ -78,28 +78,40 @@ def attend(
         cpu=functools.partial(
             _attend_head_by_head, logits=logits, max_logits=min(max_logits, CPU_TILE)
         ),
-        default=functools.partial(_attend_in_tiles, logits=logits, max_logits=max_logits),
+        default=functools.partial(
+            attend_in_tiles, _attend_rows, logits=logits, max_logits=max_logits
+        ),
     )
 
 
 def _attend_head_by_head(q, rel_h, k, v, rel_w, *, logits: int, max_logits: int):
-    """`_attend_in_tiles`, one head after the other: a tile's logits stay in a processor's cache."""
+    """`attend_in_tiles`, one head after the other: a tile's logits stay in a processor's cache."""
 
     def head(qkv):
         q, k, v = qkv
-        tiled = functools.partial(_attend_in_tiles, logits=logits // heads, max_logits=max_logits)
-        return tiled(q, rel_h, k, v, rel_w)
+        share = {"logits": logits // heads, "max_logits": max_logits}
+        return attend_in_tiles(_attend_rows, q, rel_h, k, v, rel_w, **share)
 
     heads = q.shape[-4]
     in_turn = jax.tree.map(lambda x: jnp.moveaxis(x, -4, 0), (q, k, v))
     return jnp.moveaxis(jax.lax.map(head, in_turn), 0, -4)
 
 
-def _attend_in_tiles(q, rel_h, k, v, rel_w, *, logits: int, max_logits: int):
-    """`_attend_rows` for some query rows after others; `logits` is how many all of them take."""
-    height = rel_h.shape[0]
-    rows = _rows_per_tile(height, logits // height, max_logits)
-    tile = functools.partial(_attend_rows, k=k, v=v, rel_w=rel_w)
+def attend_in_tiles(
+    attend_rows, q, rel_h, k, v, rel_w, *, logits: int, max_logits: int, unit: int = 1
+):
+    """`attend_rows` for some query rows after others.
+
+    Args:
+      attend_rows: takes what `_attend_rows` does.
+      q, rel_h, k, v, rel_w: as there, for all rows.
+      logits: how many all rows take.
+      max_logits: of a tile, unless `unit` rows take more.
+      unit: a tile's rows are a multiple of this divisor of all rows.
+    """
+    units = rel_h.shape[0] // unit
+    rows = unit * _rows_per_tile(units, logits // units, max_logits)
+    tile = functools.partial(attend_rows, k=k, v=v, rel_w=rel_w)
     q = rearrange(q, "... (n r) w d -> n ... r w d", r=rows)
     rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
     out = jax.lax.map(jax.checkpoint(lambda args: tile(*args)), (q, rel_h))

@@ -23,7 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig, make_adapter
-from talora_jax.models.attention import attend, join_windows, split_windows
+from talora_jax.models.attention import join_windows, split_windows
+from talora_jax.models.kernels import KERNELS
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
@@ -60,9 +61,10 @@ class ImageEncoderConfig:
 class Attention(nnx.Module):
     """Multi-head attention with decomposed relative positions and an adapted qkv projection."""
 
-    def __init__(self, config, adapter, num_tasks, size, *, dtype, rngs):
+    def __init__(self, config, adapter, num_tasks, size, attention, *, dtype, rngs):
         head_width = config.width // config.heads
         self.heads = config.heads
+        self.attention = attention
         self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
@@ -78,7 +80,7 @@ class Attention(nnx.Module):
             qkv = split_windows(qkv, window)
         qkv += self.qkv.bias[...].astype(x.dtype)
         q, k, v = rearrange(qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads)
-        out = attend(q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
+        out = KERNELS[self.attention](q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
         out = rearrange(out, "t m k h w d -> t m h w (k d)")
         out = join_windows(out, grid) if window else out
         return self.proj(checkpoint_name(out, ATTENDED))
@@ -87,7 +89,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer block; `window` = 0 attends to the whole grid."""
 
-    def __init__(self, config, adapter, num_tasks, window, *, dtype, rngs):
+    def __init__(self, config, adapter, num_tasks, window, attention, *, dtype, rngs):
         # use_fast_variance=False: E[x²] − E[x]² loses what 1e-5 parity needs.
         norm = functools.partial(
             nnx.LayerNorm, config.width, epsilon=1e-6, use_fast_variance=False, dtype=dtype
@@ -95,7 +97,7 @@ class Block(nnx.Module):
         self.window = window
         self.norm1 = norm(rngs=rngs)
         self.attn = Attention(
-            config, adapter, num_tasks, window or config.grid, dtype=dtype, rngs=rngs
+            config, adapter, num_tasks, window or config.grid, attention, dtype=dtype, rngs=rngs
         )
         self.norm2 = norm(rngs=rngs)
         self.lin1 = nnx.Linear(config.width, 4 * config.width, dtype=dtype, rngs=rngs)
@@ -136,6 +138,8 @@ class Neck(nnx.Module):
 class ImageEncoder(nnx.Module):
     """Images to embeddings, one per task.
 
+    The global blocks attend by the kernel `attention` (see `kernels.KERNELS`), windows by `xla`.
+
     Without a checkpoint, linear layers start LeCun-normal, relative positions at zero and absolute
     positions as MAE's sines and cosines, from which SAM's own encoder started.
     """
@@ -146,6 +150,7 @@ class ImageEncoder(nnx.Module):
         adapter: AdapterConfig,
         num_tasks: int,
         *,
+        attention: str = "xla",
         remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -160,9 +165,12 @@ class ImageEncoder(nnx.Module):
         self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
         make = functools.partial(Block, config, adapter, num_tasks, dtype=dtype)
         self.window_blocks = _stack(
-            lambda rngs: make(config.window, rngs=rngs), rngs, config.stages, config.window_blocks
+            lambda rngs: make(config.window, "xla", rngs=rngs),
+            rngs,
+            config.stages,
+            config.window_blocks,
         )
-        self.global_blocks = _stack(lambda rngs: make(0, rngs=rngs), rngs, config.stages)
+        self.global_blocks = _stack(lambda rngs: make(0, attention, rngs=rngs), rngs, config.stages)
         self.neck = Neck(config, dtype=dtype, rngs=rngs)
 
     def __call__(

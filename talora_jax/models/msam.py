@@ -54,6 +54,7 @@ class MSam(nnx.Module):
         *,
         pixel_normalisation: bool = True,
         native_aspect: bool = False,
+        attention: str = "xla",
         remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -64,7 +65,13 @@ class MSam(nnx.Module):
         self.pixel_normalisation = pixel_normalisation
         self.native_aspect = native_aspect
         self.image_encoder = ImageEncoder(
-            config.encoder, adapter, len(self.tasks), remat=remat, dtype=dtype, rngs=rngs
+            config.encoder,
+            adapter,
+            len(self.tasks),
+            attention=attention,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.positions = RandomFourierPositions(config.decoder.dim, rngs=rngs)
         # A base gives every output channel a copy of SAM's "no mask" row; without one, rows drawn

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.flops import count_flops
 from benchmarks.ours import adapter_flops, describe
+from talora_jax.models.kernels import splash
 
 A = jax.ShapeDtypeStruct((3, 5), jnp.float32)
 B = jax.ShapeDtypeStruct((5, 7), jnp.float32)
@@ -80,6 +81,15 @@ def test_an_unbounded_loop_is_refused_if_it_multiplies():
     with pytest.raises(ValueError, match="inside a `while`"):
         count_flops(unbounded, A, S)
     assert count_flops(lambda x: jax.lax.while_loop(lambda n: n < 9, lambda n: n + 1, 0), A) == 0
+
+
+def test_a_kernel_counts_once_for_every_step_of_its_grid():
+    tokens, heads, width = 16 * 16, 3, 8
+    grids = jax.ShapeDtypeStruct((2, 1, heads, 16, 16, width), jnp.float32)
+    table = jax.ShapeDtypeStruct((31, width), jnp.float32)
+    folded = width + 16 + 16
+    per_query = 2 * (2 * 16 * width + tokens * (folded + width))
+    assert count_flops(splash, grids, grids, grids, table, table) == 2 * heads * tokens * per_query
 
 
 def convolve(x, kernel, **options):
