@@ -255,9 +255,9 @@ def test_preparing_happens_once_and_again_after_a_change(root, monkeypatch):
     made = []
     make = records._make_example
 
-    def counting(frame, config):
+    def counting(frame, **how):
         made.append(frame.stem)
-        return make(frame, config)
+        return make(frame, **how)
 
     monkeypatch.setattr(records, "_make_example", counting)
     open_root(root)
@@ -275,7 +275,7 @@ def test_preparing_happens_once_and_again_after_a_change(root, monkeypatch):
 
 
 def test_more_frames_than_a_shard_stay_in_order(root, monkeypatch):
-    monkeypatch.setattr(records, "_SHARD", 2)
+    monkeypatch.setattr("talora_jax.data.records._SHARD", 2)
     write_json(root, {"splits": {"train": list("01234")[:4], "val": ["4"]}})
     images = [sample["image"].tobytes() for sample in samples(open_root(root, ()))]
     rng = [np.random.default_rng(index) for index in range(5)]
@@ -289,10 +289,10 @@ import os, ml_collections
 from talora_jax.data import open_dataset
 from talora_jax.data.folder import records
 make = records._make_example
-def broken(frame, config):
+def broken(frame, **how):
     if frame.stem == "3":
         {"os._exit(9)" if killed else "raise RuntimeError('power cut')"}
-    return make(frame, config)
+    return make(frame, **how)
 records._make_example = broken
 data = dict(name="folder", path={str(root)!r}, dir={str(root.parent / "prepared")!r})
 open_dataset(ml_collections.ConfigDict(dict(data, val_fraction=0.4)), ["depth"])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import tqdm
 
-from talora_jax.data.folder.decode import READ, BadFile
+from talora_jax.data.folder.decode import READ
 from talora_jax.data.folder.frames import Frame
 from talora_jax.data.folder.settings import Settings
+from talora_jax.data.npy import BadFile
 from talora_jax.errors import UserError
 
 _MAX_LINES = 20

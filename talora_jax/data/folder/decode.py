@@ -10,13 +10,10 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, ImageOps
 
 from talora_jax.data.folder.settings import Settings
+from talora_jax.data.npy import BadFile, one_line, read_npy
 
 # In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
 _IGNORED_IN_UINT8 = 255
-
-
-class BadFile(Exception):
-    """A file does not hold what its folder asks for. The message says what was expected."""
 
 
 def read_image(path: Path, settings: Settings) -> UInt8[np.ndarray, "H W 3"]:
@@ -26,7 +23,7 @@ def read_image(path: Path, settings: Settings) -> UInt8[np.ndarray, "H W 3"]:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             raise BadFile(f"mode {image.mode}, expected 8 bits per channel, grey or RGB")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    values = _load(path)
+    values = read_npy(path)
     if values.ndim != 3 or values.shape[2] != 3:
         raise BadFile(f"shape {values.shape}, expected [H, W, 3]")
     if values.dtype == np.uint8:
@@ -64,7 +61,7 @@ def read_depth(path: Path, settings: Settings) -> Float32[np.ndarray, "H W 1"]:
             raise BadFile(f"mode {image.mode}, expected a 16-bit PNG of one channel")
         values = np.asarray(image).astype(np.float32) / np.float32(settings.depth_scale)
     else:
-        values = _load(path)
+        values = read_npy(path)
         if values.dtype.kind != "f":
             raise BadFile(f"{values.dtype}, expected float metres")
         if values.ndim == 3 and values.shape[2] == 1:
@@ -90,7 +87,7 @@ def read_normals(path: Path, settings: Settings) -> Float32[np.ndarray, "H W 3"]
             raise BadFile(f"mode {image.mode}, expected an 8-bit RGB PNG")
         values = np.asarray(image).astype(np.float32) * np.float32(2 / 255) - 1
     else:
-        values = _load(path)
+        values = read_npy(path)
         if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != 3:
             raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, 3]")
         values = np.where(np.isfinite(values), values, 0).astype(np.float32)
@@ -108,7 +105,7 @@ def read_edges(path: Path, settings: Settings) -> Float32[np.ndarray, "H W 1"]:
     """1 = edge, 0 = none, -1 = no label."""
     if path.suffix != ".npy":
         return (_indices(path) != 0).astype(np.float32)[..., None]
-    values = _load(path)
+    values = read_npy(path)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 or not np.isin(values, (-1, 0, 1)).all():
@@ -141,7 +138,7 @@ def _indices(path: Path) -> np.ndarray:
             raise BadFile(f"mode {image.mode}, expected one channel of integers")
         values = np.asarray(image)
         return values.astype(np.uint8) if values.dtype == bool else values
-    values = _load(path)
+    values = read_npy(path)
     if values.dtype.kind not in "biu" or values.ndim != 2:
         raise BadFile(f"{values.dtype} of shape {values.shape}, expected integers [H, W]")
     return values
@@ -153,23 +150,9 @@ def _open(path: Path) -> Image.Image:
         image = Image.open(path, formats=("PNG", "JPEG"))
         image.load()
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
-        raise BadFile(f"cannot be decoded as PNG or JPEG ({_one_line(error)})") from error
+        raise BadFile(f"cannot be decoded as PNG or JPEG ({one_line(error)})") from error
     return image
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except Exception as error:  # NumPy raises many kinds, from EOFError to tokenize's.
-        raise BadFile(f"cannot be read as npy ({_one_line(error)})") from error
-    if not isinstance(values, np.ndarray) or not values.size:
-        raise BadFile("expected an npy file of one array that is not empty")
-    return values
 
 
 def _span(values: np.ndarray) -> str:
     return f"{values.dtype} from {values.min():g} to {values.max():g}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

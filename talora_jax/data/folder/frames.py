@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from talora_jax.data.folder.settings import Settings
+from talora_jax.data.records import fingerprint
 from talora_jax.errors import UserError
 
 # Folders and the suffixes of the files that they may hold.
@@ -108,15 +109,17 @@ def split_frames(
     return {name: tuple(frames[stem] for stem in sorted(stems[name])) for name in stems}
 
 
-def fingerprint(root: Path, splits: Mapping[str, Sequence[Frame]], settings: Settings) -> str:
-    """A short hash of the splits, the settings, and all files' names, sizes and times of change."""
-    lines = [repr(dataclasses.replace(settings, splits=None))]
-    for split, frames in splits.items():
-        for frame in frames:
-            for folder, path in frame.files.items():
-                stat = path.stat()
-                lines.append(f"{split} {folder}/{path.name} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+def folder_fingerprint(splits: Mapping[str, Sequence[Frame]], settings: Settings) -> str:
+    """The `fingerprint` of the splits, the settings and all files."""
+    return fingerprint(
+        repr(dataclasses.replace(settings, splits=None)),
+        {
+            f"{split} {folder}/{path.name}": path
+            for split, frames in splits.items()
+            for frame in frames
+            for folder, path in frame.files.items()
+        },
+    )
 
 
 def _draw_splits(

@@ -7,9 +7,16 @@ import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.folder.check import check_frames
-from talora_jax.data.folder.frames import Frame, Frames, fingerprint, list_frames, split_frames
-from talora_jax.data.folder.records import FolderConfig, FolderSource, prepare, prepared
+from talora_jax.data.folder.frames import (
+    Frame,
+    Frames,
+    folder_fingerprint,
+    list_frames,
+    split_frames,
+)
+from talora_jax.data.folder.records import Folder, records_config, unpack
 from talora_jax.data.folder.settings import Settings, read_settings
+from talora_jax.data.records import RecordsSource, prepare, prepared
 from talora_jax.errors import UserError
 
 
@@ -43,18 +50,20 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     check_tasks(str(root), available, tasks)
     splits = split_frames(listed.frames, settings, data.val_fraction, root)
 
-    name = f"{root.resolve().name}-{fingerprint(root, splits, settings)}"
-    builder = prepared(data.dir, name)
+    name = f"{root.resolve().name}-{folder_fingerprint(splits, settings)}"
+    builder = prepared(Folder, data.dir, name)
     if listed.problems or builder is None:
         _prepare(root, data.dir, name, listed, settings, splits, available)
-        builder = prepared(data.dir, name)
+        builder = prepared(Folder, data.dir, name)
     height, width, _ = builder.info.features["image"].shape
     return Dataset(
         name=data.name,
         tasks=available,
         class_names=tuple(builder.info.metadata["class_names"]),
         image_size=(height, width),
-        splits={split: FolderSource(builder.as_data_source(split), tasks) for split in splits},
+        splits={
+            split: RecordsSource(builder.as_data_source(split), tasks, unpack) for split in splits
+        },
     )
 
 
@@ -89,7 +98,7 @@ def _prepare(
         problems=listed.problems,
     )
     found = tuple(f"class {index}" for index in range(num_classes))
-    config = FolderConfig(
+    config = records_config(
         name=name,
         splits=splits,
         settings=settings,
@@ -97,4 +106,4 @@ def _prepare(
         image_size=settings.image_size or size,
         class_names=(settings.class_names or found) if "semantic" in tasks else (),
     )
-    prepare(data_dir, config)
+    prepare(Folder, data_dir, config)
