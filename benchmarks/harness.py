@@ -503,7 +503,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
+    """The most memory that was resident in this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -521,7 +522,7 @@ def _rss() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return _peak_rss()
+        return peak_rss()
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -546,7 +547,7 @@ def _serve(target: str, options: dict[str, Any]) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
-        seconds, peak = time.perf_counter() - start, _peak_rss()
+        seconds, peak = time.perf_counter() - start, peak_rss()
         answer(seconds=seconds, peak_rss=peak, steps_peak_rss=peak if counts_anew else None)
         counts_anew = counts_anew or _reset_peak_rss()
 

@@ -1,12 +1,13 @@
-"""What the data pipeline delivers on rooms, and how long a train step waits for it.
+"""What the data pipeline delivers, and how long a train step waits for it.
 
-Frames are rendered once, into a folder of their own; from then on they are read, augmented as the
-default config says, and batched. Images per second are of a pipeline that starts anew in every
-turn, so that nothing is ready before the clock runs. Then a model trains on the same frames, and
-each step says how long it waited for its batch. On a machine that computes with the cores that
-also read, the two are in each other's way, as they are in training there.
+Samples are prepared once, into a folder that is removed at the end; from then on they are read,
+augmented as the default config says, and batched. Images per second are of a pipeline that starts
+anew in every turn, so that nothing is ready before the clock runs. Then a model trains on the same
+samples, and each step says how long it waited for its batch. On a machine that computes with the
+cores that also read, the two are in each other's way, as they are in training there.
 
     python -m benchmarks.input
+    python -m benchmarks.input --dataset nyuv2_mtan --path nyuv2
 """
 
 import sys
@@ -19,14 +20,23 @@ from benchmarks.harness import Contender
 def main(argv: list[str] | None = None) -> int:
     parser = harness.parser(__doc__)
     parser.add_argument(
+        "--dataset",
+        choices=("rooms", "nyuv2_mtan"),
+        default="rooms",
+        help="what to read (default: %(default)s)",
+    )
+    parser.add_argument("--path", help="nyuv2_mtan: the download, a folder or a zip archive")
+    parser.add_argument(
         "--original",
         type=int,
         nargs=2,
         default=(192, 256),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the frames (default: 192 256)",
+        help="rooms: size of the frames (default: 192 256)",
     )
-    parser.add_argument("--frames", type=int, default=16, help="to render (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=16, help="rooms: to render (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument(
         "--batches", type=int, default=50, help="in each turn (default: %(default)s)"
@@ -44,19 +54,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     harness.add_model_arguments(parser, peers=None, size="tiny")
     args = parser.parse_args(argv)
+    if (args.path is None) == (args.dataset == "nyuv2_mtan"):
+        parser.error("--path and --dataset=nyuv2_mtan go together")
 
     with tempfile.TemporaryDirectory() as folder:
-        data = {
-            "dir": folder,
-            "image_size": list(args.original),
-            "train_frames": args.frames,
-            "val_frames": 1,
-        }
-        harness.ask("benchmarks.ours:prepare_rooms", data)
-        return _measure(args, data)
+        data = {"name": args.dataset, "dir": folder}
+        if args.dataset == "rooms":
+            data |= {
+                "image_size": list(args.original),
+                "train_frames": args.frames,
+                "val_frames": 1,
+            }
+        else:
+            data |= {"path": args.path, "image_size": []}
+        return _measure(args, data, harness.ask("benchmarks.ours:prepare_data", data))
 
 
-def _measure(args, data: dict) -> int:
+def _measure(args, data: dict, prepared: dict) -> int:
     options = {
         "data": data,
         "batch_size": args.batch_size,
@@ -67,21 +81,26 @@ def _measure(args, data: dict) -> int:
         for n in args.threads
     ]
     work = {
-        "image": [*args.original, 3],
+        "samples": prepared["samples"],
+        "image": [*prepared["image_size"], 3],
         "batch size": args.batch_size,
         "images per turn": args.batch_size * args.batches,
     }
     console = harness.make_console()
+    console.print(
+        f"preparing {prepared['samples']} samples: {prepared['seconds']:.0f} s, at most "
+        f"{prepared['peak_rss'] / 1e9:.2f} GB"
+    )
 
     def rates_and_waiting(results: list[harness.Result]) -> dict:
         rates = {r.name: r.facts["images"] / r.median for r in results if r.seconds}
         for name, rate in rates.items():
             console.print(f"{name}, {rate:.1f} images/s")
         if not args.steps:
-            return {"images_per_second": rates}
+            return {"prepared": prepared, "images_per_second": rates}
         training = _training(args, data)
         console.print(_sentence(args, training))
-        return {"images_per_second": rates, "training": training}
+        return {"prepared": prepared, "images_per_second": rates, "training": training}
 
     return harness.compare("input pipeline", args, contenders, work, rates_and_waiting)
 

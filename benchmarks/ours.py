@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.flops import count_flops
-from benchmarks.harness import cores
+from benchmarks.harness import cores, peak_rss
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.base import build
@@ -177,24 +177,35 @@ def adapter_flops(
     return None, {"frozen": frozen, "kinds": rows}
 
 
-def prepare_rooms(**data: Any) -> tuple[None, dict[str, Any]]:
-    """Renders the frames and writes them, so that contenders only read."""
-    dataset = open_dataset(rooms_config(**data).data, TASKS)
-    return None, {"frames": len(dataset.splits["train"])}
+def prepare_data(**data: Any) -> tuple[None, dict[str, Any]]:
+    """Writes the samples, so that contenders only read.
+
+    Returns:
+      No step, and samples of all splits, their size H, W, and what preparing took: seconds, and the
+      most memory resident so far, in bytes.
+    """
+    start = time.perf_counter()
+    dataset = open_dataset(data_config(**data).data, TASKS)
+    return None, {
+        "samples": sum(len(source) for source in dataset.splits.values()),
+        "image_size": dataset.image_size,
+        "seconds": time.perf_counter() - start,
+        "peak_rss": peak_rss(),
+    }
 
 
 def pipeline(data: dict[str, Any], batch_size: int, batches: int, threads: int) -> Contender:
-    """Augmented batches of rooms from a pipeline that starts anew: no batch is ready before.
+    """Augmented batches from a pipeline that starts anew: no batch is ready before.
 
     Args:
       data: fields of `config.data`.
       threads: that read and augment; 0 makes each batch when it is asked for.
     """
-    config = rooms_config(**data)
+    config = data_config(**data)
     source = open_dataset(config.data, TASKS).splits["train"]
 
     def step():
-        iterator = rooms_iterator(config, source, batch_size, threads)
+        iterator = batches_of(config, source, batch_size, threads)
         for _ in range(batches):
             next(iterator)
 
@@ -204,12 +215,12 @@ def pipeline(data: dict[str, Any], batch_size: int, batches: int, threads: int) 
 def input_wait(
     architecture: dict[str, Any], data: dict[str, Any], batch_size: int, steps: int, threads: int
 ) -> tuple[None, dict[str, Any]]:
-    """Trains for some steps on rooms, as `talora_jax.train` does, and says what it waited for.
+    """Trains for some steps, as `talora_jax.train` does, and says what it waited for.
 
     Returns:
       No step, and seconds by step, {"total": [...], "waiting": [...]}; the first two are left out.
     """
-    config = rooms_config(**data)
+    config = data_config(**data)
     config.batch_size = batch_size
     SIZES[config.model.size] = lambda: sam_config(architecture)
     dataset = open_dataset(config.data, TASKS)
@@ -217,7 +228,7 @@ def input_wait(
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in TASKS)
     run = assemble(config, mesh, dataset, tasks)
     train_step, state = make_train_step(run), init_state(run)
-    iterator = rooms_iterator(config, dataset.splits["train"], batch_size, threads)
+    iterator = batches_of(config, dataset.splits["train"], batch_size, threads)
     total, waiting = [], []
     with jax.set_mesh(mesh):
         for _ in range(steps + 2):
@@ -230,16 +241,15 @@ def input_wait(
     return None, {"total": total[2:], "waiting": waiting[2:]}
 
 
-def rooms_config(**data: Any) -> ml_collections.ConfigDict:
-    """The default config on rooms with these fields of `config.data`."""
+def data_config(**data: Any) -> ml_collections.ConfigDict:
+    """The default config with these fields of `config.data`."""
     config = make_config(data["image_size"], native_aspect=False)
-    config.data.name = "rooms"
     for field, value in data.items():
         config.data[field] = tuple(value) if isinstance(value, list) else value
     return config
 
 
-def rooms_iterator(
+def batches_of(
     config: ml_collections.ConfigDict, source: Source, batch_size: int, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches for one process."""

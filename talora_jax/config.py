@@ -27,8 +27,9 @@ def default() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
     data.dir = ""  # where prepared records are kept; "" is TFDS's default, ~/tensorflow_datasets
-    data.path = ""  # `folder`: the directory with image/ and one folder per task
-    data.image_size = (192, 256)  # H, W; `folder`: () keeps the files' own size
+    # `folder`: the directory with image/ and one folder per task; `*_mtan`: the download
+    data.path = ""
+    data.image_size = (192, 256)  # H, W; `folder`, `*_mtan`: () keeps the files' own size
     data.seed = 0  # `rooms`: another seed is another set of rooms
     data.train_frames = 1000  # `rooms`
     data.val_frames = 100  # `rooms`

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 # Tests compile far more than they compute. Set before JAX starts, and inherited by every process
@@ -91,13 +92,23 @@ def golden() -> Golden:
     return Golden(arrays, config, model, tasks)
 
 
+def load(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def micro():
     """The smallest model that has every part; also registered as a size by that name."""
-    spec = importlib.util.spec_from_file_location("micro", TESTS / "micro.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.MICRO
+    return load(TESTS / "micro.py").MICRO
+
+
+@pytest.fixture(scope="session")
+def published() -> types.ModuleType:
+    """Writes data sets as they are published: the module `tests/data/published.py`."""
+    return load(TESTS / "data" / "published.py")
 
 
 @pytest.fixture(scope="session")

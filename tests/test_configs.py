@@ -18,8 +18,8 @@ from talora_jax.errors import UserError
 from talora_jax.models.msam import trainable
 from talora_jax.models.sam import SIZES
 from talora_jax.run import Run, adapter_config, assemble, make_model, prepare
-from talora_jax.tasks import make_task
-from talora_jax.train import init_state, make_train_step
+from talora_jax.tasks import TASKS, make_task
+from talora_jax.train import init_state, make_train_step, train
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 CLASSES = tuple(f"class {i}" for i in range(13))
@@ -33,7 +33,20 @@ def load(name):
     return module.get_config()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+def parametrized(names):
+    """Configs by name; one with a task that there is not (yet) is skipped."""
+    return [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                not set(load(name).tasks) <= set(TASKS), reason="has a task that there is not yet"
+            ),
+        )
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", parametrized(path.stem for path in CONFIGS))
 def test_configs_pass_their_checks_and_are_locked(name):
     config = load(name)
     config_lib.check(config)
@@ -103,17 +116,49 @@ def test_the_nyuv2_recipe_traces_at_full_size_without_allocating():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)) == 15_521_996
 
 
-def test_the_nyuv2_recipe_steps_with_a_small_encoder(micro):
-    config = load("nyuv2_vit_l")
+@pytest.mark.parametrize(("size", "count"), [("vit_b", 13_445_180), ("vit_h", 17_717_548)])
+def test_the_other_sizes_of_the_nyuv2_recipe_train_as_many_parameters_as_said(size, count):
+    config, recipe = load(f"nyuv2_{size}"), load("nyuv2_vit_l")
+    assert config.model.size == size
+    recipe.model.size = size
+    assert config == recipe
+    _, _, tasks, _ = nyuv2(config)
+    model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES[size]()))
+    _, learnt, _ = nnx.split(model, trainable(adapter_config(config)), ...)
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)) == count
+
+
+def small(config, published, tmp_path):
+    """The config with a small model, on a few samples in the published layout."""
+    write = published.WRITE[config.data.name]
+    config.data.image_size = (24, 32)
+    config.data.path = str(write(tmp_path / "download", size=(24, 32)))
+    config.data.dir = str(tmp_path / "records")
     config.model.size = "micro"
+    config.model.remat = "none"
+    config.batch_size = config.eval_batch_size = 2
+    config.steps = 3
+    config.log_every = 1
+    config.num_pictures = 1
     config.optimizer.warmup = 0.0
-    mesh, dataset, tasks, batch = nyuv2(config)
-    run = assemble(config, mesh, dataset, tasks)
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.random(s.shape).astype(s.dtype) for name, s in batch.items()}
-    with jax.set_mesh(mesh):
-        state, scalars = make_train_step(run)(
-            init_state(run), run.frozen, sharding.shard_batch(arrays, mesh)
-        )
-    assert int(state.step) == 1
-    assert all(np.isfinite(float(x)) for x in scalars.values())
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("nyuv2_vit_l", {"semantic/miou", "depth/pooled/abs_err", "normals/per_image/mean"}),
+        ("cityscapes_vit_l", {"semantic/miou"}),
+    ],
+)
+def test_published_layouts_train_and_evaluate(name, metrics, micro, published, tmp_path):
+    config = small(load(name), published, tmp_path)
+    # Those there are by now: a weight for each.
+    config.tasks = tuple(task for task in config.tasks if task in TASKS)
+    config.weighting.task_weights = config.weighting.task_weights[: len(config.tasks)]
+    found = train(config, tmp_path / "run")
+    assert metrics <= found.keys()
+    assert {key.partition("/")[0] for key in found} == set(config.tasks)
+    assert all(np.isfinite(value) for value in found.values())
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum('"split": "train"' in row for row in rows) == 3

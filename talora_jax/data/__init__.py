@@ -15,19 +15,26 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
 
     Args:
         data: `config.data`; the fields that a dataset reads are told where it is defined.
-        tasks: names of the targets wanted, of 'semantic', 'depth', 'normals', 'edges'.
+        tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
 
     Raises:
         UserError: no dataset has that name, or the dataset lacks one of the tasks.
     """
     # Only the dataset that is opened pays for its imports.
     match data.name:
+        case "cityscapes_mtan":
+            from talora_jax.data.cityscapes_mtan import open_cityscapes_mtan as open_it
         case "folder":
             from talora_jax.data.folder import open_folder as open_it
+        case "nyuv2_mtan":
+            from talora_jax.data.nyuv2_mtan import open_nyuv2_mtan as open_it
         case "rooms":
             from talora_jax.data.rooms import open_rooms as open_it
         case _:
-            raise UserError(f"config.data.name is {data.name!r}; expected 'folder' or 'rooms'.")
+            raise UserError(
+                f"config.data.name is {data.name!r}; expected 'cityscapes_mtan', 'folder', "
+                "'nyuv2_mtan' or 'rooms'."
+            )
     dataset = open_it(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset

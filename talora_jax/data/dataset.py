@@ -17,6 +17,7 @@ class Source(Protocol):
         image     uint8    [H, W, 3]   RGB
         semantic  int32    [H, W]      class index, -1 = no label
         depth     float32  [H, W, 1]   metres, 0 = no measurement
+        disparity float32  [H, W, 1]   inverse depth in the data set's unit, 0 = no measurement
         normals   float32  [H, W, 3]   unit, camera frame (x right, y down, z forward; a surface
                                        that faces the camera has z < 0), all-zero = invalid
         edges     float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
@@ -36,7 +37,7 @@ class Dataset:
 
     Attributes:
         name: what `config.data.name` calls it.
-        tasks: the targets it can give, of 'semantic', 'depth', 'normals', 'edges'.
+        tasks: the targets it can give, of those of `Source`.
         class_names: of `semantic`, in the order of its class indices; empty if it has none.
         image_size: H, W of every sample.
         splits: a source for 'train' and one for 'val'.

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
             total=sum(len(items) for items in splits.values()),
             unit=" samples",
             leave=False,
+            # A log file gets a line's worth now and then, not ten a second.
+            mininterval=0.1 if sys.stderr.isatty() else 20.0,
         )
         return {
             split: [

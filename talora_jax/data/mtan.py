@@ -1,0 +1,398 @@
+"""NYUv2 and Cityscapes as MTAN packs them: what the two have in common.
+
+    ROOT/train/image/0.npy   ROOT/train/label/0.npy   ROOT/train/depth/0.npy   …
+    ROOT/val/image/0.npy     …
+
+one file per sample and kind, of one size H×W, numbered from 0 (Liu et al., CVPR 2019, "End-to-End
+Multi-Task Learning with Attention"; the reader of its `im2im_pred/create_dataset.py`). Both
+downloads are linked to from the README of https://github.com/lorenmt/mtan.
+
+`config.data.path` is the folder, or the zip archive of it as it was downloaded: that is read
+without being unpacked. In either, train and val may lie one folder down. The samples are checked
+and written as array_record under `config.data.dir` once; a changed download is prepared anew.
+
+What is kept:
+
+- image: 8 bits. The published floats in [0, 1] are taken for k / 255, which come back bit for bit
+  in float32. Images of other values are rounded, which puts them off by at most 1 / 510, and a note
+  on standard error counts them.
+- labels: exactly. Floats are accepted if they are whole numbers.
+- depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from jaxtyping import Float32, Int8, UInt8
+
+from talora_jax.data.dataset import Dataset, check_tasks
+from talora_jax.data.npy import BadFile, read_npy
+from talora_jax.data.records import (
+    Records,
+    RecordsConfig,
+    RecordsSource,
+    Sample,
+    fingerprint,
+    prepare,
+    prepared,
+)
+from talora_jax.errors import UserError
+
+HOME = "https://github.com/lorenmt/mtan"
+SPLITS = ("train", "val")
+
+AnyPath = Path | zipfile.Path
+Files = Mapping[str, AnyPath]  # of one sample, by 'image' and task
+
+_STORED = {
+    "image": (np.uint8, (3,)),
+    "semantic": (np.int8, ()),
+    "depth": (np.float32, (1,)),
+    "disparity": (np.float32, (1,)),
+    "normals": (np.float32, (3,)),
+}
+# How far, in steps of 1/255, a value of an 8-bit image may be off: float16's are by 0.06.
+_STEP_SLACK = 0.1
+_UNIT_SLACK = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """One of the two data sets.
+
+    Attributes:
+        records: the class its records are kept under; its name is the one of `config.data.name`.
+        title: what people call the data set.
+        folders: in which folder of a split 'image' and each task lie; of several, the first there.
+        class_names: of 'semantic'.
+        published: how many samples the published splits have.
+    """
+
+    records: type[Records]
+    title: str
+    folders: Mapping[str, tuple[str, ...]]
+    class_names: tuple[str, ...]
+    published: Mapping[str, int]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(name for name in self.folders if name != "image")
+
+
+def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
+    """Opens the data set at `data.path`, preparing it if that has not been done.
+
+    Args:
+        data: `config.data`, of which are read `path`, `dir` ('' = TFDS's default) and `image_size`
+            (H, W that the files must have; () takes what they have).
+        tasks: targets wanted.
+
+    Raises:
+        UserError: a part of the layout is missing, or a file does not hold what it should.
+    """
+    check_tasks(packing.records.name, packing.tasks, tasks)
+    with _opened(packing, data.path) as root:
+        splits = _list(packing, root)
+        size = _size(data.image_size, splits["train"][0]["image"])
+        _note_counts(packing, root, splits)
+        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits)}"
+        if prepared(packing.records, data.dir, name) is None:
+            _prepare(packing, data.dir, name, splits, size)
+    builder = prepared(packing.records, data.dir, name)
+    return Dataset(
+        name=packing.records.name,
+        tasks=packing.tasks,
+        class_names=packing.class_names,
+        image_size=size,
+        splits={
+            split: RecordsSource(builder.as_data_source(split), tasks, _unpack) for split in SPLITS
+        },
+    )
+
+
+# Which files there are.
+
+
+@contextlib.contextmanager
+def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
+    """The folder, on disk or in an archive, that has train or val in it."""
+    wanted = f"expected the folder or zip archive of {packing.title} that {HOME} links to"
+    if not path:
+        raise UserError(f"config.data.path is empty; {wanted}.")
+    download = Path(path).expanduser()
+    if not download.exists():
+        raise UserError(f"config.data.path is {path!r}, which does not exist; {wanted}.")
+    with contextlib.ExitStack() as stack:
+        root = download
+        if download.is_file():
+            try:
+                root = zipfile.Path(stack.enter_context(zipfile.ZipFile(download)))
+            except (zipfile.BadZipFile, OSError) as error:
+                raise UserError(
+                    f"config.data.path is {path!r}, which is not a whole zip archive ({error}); "
+                    f"{wanted}."
+                ) from error
+        entries = sorted(root.iterdir(), key=lambda entry: entry.name)
+        folders = [
+            folder
+            for folder in (root, *entries)
+            if any((folder / split).is_dir() for split in SPLITS)
+        ]
+        # What lies beside train and val is no data set.
+        if folders and (folders[0] is root or len(folders) == 1):
+            yield folders[0]
+            return
+        if folders:
+            names = _some([folder.name for folder in folders])
+            raise UserError(
+                f"{download} holds {names}, each with train/ or val/; name one of them."
+            )
+        archives = [entry.name for entry in entries if entry.name.endswith(".zip")]
+        hint = f"; it holds {archives[0]}, which may be the path itself" if archives else ""
+        raise UserError(f"{download} has neither train/ nor val/{hint}; {wanted}.")
+
+
+def _download(root: AnyPath) -> Path:
+    """The folder or the archive that the files lie in."""
+    return Path(root.root.filename) if isinstance(root, zipfile.Path) else root
+
+
+def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> str:
+    if isinstance(root, zipfile.Path):
+        return fingerprint("", {root.at: _download(root)})
+    paths = [path for samples in splits.values() for files in samples for path in files.values()]
+    return fingerprint("", {path.relative_to(root).as_posix(): path for path in paths})
+
+
+def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
+    """The files of all samples of each split, in the order of their numbers.
+
+    Raises:
+        UserError: with a line for all that is missing from a folder.
+    """
+    there = {
+        folder.name
+        for split in SPLITS
+        if (root / split).is_dir()
+        for folder in (root / split).iterdir()
+        if folder.is_dir()
+    }
+    _check_title(packing, root, there)
+    folders = {
+        target: next((name for name in names if name in there), " or ".join(names))
+        for target, names in packing.folders.items()
+    }
+    splits, problems = {}, []
+    for split in SPLITS:
+        found: dict[str, dict[int, AnyPath]] = {}
+        for target, name in folders.items():
+            if (root / split / name).is_dir():
+                found[target], others = _numbered(root / split / name)
+                if others:
+                    problems.append(f"{split}/{name} has {_some(others)}, expected 0.npy, 1.npy, …")
+        numbers = sorted(set().union(*found.values()))
+        if not numbers:
+            problems.append(f"{split} is missing, or has no samples 0.npy, 1.npy, …")
+            continue
+        for target, name in folders.items():
+            if target not in found:
+                problems.append(f"{split}/{name} is missing")
+                continue
+            lacking = [f"{number}.npy" for number in numbers if number not in found[target]]
+            if lacking:
+                problems.append(f"{split}/{name} lacks {_some(lacking)}, which another folder has")
+        splits[split] = [
+            {target: files.get(number) for target, files in found.items()} for number in numbers
+        ]
+    if problems:
+        between = "\n  " if len(problems) > 1 else " "
+        title = f"{root} is not {packing.title} as MTAN packs it:"
+        raise UserError(between.join([title, *problems]))
+    return splits
+
+
+def _check_title(packing: Packing, root: AnyPath, there: set[str]) -> None:
+    """Tells NYUv2 from Cityscapes: the one has normals, the other has not."""
+    if not {"image", "depth"} <= there or ("normal" in there) == ("normals" in packing.tasks):
+        return
+    title, name = (
+        ("NYUv2", "nyuv2_mtan") if "normal" in there else ("Cityscapes", "cityscapes_mtan")
+    )
+    raise UserError(
+        f"{root} is laid out as {title}, {'with' if 'normal' in there else 'without'} a folder "
+        f"'normal', and not as {packing.title}; set config.data.name={name} if it is {title}."
+    )
+
+
+def _numbered(folder: AnyPath) -> tuple[dict[int, AnyPath], list[str]]:
+    """The files 0.npy, 1.npy, … of a folder by their numbers, and the names of other npy files."""
+    files, others = {}, []
+    for path in folder.iterdir():
+        stem, dot, suffix = path.name.rpartition(".")
+        if stem.isdecimal() and path.name == f"{int(stem)}.npy":
+            files[int(stem)] = path
+        elif suffix == "npy" and not stem.startswith("."):
+            others.append(path.name)
+    return files, sorted(others)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _note_counts(packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> None:
+    """Copies vary; whoever compares with published numbers should know."""
+    if any(len(splits[split]) != packing.published[split] for split in SPLITS):
+        counts = (f"{split} {len(splits[split])} ({packing.published[split]})" for split in SPLITS)
+        _note(f"{root} has other numbers of samples than published: {', '.join(counts)}")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+# What is in a file. Each function raises `BadFile` when it is something else.
+
+
+def _read_image(path: AnyPath) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
+    """RGB, and whether it had to be rounded to 8 bits."""
+    values = read_npy(path)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise BadFile(f"shape {values.shape}, expected [H, W, 3]")
+    if values.dtype == np.uint8:
+        return values, False
+    if values.dtype.kind != "f":
+        raise BadFile(f"{values.dtype}, expected float in [0, 1]")
+    if not (values.min() >= 0 and values.max() <= 1):  # also when there is NaN
+        raise BadFile(f"from {values.min():g} to {values.max():g}, expected float in [0, 1]")
+    steps = values.astype(np.float32) * np.float32(255)
+    whole = np.rint(steps)
+    return whole.astype(np.uint8), bool(np.abs(steps - whole).max() > _STEP_SLACK)
+
+
+def _read_labels(path: AnyPath, class_names: Sequence[str]) -> Int8[np.ndarray, "H W"]:
+    """Class indices, -1 = no label."""
+    values = read_npy(path)
+    if values.ndim != 2:
+        raise BadFile(f"shape {values.shape}, expected [H, W]")
+    if values.dtype.kind not in "iuf" or not (values == np.rint(values)).all():
+        raise BadFile(f"{values.dtype}, expected whole numbers")
+    wrong = values[(values < -1) | (values >= len(class_names))]
+    if wrong.size:
+        raise BadFile(
+            f"label {wrong[0]:g}, expected 0 to {len(class_names) - 1} for the {len(class_names)} "
+            "classes, or -1 for none"
+        )
+    return values.astype(np.int8)
+
+
+def _read_floats(path: AnyPath, channels: int) -> Float32[np.ndarray, "H W C"]:
+    values = read_npy(path)
+    if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != channels:
+        raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, {channels}]")
+    if not np.isfinite(values).all():
+        raise BadFile(f"{(~np.isfinite(values)).sum()} values are NaN or infinite, expected none")
+    return values.astype(np.float32)
+
+
+def _read_depth(path: AnyPath) -> Float32[np.ndarray, "H W 1"]:
+    """Depth or disparity, 0 = no measurement."""
+    values = _read_floats(path, 1)
+    if values.min() < 0:
+        raise BadFile(f"value {values.min():g}, expected 0 (no measurement) or above")
+    return values
+
+
+def _read_normals(path: AnyPath) -> Float32[np.ndarray, "H W 3"]:
+    """Unit vectors, all-zero = invalid. Resizing may have made some shorter than 1, none longer."""
+    values = _read_floats(path, 3)
+    longest = np.linalg.norm(values, axis=-1).max()
+    if longest > 1 + _UNIT_SLACK:
+        raise BadFile(f"a vector of length {longest:g}, expected unit vectors or zeros")
+    return values
+
+
+# How a sample is stored.
+
+
+def _size(wanted: Sequence[int], image: AnyPath) -> tuple[int, int]:
+    """H, W of the images, which must be the config's."""
+    try:
+        size = _read_image(image)[0].shape[:2]
+    except BadFile as error:
+        raise UserError(f"{image}: {error}.") from error
+    if tuple(wanted) not in ((), size):
+        raise UserError(
+            f"config.data.image_size is {tuple(wanted)}, but {image} is {size}: set it to that if "
+            "these are the files you mean."
+        )
+    return size
+
+
+def _prepare(
+    packing: Packing,
+    data_dir: str,
+    name: str,
+    splits: Mapping[str, Sequence[Files]],
+    size: tuple[int, int],
+) -> None:
+    rounded: list[AnyPath] = []
+    config = RecordsConfig(
+        name=name,
+        splits=splits,
+        make=functools.partial(
+            _make_sample, size=size, class_names=packing.class_names, rounded=rounded
+        ),
+        stored={
+            target: (dtype, (*size, *channels))
+            for target, (dtype, channels) in _STORED.items()
+            if target in packing.folders
+        },
+        class_names=packing.class_names,
+    )
+    prepare(packing.records, data_dir, config)
+    if rounded:
+        _note(
+            f"{len(rounded)} images, {rounded[0]} first, are not of 8 bits: kept rounded to "
+            "multiples of 1/255"
+        )
+
+
+def _make_sample(
+    files: Files, size: tuple[int, int], class_names: Sequence[str], rounded: list[AnyPath]
+) -> Sample:
+    """Reads and checks the files of one sample; adds its image to `rounded` if it was."""
+    sample = {}
+    for target, path in files.items():
+        try:
+            match target:
+                case "image":
+                    values, was_rounded = _read_image(path)
+                    if was_rounded:
+                        rounded.append(path)
+                case "semantic":
+                    values = _read_labels(path, class_names)
+                case "normals":
+                    values = _read_normals(path)
+                case "depth" | "disparity":
+                    values = _read_depth(path)
+        except BadFile as error:
+            raise UserError(f"{path}: {error}.") from error
+        if values.shape[:2] != size:
+            raise UserError(
+                f"{path}: {values.shape[0]}×{values.shape[1]} (H×W), expected {size[0]}×{size[1]} "
+                "as the first image."
+            )
+        sample[target] = values
+    return sample
+
+
+def _unpack(name: str, values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int32) if name == "semantic" else values
