@@ -235,7 +235,7 @@ def _numbered(folder: AnyPath) -> tuple[dict[int, AnyPath], list[str]]:
     """The files 0.npy, 1.npy, … of a folder by their numbers, and the names of other npy files."""
     files, others = {}, []
     for path in folder.iterdir():
-        stem, dot, suffix = path.name.rpartition(".")
+        stem, _, suffix = path.name.rpartition(".")
         if stem.isdecimal() and path.name == f"{int(stem)}.npy":
             files[int(stem)] = path
         elif suffix == "npy" and not stem.startswith("."):
