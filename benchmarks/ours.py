@@ -256,6 +256,7 @@ def batches_of(
     return train_iterator(
         source,
         tasks=TASKS,
+        image_size=tuple(config.data.image_size),
         batch_size=batch_size,
         seed=config.seed,
         augment=config.augment,

@@ -27,7 +27,8 @@ def default() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
     data.dir = ""  # where prepared records are kept; "" is TFDS's default, ~/tensorflow_datasets
-    # `folder`: the directory with image/ and one folder per task; `*_mtan`: the download
+    # `folder`: the directory with image/ and one folder per task; else the download, as the data
+    # set's module describes it
     data.path = ""
     data.image_size = (192, 256)  # H, W; `folder`, `*_mtan`: () keeps the files' own size
     data.seed = 0  # `rooms`: another seed is another set of rooms
@@ -40,7 +41,11 @@ def default() -> ml_collections.ConfigDict:
     data.intrinsics = (0.0, 0.0, 0.0, 0.0)  # `folder`: fx, fy, cx, cy; zeros leave it, too
 
     config.augment = augment = ml_collections.ConfigDict()
+    # MTAN's: one of these scales brings a random window nearer.
     augment.scales = (1.0, 1.2, 1.5)
+    # ASTMT's: up to so many degrees either way, and a scale between the two, about the centre.
+    augment.turn = 0.0
+    augment.scale_range = (1.0, 1.0)
     augment.flip = True
     augment.colour_jitter = 0.0
 

@@ -144,6 +144,7 @@ def _batches(run: Run, split: str) -> Batches:
     return eval_batches(
         run.dataset.splits[split],
         tasks=run.config.tasks,
+        image_size=run.dataset.image_size,
         batch_size=run.config.eval_batch_size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -146,6 +146,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     iterator = train_iterator(
         run.dataset.splits["train"],
         tasks=config.tasks,
+        image_size=run.dataset.image_size,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
         augment=config.augment,

@@ -22,6 +22,7 @@ def first_batch(run):
     batches = eval_batches(
         run.dataset.splits["train"],
         tasks=run.config.tasks,
+        image_size=run.dataset.image_size,
         batch_size=run.config.batch_size,
         process_index=0,
         process_count=1,

@@ -12,16 +12,18 @@ from talora_jax.errors import UserError
 class Source(Protocol):
     """Random access to the samples of a split; what Grain reads from.
 
-    A sample is a dict of arrays of one H×W:
+    A sample is a dict of arrays of one H×W, which may be another in the next sample:
 
-        image     uint8    [H, W, 3]   RGB
-        semantic  int32    [H, W]      class index, -1 = no label
-        depth     float32  [H, W, 1]   metres, 0 = no measurement
-        disparity float32  [H, W, 1]   inverse depth in the data set's unit, 0 = no measurement
-        normals   float32  [H, W, 3]   unit, camera frame (x right, y down, z forward; a surface
-                                       that faces the camera has z < 0), all-zero = invalid
-        edges     float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
-        instance  int32    [H, W]      object index, -1 = no label; an extra, not a task
+        image        uint8    [H, W, 3]   RGB
+        semantic     int32    [H, W]      class index, -1 = no label
+        depth        float32  [H, W, 1]   metres, 0 = no measurement
+        disparity    float32  [H, W, 1]   inverse depth in the data set's unit, 0 = no measurement
+        normals      float32  [H, W, 3]   unit, camera frame (x right, y down, z forward; a surface
+                                          that faces the camera has z < 0), all-zero = invalid
+        saliency     float32  [H, W, 1]   1 = salient, 0 = not, -1 = no label
+        human_parts  int32    [H, W]      part from 1, 0 = background, -1 = no label
+        edges        float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
+        instance     int32    [H, W]      object index, -1 = no label; an extra, not a task
 
     with the image always there and the targets as asked for when the dataset was opened.
     """
@@ -39,7 +41,7 @@ class Dataset:
         name: what `config.data.name` calls it.
         tasks: the targets it can give, of those of `Source`.
         class_names: of `semantic`, in the order of its class indices; empty if it has none.
-        image_size: H, W of every sample.
+        image_size: H, W of batches; samples of another size are stretched to it.
         splits: a source for 'train' and one for 'val'.
     """
 

@@ -1,7 +1,8 @@
 """From samples to batches: shuffle, augment, share out over processes, batch, read ahead (Grain).
 
 A batch holds `image` float32 [B, H, W, 3] in [0, 1] and the targets of the tasks asked for, as in
-`talora_jax.data.dataset.Source` with B in front.
+`talora_jax.data.dataset.Source` with B in front. All batches are of one H×W: samples of another are
+stretched to it (see `transforms.fit`), those of the source's own size left as they are.
 
 Samples are read and augmented in threads of this process. Everything random depends on the seed and
 on the sample's position in the one endless stream that all processes share, never on the threads:
@@ -16,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from talora_jax.data.dataset import Source
-from talora_jax.data.transforms import UNLABELLED, Augment
+from talora_jax.data.transforms import UNLABELLED, Augment, fit
 from talora_jax.errors import UserError
 
 # One batch is being consumed, so two threads with a batch each keep ahead of it.
@@ -27,6 +28,7 @@ def train_iterator(
     source: Source,
     *,
     tasks: Sequence[str],
+    image_size: tuple[int, int],
     batch_size: int,
     seed: int,
     augment: ml_collections.ConfigDict,
@@ -43,6 +45,7 @@ def train_iterator(
     Args:
         source: samples of the training split.
         tasks: targets to keep.
+        image_size: H, W of the batches.
         batch_size: samples per batch of this process.
         seed: from 0 to 2³² - 1.
         augment: `config.augment`, see `Augment.from_config`.
@@ -64,7 +67,7 @@ def train_iterator(
         .map(lambda sample: _keep(sample, tasks))
         .shuffle()
         .repeat()
-        .random_map(Augment.from_config(augment))
+        .random_map(Augment.from_config(augment, image_size))
     )
     share = augmented[process_index::process_count].map(_finish)
     return iter(_batches(share, batch_size, num_threads))
@@ -74,6 +77,7 @@ def eval_batches(
     source: Source,
     *,
     tasks: Sequence[str],
+    image_size: tuple[int, int],
     batch_size: int,
     process_index: int,
     process_count: int,
@@ -86,7 +90,7 @@ def eval_batches(
 
     Args: as of `train_iterator`.
     """
-    share = _Share(source, tasks, batch_size, process_index, process_count)
+    share = _Share(source, tasks, image_size, batch_size, process_index, process_count)
     return _batches(grain.MapDataset.source(share).map(_finish), batch_size, _EVAL_THREADS)
 
 
@@ -97,12 +101,14 @@ class _Share:
         self,
         source: Source,
         tasks: Sequence[str],
+        image_size: tuple[int, int],
         batch_size: int,
         process_index: int,
         process_count: int,
     ):
         self._source = source
         self._tasks = tasks
+        self._image_size = image_size
         self._process_index = process_index
         self._process_count = process_count
         self._batches = -(-len(source) // (batch_size * process_count))
@@ -115,6 +121,7 @@ class _Share:
         position = self._process_index + index * self._process_count
         valid = position < len(self._source)
         sample = _keep(self._source[position if valid else 0], self._tasks)
+        sample = fit(sample, self._image_size)
         if not valid:
             sample = {
                 name: np.full_like(values, UNLABELLED.get(name, 0))

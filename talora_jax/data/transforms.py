@@ -1,6 +1,6 @@
 """Augmentation of one sample: an image and its targets moved together, in NumPy.
 
-The geometry is that of the MTAN protocol (Liu et al., CVPR 2019, `RandomScaleCrop` and the flip of
+`scale_crop` is that of the MTAN protocol (Liu et al., CVPR 2019, `RandomScaleCrop` and the flip of
 its NYUv2 loader): a window of 1/scale of the frame is blown up to the whole frame, which brings
 everything nearer by that scale; a mirror image has normals of the other x. As there, the crop
 leaves the directions of normals untouched. Differences:
@@ -9,6 +9,16 @@ leaves the directions of normals untouched. Differences:
   nothing invalid bleeds into what is valid, and unit vectors stay unit.
 - The image is resized with pixel centres at one half, where MTAN aligns corners, so that the image
   and its targets stay aligned.
+
+`turn_scale` and `fit` are those of the ASTMT protocol (Maninis et al., CVPR 2019, `ScaleNRotate`
+and `FixedResize` of facebookresearch/astmt): the frame is turned and scaled about its centre, the
+normals turned with it, and then stretched to one size whatever its aspect; evaluation stretches
+alone. Differences:
+
+- Both happen in one resampling, bilinear for the image (bicubic, twice, there), nearest for every
+  target (normals bicubic there).
+- What comes into view from outside the frame is unlabelled. There it is background, no edge and not
+  salient, and parts are only ignored where a view has no person left.
 
 Randomness comes only from the `np.random.Generator` that is passed in.
 """
@@ -26,7 +36,15 @@ from talora_jax.errors import UserError
 Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
 
 # What losses and metrics ignore, per target.
-UNLABELLED = {"semantic": -1, "depth": 0, "normals": 0, "edges": -1}
+UNLABELLED = {
+    "semantic": -1,
+    "depth": 0,
+    "disparity": 0,
+    "normals": 0,
+    "human_parts": -1,
+    "saliency": -1,
+    "edges": -1,
+}
 
 # ITU-R BT.601 luma, as in Pillow's conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -66,6 +84,82 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
     return {name: move(name, values) for name, values in sample.items()}
 
 
+def turn_scale(
+    sample: Sample,
+    rng: np.random.Generator,
+    degrees: float,
+    scales: tuple[float, float],
+    size: tuple[int, int],
+) -> Sample:
+    """Turns and scales the scene about the frame's centre, and stretches the frame to `size`.
+
+    The angle is drawn evenly from [-degrees, degrees], counter-clockwise as seen, the scale evenly
+    from [scales[0], scales[1]]; above 1 is nearer. Normals' x and y turn with the image (so x and y
+    must point along its axes, or both against); stretching leaves them as they are, as in ASTMT.
+    Depth is divided by the scale, disparity multiplied. What lies outside the frame is black and
+    `UNLABELLED`.
+
+    Args:
+        sample: image and targets of one H×W.
+        size: H, W of the result.
+    """
+    height, width = sample["image"].shape[:2]
+    angle = np.radians(rng.uniform(-degrees, degrees))
+    scale = rng.uniform(*scales)
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    # From a point of the result to the frame's, both in pixels from the top left corner: un-stretch
+    # about the corner, then turn back and scale back about the centre.
+    stretch = np.array([width / size[1], height / size[0]])
+    back = np.array([[cos, -sin], [sin, cos]]) / scale
+    centre = np.array([width / 2, height / 2])
+    (a, b), (d, e) = back * stretch
+    c, f = centre - back @ centre
+    x, y = np.arange(size[1]) + 0.5, np.arange(size[0])[:, None] + 0.5
+    columns = np.floor(a * x + b * y + c).astype(np.int32)
+    rows = np.floor(d * x + e * y + f).astype(np.int32)
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    at = np.where(inside, rows * width + columns, 0)
+
+    def move(name: str, values: np.ndarray) -> np.ndarray:
+        if name == "image":
+            affine = Image.Transform.AFFINE
+            image = Image.fromarray(values).transform(
+                size[::-1], affine, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+            )
+            return np.asarray(image)
+        values = values.reshape(height * width, *values.shape[2:])[at]
+        values[~inside] = UNLABELLED.get(name, 0)
+        if name == "depth":
+            values /= np.float32(scale)
+        if name == "disparity":
+            values *= np.float32(scale)
+        if name == "normals":
+            turn = np.array([[cos, sin], [-sin, cos]], np.float32)
+            values[..., :2] = values[..., :2] @ turn.T
+        return values
+
+    return {name: move(name, values) for name, values in sample.items()}
+
+
+def fit(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Stretches the frame to `size` H, W: bilinear for the image, nearest for every target."""
+    if sample["image"].shape[:2] == tuple(size):
+        return dict(sample)
+    image = Image.fromarray(sample["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
+    resized = {name: resize_nearest(values, size) for name, values in sample.items()}
+    return {**resized, "image": np.asarray(image)}
+
+
+def resize_nearest(
+    values: Shaped[np.ndarray, "H W ..."], size: tuple[int, int]
+) -> Shaped[np.ndarray, "h w ..."]:
+    """The value at each pixel's centre when the frame is stretched to `size`."""
+    rows = (2 * np.arange(size[0]) + 1) * values.shape[0] // (2 * size[0])
+    columns = (2 * np.arange(size[1]) + 1) * values.shape[1] // (2 * size[1])
+    return values.take(rows, axis=0).take(columns, axis=1)
+
+
 def mirror(sample: Sample) -> Sample:
     """Exchanges left and right in the image and all targets; the x of normals changes its sign."""
     mirrored = {name: values[:, ::-1] for name, values in sample.items()}
@@ -98,35 +192,63 @@ def colour_jitter(sample: Sample, rng: np.random.Generator, strength: float) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The augmentation of training samples: `scale_crop`, `flip` and `colour_jitter` in turn.
+    """The augmentation of training samples, in this order, and their one size.
 
     Attributes:
+        size: H, W of the result.
         scales: to draw from for `scale_crop`; (1.0,) leaves the frame as it is.
+        turn: degrees of `turn_scale`.
+        scale_range: lowest and highest scale of `turn_scale`; with (1.0, 1.0) and no turn the frame
+            is only `fit`ted.
         flip: whether to `flip`.
         colour_jitter: strength in [0, 1); 0 leaves colours as they are.
     """
 
+    size: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
+    turn: float = 0.0
+    scale_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     colour_jitter: float = 0.0
 
     @classmethod
-    def from_config(cls, augment: ml_collections.ConfigDict) -> "Augment":
+    def from_config(cls, augment: ml_collections.ConfigDict, size: tuple[int, int]) -> "Augment":
         """Reads `config.augment`; `UserError` when a value is out of its range."""
         if not augment.scales or min(augment.scales) < 1:
             raise UserError(
                 f"config.augment.scales is {tuple(augment.scales)}; expected one or more numbers "
                 "of at least 1."
             )
+        if not 0 <= augment.turn <= 180:
+            raise UserError(
+                f"config.augment.turn is {augment.turn}; expected degrees from 0 to 180."
+            )
+        scale_range = tuple(augment.scale_range)
+        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
+            raise UserError(
+                f"config.augment.scale_range is {scale_range}; expected a lowest scale above 0 "
+                "and a highest one."
+            )
         if not 0 <= augment.colour_jitter < 1:
             raise UserError(
                 f"config.augment.colour_jitter is {augment.colour_jitter}; expected a number from "
                 "0 up to, but not including, 1."
             )
-        return cls(tuple(augment.scales), augment.flip, augment.colour_jitter)
+        return cls(
+            tuple(size),
+            tuple(augment.scales),
+            augment.turn,
+            scale_range,
+            augment.flip,
+            augment.colour_jitter,
+        )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         sample = scale_crop(sample, rng, self.scales)
+        if self.turn or self.scale_range != (1.0, 1.0):
+            sample = turn_scale(sample, rng, self.turn, self.scale_range, self.size)
+        else:
+            sample = fit(sample, self.size)
         if self.flip:
             sample = flip(sample, rng)
         if self.colour_jitter:

@@ -15,12 +15,13 @@ from talora_jax.data.transforms import UNLABELLED
 from talora_jax.errors import UserError
 
 TASKS = ("semantic", "depth", "normals", "edges")
+SIZE = (8, 12)
 
 
 class Counted:
     """Samples whose targets say which they are."""
 
-    def __init__(self, length, size=(8, 12)):
+    def __init__(self, length, size=SIZE):
         self.length, self.size = length, size
 
     def __len__(self):
@@ -42,8 +43,9 @@ class Counted:
 
 def train(length=10, *, augmented=True, **arguments):
     scales, flip, jitter = ((1.0, 1.5), True, 0.2) if augmented else ((1.0,), False, 0.0)
-    augment = ml_collections.ConfigDict({"scales": scales, "flip": flip, "colour_jitter": jitter})
-    defaults = {"tasks": TASKS, "batch_size": 4, "seed": 7, "augment": augment}
+    augment = {"scales": scales, "turn": 0.0, "scale_range": (1.0, 1.0)}
+    augment = ml_collections.ConfigDict(augment | {"flip": flip, "colour_jitter": jitter})
+    defaults = {"tasks": TASKS, "image_size": SIZE, "batch_size": 4, "seed": 7, "augment": augment}
     processes = {"process_index": 0, "process_count": 1, "num_threads": 0}
     return train_iterator(Counted(length), **(defaults | processes | arguments))
 
@@ -165,6 +167,7 @@ def test_eval_gives_every_sample_once(length, batch_size, process_count):
             eval_batches(
                 Counted(length),
                 tasks=TASKS,
+                image_size=SIZE,
                 batch_size=batch_size,
                 process_index=process,
                 process_count=process_count,
@@ -187,7 +190,12 @@ def test_eval_gives_every_sample_once(length, batch_size, process_count):
 
 def test_eval_is_in_order_and_can_be_repeated():
     batches = eval_batches(
-        Counted(5), tasks=("semantic",), batch_size=2, process_index=0, process_count=1
+        Counted(5),
+        tasks=("semantic",),
+        image_size=SIZE,
+        batch_size=2,
+        process_index=0,
+        process_count=1,
     )
     first = list(batches)
     assert identities(first) == [0, 1, 2, 3, 4, -1]
@@ -196,7 +204,14 @@ def test_eval_is_in_order_and_can_be_repeated():
 
 def test_eval_of_nothing_is_nothing():
     assert not list(
-        eval_batches(Counted(0), tasks=TASKS, batch_size=2, process_index=0, process_count=1)
+        eval_batches(
+            Counted(0),
+            tasks=TASKS,
+            image_size=SIZE,
+            batch_size=2,
+            process_index=0,
+            process_count=1,
+        )
     )
 
 

@@ -161,21 +161,181 @@ def test_colour_jitter_of_no_strength_is_nothing():
     assert_equal(transforms.colour_jitter(sample, np.random.default_rng(0), 0.0), sample)
 
 
-def config(**changes):
-    return ml_collections.ConfigDict(
-        {"scales": (1.0, 1.2, 1.5), "flip": True, "colour_jitter": 0.0, **changes}
+class Drawn:
+    """A generator that draws this angle, in degrees, and this scale."""
+
+    def __init__(self, degrees, scale):
+        self.ranges, self.values = [], [degrees, scale]
+
+    def uniform(self, low, high):
+        self.ranges.append((low, high))
+        return self.values[len(self.ranges) - 1]
+
+
+def turned(sample, degrees, scale=1.0, size=None):
+    size = size or sample["image"].shape[:2]
+    return transforms.turn_scale(sample, Drawn(degrees, scale), 180.0, (0.5, 2.0), size)
+
+
+def test_turn_scale_draws_from_its_ranges():
+    drawn = Drawn(0.0, 1.0)
+    transforms.turn_scale(ramp((4, 5)), drawn, 20.0, (0.75, 1.25), (4, 5))
+    assert drawn.ranges == [(-20.0, 20.0), (0.75, 1.25)]
+
+
+@examples
+@given(SIZES, SEEDS)
+def test_no_turn_and_scale_one_is_nothing(size, seed):
+    sample = make_sample(size, seed)
+    assert_equal(turned(sample, 0.0), sample)
+
+
+@examples
+@given(st.integers(4, 30), SEEDS, st.integers(1, 3))
+def test_quarter_turns_are_counter_clockwise(side, seed, quarters):
+    sample = make_sample((side, side), seed)
+    result = turned(sample, 90.0 * quarters)
+    x, y = (result["normals"][..., i] for i in (0, 1))
+    for _ in range(quarters):  # back: what points up came from what pointed right
+        x, y = -y, x
+    back = np.stack([x, y, result["normals"][..., 2]], axis=-1)
+    np.testing.assert_allclose(np.rot90(back, -quarters), sample["normals"], atol=1e-6)
+    for name in ("semantic", "depth", "edges", "instance"):
+        np.testing.assert_array_equal(result[name], np.rot90(sample[name], quarters), name)
+    # Pillow's bilinear transform cuts off what is behind the point.
+    difference = np.rot90(sample["image"], quarters).astype(int) - result["image"]
+    assert ((difference == 0) | (difference == 1)).all()
+
+
+@pytest.mark.parametrize("degrees", [-37.0, 12.0, 90.0])
+def test_a_turned_plane_has_the_normals_of_its_turned_depth(degrees):
+    """Turning the image is turning the camera about its axis: the plane's normal turns with it."""
+    size, focal, offset = (60, 60), 60.0, -1.5
+    y, x = np.mgrid[: size[0], : size[1]] - 29.5
+    rays = np.stack([x / focal, y / focal, np.ones(size)], axis=-1)
+
+    def plane(normal):
+        depth = (offset / (rays @ normal)).astype(np.float32)[..., None]
+        normals = np.broadcast_to(normal.astype(np.float32), (*size, 3))
+        return {"image": np.zeros((*size, 3), np.uint8), "depth": depth, "normals": normals}
+
+    normal = np.array([0.5, -0.2, -0.8])
+    normal /= np.linalg.norm(normal)
+    angle = np.radians(degrees)
+    # Counter-clockwise as seen, where y points down.
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    result, expected = (
+        turned(plane(normal), degrees),
+        plane(np.append(turn @ normal[:2], normal[2])),
     )
+    seen = result["depth"][..., 0] > 0
+    assert seen.mean() > 0.7
+    np.testing.assert_allclose(result["normals"][seen], expected["normals"][seen], atol=1e-6)
+    # Nearest is up to 0.71 pixels off, and depth differs by less than 0.05 m a pixel.
+    np.testing.assert_allclose(result["depth"][seen], expected["depth"][seen], atol=0.036)
+    assert not result["normals"][~seen].any()
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.25])
+@pytest.mark.parametrize("degrees", [-20.0, 7.0])
+def test_turn_scale_keeps_image_and_targets_aligned(degrees, scale):
+    for size in ((60, 80), (64, 64)):
+        result = turned(ramp((60, 80)), degrees, scale, size)
+        seen = result["semantic"][1:-1, 1:-1] >= 0
+        # Bilinear blends with the black outside on no pixel whose own place is inside.
+        difference = result["image"][..., 0] + 1 - result["depth"][..., 0] * scale
+        assert np.abs(difference[1:-1, 1:-1][seen]).max() <= 1.001
+        difference = result["image"][..., 1] - result["semantic"].astype(float)
+        assert np.abs(difference[1:-1, 1:-1][seen]).max() <= 1
+
+
+@examples
+@given(SIZES, SIZES, SEEDS, st.floats(-180, 180), st.floats(0.5, 2))
+def test_turn_scale_keeps_what_targets_are(size, target_size, seed, degrees, scale):
+    sample = make_sample(size, seed)
+    sample["human_parts"], sample["saliency"] = sample["semantic"], sample["edges"]
+    sample["disparity"] = sample["depth"]
+    result = turned(sample, degrees, scale, target_size)
+    for name, values in sample.items():
+        assert result[name].shape == (*target_size, *values.shape[2:])
+        assert result[name].dtype == values.dtype
+    for name in ("semantic", "edges", "human_parts", "saliency"):
+        assert np.isin(result[name], [*np.unique(sample[name]), -1]).all()
+    length = np.linalg.norm(result["normals"], axis=-1)
+    np.testing.assert_allclose(length[length > 0], 1, rtol=1e-5)
+    assert np.isin(result["depth"], [*(sample["depth"] / np.float32(scale)).flat, 0]).all()
+    assert np.isin(result["disparity"], [*(sample["depth"] * np.float32(scale)).flat, 0]).all()
+
+
+def test_what_comes_into_view_is_unlabelled():
+    sample = make_sample((40, 60), 0)
+    sample = {name: np.ones_like(values) for name, values in sample.items()}
+    sample |= {"human_parts": sample["semantic"], "saliency": sample["edges"]}
+    result = turned(sample, 0.0, 0.5)
+    outside = np.ones((40, 60), bool)
+    outside[10:30, 15:45] = False
+    for name, nothing in transforms.UNLABELLED.items():
+        if name in result:
+            assert (result[name][outside] == nothing).all(), name
+            assert (result[name][~outside] != nothing).any(axis=-1).all(), name
+    assert not result["image"][outside].any()
+
+
+@examples
+@given(SIZES, SIZES, SEEDS)
+def test_fit_takes_the_pixel_under_each_centre(size, target_size, seed):
+    sample = make_sample(size, seed)
+    fitted = transforms.fit(sample, target_size)
+    rows = ((np.arange(target_size[0]) + 0.5) * size[0] / target_size[0] + 1e-9).astype(int)
+    columns = ((np.arange(target_size[1]) + 0.5) * size[1] / target_size[1] + 1e-9).astype(int)
+    for name in ("semantic", "depth", "normals", "edges"):
+        np.testing.assert_array_equal(fitted[name], sample[name][rows][:, columns])
+    assert fitted["image"].shape == (*target_size, 3)
+    if size == target_size:
+        assert_equal(fitted, sample)
+
+
+def test_fit_keeps_image_and_targets_aligned():
+    fitted = transforms.fit(ramp((30, 40)), (64, 64))
+    assert np.abs(fitted["image"][..., 0] + 1 - fitted["depth"][..., 0]).max() <= 1
+    assert np.abs(fitted["image"][..., 1] - fitted["semantic"].astype(float)).max() <= 1
+
+
+def config(**changes):
+    fields = {"scales": (1.0, 1.2, 1.5), "turn": 0.0, "scale_range": (1.0, 1.0)}
+    return ml_collections.ConfigDict(fields | {"flip": True, "colour_jitter": 0.0} | changes)
+
+
+def test_mtans_augmentation_is_scale_crop_then_flip():
+    augment = transforms.Augment.from_config(config(), (20, 30))
+    sample = make_sample((20, 30), 1)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        expected = transforms.flip(transforms.scale_crop(sample, rng, (1.0, 1.2, 1.5)), rng)
+        assert_equal(augment(sample, np.random.default_rng(seed)), expected)
+
+
+def test_astmts_augmentation_is_turn_scale_then_flip():
+    changes = {"scales": (1.0,), "turn": 20.0, "scale_range": (0.75, 1.25)}
+    augment = transforms.Augment.from_config(config(**changes), (32, 32))
+    sample = make_sample((20, 30), 1)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        rng.integers(1)  # the one crop of scale 1
+        rng.integers(1), rng.integers(1)
+        expected = transforms.turn_scale(sample, rng, 20.0, (0.75, 1.25), (32, 32))
+        assert_equal(augment(sample, np.random.default_rng(seed)), transforms.flip(expected, rng))
 
 
 def test_augment_is_off_where_the_config_says_so():
-    augment = transforms.Augment.from_config(config(scales=(1.0,), flip=False))
+    augment = transforms.Augment.from_config(config(scales=(1.0,), flip=False), (8, 9))
     sample = make_sample((8, 9), 1)
     for seed in range(10):
         assert_equal(augment(sample, np.random.default_rng(seed)), sample)
 
 
 def test_augment_depends_on_its_generator_alone():
-    augment = transforms.Augment.from_config(config(colour_jitter=0.3))
+    augment = transforms.Augment.from_config(config(colour_jitter=0.3), (20, 30))
     sample = make_sample((20, 30), 1)
     untouched = {name: values.copy() for name, values in sample.items()}
     runs = [augment(sample, np.random.default_rng(seed)) for seed in (5, 5, 6)]
@@ -189,10 +349,15 @@ def test_augment_depends_on_its_generator_alone():
     [
         ({"scales": (0.5, 1.0)}, "config.augment.scales"),
         ({"scales": ()}, "config.augment.scales"),
+        ({"turn": -1.0}, "config.augment.turn"),
+        ({"turn": 181.0}, "config.augment.turn"),
+        ({"scale_range": (0.0, 1.0)}, "config.augment.scale_range"),
+        ({"scale_range": (1.2, 0.8)}, "config.augment.scale_range"),
+        ({"scale_range": (1.0,)}, "config.augment.scale_range"),
         ({"colour_jitter": 1.0}, "config.augment.colour_jitter"),
         ({"colour_jitter": -0.1}, "config.augment.colour_jitter"),
     ],
 )
 def test_augment_refuses_what_is_out_of_range(changes, message):
     with pytest.raises(UserError, match=message):
-        transforms.Augment.from_config(config(**changes))
+        transforms.Augment.from_config(config(**changes), (8, 9))

@@ -16,6 +16,7 @@ from talora_jax.data.folder.frames import Frame
 from talora_jax.data.folder.normals import normals_from_depth
 from talora_jax.data.folder.settings import Settings
 from talora_jax.data.records import Records, RecordsConfig, Sample
+from talora_jax.data.transforms import resize_nearest
 
 _NORMAL_ONE = 32767
 
@@ -84,15 +85,12 @@ def _resize(
     name: str, values: Shaped[np.ndarray, "H W ..."], size: tuple[int, int]
 ) -> Shaped[np.ndarray, "H W ..."]:
     """Bilinear with antialiasing for the image, nearest for targets."""
-    height, width = values.shape[:2]
-    if (height, width) == size:
+    if values.shape[:2] == size:
         return values
     if name == "image":
         image = Image.fromarray(values).resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)
-    rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
-    columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
-    return values[rows[:, None], columns]
+    return resize_nearest(values, size)
 
 
 def _pack(name: str, values: np.ndarray) -> np.ndarray:
