@@ -28,12 +28,14 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
             from talora_jax.data.folder import open_folder as open_it
         case "nyuv2_mtan":
             from talora_jax.data.nyuv2_mtan import open_nyuv2_mtan as open_it
+        case "pascal_context":
+            from talora_jax.data.pascal_context import open_pascal_context as open_it
         case "rooms":
             from talora_jax.data.rooms import open_rooms as open_it
         case _:
             raise UserError(
                 f"config.data.name is {data.name!r}; expected 'cityscapes_mtan', 'folder', "
-                "'nyuv2_mtan' or 'rooms'."
+                "'nyuv2_mtan', 'pascal_context' or 'rooms'."
             )
     dataset = open_it(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)

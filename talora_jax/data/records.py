@@ -93,9 +93,13 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, start: int, items: Sequence[Any], progress: tqdm.tqdm
     ) -> Iterator[tuple[int, Sample]]:
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for index, sample in enumerate(pool.map(self.builder_config.make, items), start):
-                yield index, sample
-                progress.update()
+            try:
+                for index, sample in enumerate(pool.map(self.builder_config.make, items), start):
+                    yield index, sample
+                    progress.update()
+            except UserError:
+                progress.close()  # so that the error has a line of its own
+                raise
         if progress.n == progress.total:
             progress.close()
 

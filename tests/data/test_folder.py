@@ -489,8 +489,8 @@ def test_dataset_json_must_be_an_object(root, content):
 def test_the_config_is_checked(root):
     assert "config.data.intrinsics is (1, 2)" in refused(root, intrinsics=(1, 2))
     assert "config.data.val_fraction is 1.5" in refused(root, val_fraction=1.5)
-    told = "'nyu'; expected 'cityscapes_mtan', 'folder', 'nyuv2_mtan' or 'rooms'"
-    assert told in refused(root, name="nyu")
+    told = "'cityscapes_mtan', 'folder', 'nyuv2_mtan', 'pascal_context' or 'rooms'"
+    assert f"'nyu'; expected {told}" in refused(root, name="nyu")
 
 
 def test_a_folder_without_images_is_refused(root, tmp_path):

@@ -19,7 +19,7 @@ _IGNORED_IN_UINT8 = 255
 def read_image(path: Path, settings: Settings) -> UInt8[np.ndarray, "H W 3"]:
     """RGB. Grey and palette images become RGB, alpha is dropped, EXIF orientation is applied."""
     if path.suffix != ".npy":
-        image = _open(path)
+        image = open_image(path)
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             raise BadFile(f"mode {image.mode}, expected 8 bits per channel, grey or RGB")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -56,7 +56,7 @@ def read_semantic(path: Path, settings: Settings) -> Int32[np.ndarray, "H W"]:
 def read_depth(path: Path, settings: Settings) -> Float32[np.ndarray, "H W 1"]:
     """Metres, 0 = no measurement."""
     if path.suffix != ".npy":
-        image = _open(path)
+        image = open_image(path)
         if image.mode not in ("I;16", "I;16B", "I"):
             raise BadFile(f"mode {image.mode}, expected a 16-bit PNG of one channel")
         values = np.asarray(image).astype(np.float32) / np.float32(settings.depth_scale)
@@ -82,7 +82,7 @@ def read_normals(path: Path, settings: Settings) -> Float32[np.ndarray, "H W 3"]
     A surface that the camera sees faces it, so most z must be negative.
     """
     if path.suffix != ".npy":
-        image = _open(path)
+        image = open_image(path)
         if image.mode != "RGB":
             raise BadFile(f"mode {image.mode}, expected an 8-bit RGB PNG")
         values = np.asarray(image).astype(np.float32) * np.float32(2 / 255) - 1
@@ -133,7 +133,7 @@ READ = {
 def _indices(path: Path) -> np.ndarray:
     """Integers [H, W] of a grey or palette PNG, or of an npy file."""
     if path.suffix != ".npy":
-        image = _open(path)
+        image = open_image(path)
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
             raise BadFile(f"mode {image.mode}, expected one channel of integers")
         values = np.asarray(image)
@@ -144,7 +144,7 @@ def _indices(path: Path) -> np.ndarray:
     return values
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Decodes the whole file, so that a truncated one is found out."""
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))

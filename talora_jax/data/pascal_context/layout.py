@@ -1,0 +1,110 @@
+"""Which files make up PASCAL_MT, and whether they are all there."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from talora_jax.errors import UserError
+
+# A file per image and folder.
+_FILES = {
+    "image": "JPEGImages/{}.jpg",
+    "context": "pascal-context/trainval/{}.mat",
+    "human_parts": "human_parts/{}.mat",
+    "normals": "normals_distill/{}.png",
+    "saliency": "sal_distill/{}.png",
+}
+# Labels of VOC 2012 where it has the image, else those made from PASCAL-Context's.
+_SEMANTIC = ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png")
+_SPLITS = {name: f"ImageSets/Context/{name}.txt" for name in ("train", "val")}
+_MAX_LINES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The files of one image: 'image', 'context', 'human_parts', 'normals', 'saliency' and
+    'semantic'."""
+
+    stem: str
+    files: Mapping[str, Path]
+
+
+def list_splits(path: str) -> dict[str, tuple[Frame, ...]]:
+    """The frames of 'train' and 'val' in the order of the split files.
+
+    Args:
+        path: `config.data.path`.
+
+    Raises:
+        UserError: `path` is not an unpacked PASCAL_MT, a split is empty or names an image twice, or
+            files are missing, of which it lists the first.
+    """
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise UserError(
+            f"config.data.path is {path!r}, which is not a directory; expected the unpacked "
+            "PASCAL_MT, which holds JPEGImages."
+        )
+    _check_folders(root)
+    splits = {name: _stems(root / file) for name, file in _SPLITS.items()}
+    shared = sorted(set(splits["train"]) & set(splits["val"]))
+    if shared:
+        raise UserError(
+            f"{root / 'ImageSets/Context'}: {shared[0]} stands in both train.txt and val.txt; "
+            "expected each image in one."
+        )
+
+    frames, missing = {}, []
+    for name, stems in splits.items():
+        found = [_find(root, stem) for stem in stems]
+        missing += [line for _, lines in found for line in lines]
+        frames[name] = tuple(frame for frame, _ in found)
+    if missing:
+        lines = missing[:_MAX_LINES]
+        if len(missing) > _MAX_LINES:
+            lines.append(f"… and {len(missing) - _MAX_LINES} more")
+        raise UserError("\n  ".join([f"{root} lacks files that its splits name:", *lines]))
+    return frames
+
+
+def _check_folders(root: Path) -> None:
+    folders = [str(Path(pattern).parent) for pattern in _FILES.values()]
+    lacking = [folder for folder in (*folders, "semseg") if not (root / folder).is_dir()]
+    lacking += [file for file in _SPLITS.values() if not (root / file).is_file()]
+    if not lacking:
+        return
+    inner = root / "PASCAL_MT"
+    hint = f" Is it {inner}?" if inner.is_dir() else ""
+    raise UserError(
+        f"{root} is not PASCAL-Context as ASTMT packs it (PASCAL_MT): it lacks "
+        f"{', '.join(lacking)}.{hint}"
+    )
+
+
+def _stems(path: Path) -> tuple[str, ...]:
+    try:
+        stems = tuple(path.read_text(encoding="ascii").split())
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not text; expected the name of an image in each line."
+        ) from None
+    if not stems:
+        raise UserError(f"{path} names no image; expected one in each line.")
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"{path} names {twice} twice.")
+    return stems
+
+
+def _find(root: Path, stem: str) -> tuple[Frame, list[str]]:
+    """The files of one image, and a line for each that is missing."""
+    files = {name: root / pattern.format(stem) for name, pattern in _FILES.items()}
+    missing = [str(path.relative_to(root)) for path in files.values() if not path.is_file()]
+    choices = [pattern.format(stem) for pattern in _SEMANTIC]
+    for choice in choices:
+        if (root / choice).is_file():
+            files["semantic"] = root / choice
+            break
+    else:
+        missing.append(" or ".join(choices))
+    return Frame(stem, files), missing
