@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from talora_jax import checkpoint as checkpoint_lib
@@ -15,7 +17,8 @@ from talora_jax import pictures
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.run import Run
-from talora_jax.sharding import replicated, shard_batch
+from talora_jax.sharding import batch_sharding, replicated, shard_batch
+from talora_jax.tasks.base import Sums
 
 Batches = Iterable[dict[str, np.ndarray]]
 
@@ -30,14 +33,11 @@ class Evaluator:
             model = nnx.merge(run.graphdef, trainable, frozen)
             return model(images)
 
-        everywhere = {"out_shardings": replicated(run.mesh)}
-
-        @functools.partial(jax.jit, **everywhere)
+        @functools.partial(jax.jit, out_shardings=_measured_shardings(run))
         def sums(trainable, frozen, batch):
-            maps = forward(trainable, frozen, batch["image"])
-            return {t.name: t.metrics(maps[t.name], batch[t.name]) for t in run.tasks}
+            return _measure(run, forward(trainable, frozen, batch["image"]), batch)
 
-        @functools.partial(jax.jit, **everywhere)
+        @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
         def predict(trainable, frozen, batch):
             maps = forward(trainable, frozen, batch["image"])
             # Truths too: on many hosts, a picture's rows may lie on another one.
@@ -83,17 +83,17 @@ def constant_baselines(run: Run) -> dict[str, float]:
         lambda batch: {t.name: t.statistics(batch[t.name]) for t in run.tasks},
         out_shardings=replicated(run.mesh),
     )
-    totals = _add_up(run, statistics, _batches(run, "train"))
+    totals: Totals = {}
+    for batch in _batches(run, "train"):
+        _add(totals, jax.device_get(statistics(shard_batch(batch, run.mesh))))
     constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
 
     # Constants are an argument, or XLA would spend a minute on folding them.
-    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
+    @functools.partial(jax.jit, out_shardings=_measured_shardings(run))
     def sums(constants, batch):
-        def maps(task):
-            shape = (*batch[task.name].shape[:3], task.channels)
-            return jnp.broadcast_to(constants[task.name], shape)
-
-        return {t.name: t.metrics(maps(t), batch[t.name]) for t in run.tasks}
+        shapes = {t.name: (*batch[t.name].shape[:3], t.channels) for t in run.tasks}
+        maps = {name: jnp.broadcast_to(constants[name], shape) for name, shape in shapes.items()}
+        return _measure(run, maps, batch)
 
     return _summarise(run, functools.partial(sums, constants), _batches(run, "val"))
 
@@ -151,26 +151,62 @@ def _batches(run: Run, split: str) -> Batches:
     )
 
 
-Step = Callable[[dict[str, Array]], dict[str, dict[str, Array]]]
+Totals = dict[str, dict[str, np.ndarray]]  # by task, in 64 bits
+# What `_measure` gives.
+Step = Callable[[dict[str, Array]], tuple[dict[str, Sums], dict[str, dict[str, Array]]]]
 
 
-def _add_up(run: Run, step: Step, batches: Batches) -> dict[str, dict[str, np.ndarray]]:
-    """Adds a step's sums over batches in 64 bits."""
-    totals: dict[str, dict[str, np.ndarray]] = {}
-    for batch in batches:
-        sums = jax.device_get(step(shard_batch(batch, run.mesh)))
-        for task, values in sums.items():
-            into = totals.setdefault(task, {})
-            for name, value in values.items():
-                wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
-                into[name] = into.get(name, 0) + value.astype(wide)
-    return totals
+def _measure(
+    run: Run, maps: Mapping[str, Array], batch: Mapping[str, Array]
+) -> tuple[dict[str, Sums], dict[str, dict[str, Array]]]:
+    """The tasks' sums over a batch, and what their host metrics are made from. Under jit."""
+    sums = {t.name: t.metrics(maps[t.name], batch[t.name]) for t in run.tasks}
+    if not run.config.host_metrics:
+        return sums, {}
+    return sums, {t.name: t.host_inputs(maps[t.name], batch[t.name]) for t in run.tasks}
+
+
+def _measured_shardings(run: Run) -> tuple[NamedSharding, NamedSharding]:
+    """Of what `_measure` gives: each process does the host's work on its own rows of the batch."""
+    return replicated(run.mesh), batch_sharding(run.mesh)
 
 
 def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
-    totals = _add_up(run, step, batches)
+    """The metrics of what `step` measures, over all batches of all processes."""
+    totals: Totals = {}
+    host_totals: Totals = {}
+    for batch in batches:
+        sums, host_inputs = step(shard_batch(batch, run.mesh))
+        _add(totals, jax.device_get(sums))
+        rows = multihost_utils.global_array_to_host_local_array(
+            host_inputs, run.mesh, batch_sharding(run.mesh).spec
+        )
+        tasks = [task for task in run.tasks if rows.get(task.name)]
+        _add(host_totals, {t.name: t.host_metrics(jax.device_get(rows[t.name])) for t in tasks})
+    _add(totals, _over_processes(host_totals))
     return {
         f"{task.name}/{name}": value
         for task in run.tasks
         for name, value in task.summarise(totals[task.name]).items()
     }
+
+
+def _add(totals: Totals, sums: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Adds a batch's sums in 64 bits, which those of a batch need not have."""
+    for task, values in sums.items():
+        into = totals.setdefault(task, {})
+        for name, value in values.items():
+            wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
+            into[name] = into.get(name, 0) + value.astype(wide)
+
+
+def _over_processes(totals: Totals) -> Totals:
+    """The sums over all processes of what each has."""
+
+    def add(value: np.ndarray) -> np.ndarray:
+        # As bytes, since JAX would make 32 bits of 64.
+        octets = multihost_utils.process_allgather(np.frombuffer(value.tobytes(), np.uint8))
+        parts = [np.frombuffer(part.tobytes(), value.dtype) for part in octets]
+        return np.sum(parts, axis=0).reshape(value.shape)
+
+    return jax.tree.map(add, totals) if jax.process_count() > 1 else totals

@@ -17,11 +17,13 @@ class Source(Protocol):
         image        uint8    [H, W, 3]   RGB
         semantic     int32    [H, W]      class index, -1 = no label
         depth        float32  [H, W, 1]   metres, 0 = no measurement
-        disparity    float32  [H, W, 1]   inverse depth in the data set's unit, 0 = no measurement
+        disparity    float32  [H, W, 1]   inverse depth in the data's own unit, 0 = no measurement
         normals      float32  [H, W, 3]   unit, camera frame (x right, y down, z forward; a surface
                                           that faces the camera has z < 0), all-zero = invalid
+        human_parts  int32    [H, W]      0 = background, 1 to 6 = head, torso, upper arm, lower
+                                          arm, upper leg, lower leg, -1 = no label; an image
+                                          without people is -1 everywhere
         saliency     float32  [H, W, 1]   1 = salient, 0 = not, -1 = no label
-        human_parts  int32    [H, W]      part from 1, 0 = background, -1 = no label
         edges        float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
         instance     int32    [H, W]      object index, -1 = no label; an extra, not a task
 

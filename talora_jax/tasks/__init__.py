@@ -1,0 +1,64 @@
+"""The tasks: what each one predicts, how it is trained, measured and drawn.
+
+A `Task` (base.py) owns its channel count, its activation, its loss, its metrics and its picture;
+nothing else in the code asks "is this depth?". A new task is one class and one line in `TASKS`.
+
+Losses and metrics are sums and counts in float32 and int32: those of two batches (devices, hosts)
+added are those of the whole, a pixel without a label adds nothing, and the one division comes last.
+
+Definitions are those of the MTAN data protocol (Liu et al. 2019, "End-to-End Multi-Task Learning
+with Attention") as MTSAM (ICLR 2025) applies it, and of ASTMT (Maninis et al. 2019, "Attentive
+Single-Tasking of Multiple Tasks") and its followers on PASCAL-Context. Deviations:
+  - mIoU leaves out classes absent from both truth and prediction (NaN or 0 there), says how many.
+  - Depth and normals are reported twice: `pooled` over all valid pixels of the set (LibMTL's way),
+    and `per_image`, the mean over images with a valid pixel of each image's value (MTSAM's).
+  - Angles are 2 atan2(|a - b|, |a + b|) (Kahan), not arccos(a · b), which float32 blurs near 0.
+  - A predicted normal of length zero is 90 degrees off (NaN there).
+  - Saliency's loss is balanced within each image, not over a batch; see `Saliency`.
+  - Edges are matched one to one as BSDS does, but for what `boundaries` says, and a second time
+    within a tolerance only; see `Edges.summarise`.
+"""
+
+from collections.abc import Sequence
+
+from talora_jax.errors import UserError
+from talora_jax.tasks.base import Task
+from talora_jax.tasks.depth import Depth, Disparity
+from talora_jax.tasks.edges import Edges
+from talora_jax.tasks.normals import Normals
+from talora_jax.tasks.saliency import Saliency
+from talora_jax.tasks.semantic import HumanParts, Semantic, palette
+
+__all__ = [
+    "TASKS",
+    "Depth",
+    "Disparity",
+    "Edges",
+    "HumanParts",
+    "Normals",
+    "Saliency",
+    "Semantic",
+    "Task",
+    "make_task",
+    "palette",
+]
+
+TASKS: dict[str, type[Task]] = {
+    "semantic": Semantic,
+    "depth": Depth,
+    "disparity": Disparity,
+    "normals": Normals,
+    "human_parts": HumanParts,
+    "saliency": Saliency,
+    "edges": Edges,
+}
+
+
+def make_task(name: str, *, class_names: Sequence[str]) -> Task:
+    """The task called `name` on a dataset with these classes.
+
+    Raises: UserError for an unknown name, or for a task that needs classes where there are none.
+    """
+    if name not in TASKS:
+        raise UserError(f"Unknown task {name!r}: expected one of {', '.join(TASKS)}.")
+    return TASKS[name].make(name, class_names)

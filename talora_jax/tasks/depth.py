@@ -1,0 +1,81 @@
+"""Tasks that give each pixel a positive number: depth and disparity."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jaxtyping import Array, Float
+
+from talora_jax.tasks.base import (
+    AnyTarget,
+    Labelled,
+    Maps,
+    Picture,
+    Prediction,
+    Sums,
+    Task,
+    Totals,
+    Truth,
+    error_means,
+    error_sums,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth(Task):
+    """Depth: L1. Target float [B,H,W,1] in the data's unit (metres), 0 = no measurement."""
+
+    channels = 1
+    near_is_large: ClassVar[bool] = False
+
+    def valid(self, target: AnyTarget) -> Labelled:
+        return target[..., 0] > 0
+
+    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:
+        return jnp.abs(maps - target)[..., 0]
+
+    def activate(self, maps: Float[Array, "*b H W 1"]) -> Float[Array, "*b H W 1"]:
+        return maps.astype(jnp.float32)
+
+    def metrics(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Sums:
+        valid = self.valid(target)
+        error = self.pixel_loss(maps.astype(jnp.float32), target)
+        truth = jnp.where(valid, target[..., 0], 1)
+        return error_sums({"abs_err": error, "rel_err": error / truth, "rmse": error**2}, valid)
+
+    def summarise(self, sums: Totals) -> dict[str, float]:
+        """`abs_err` and `rmse` in the data's unit, `rel_err` |p - t| / t; pooled and per image."""
+        return error_means(sums)
+
+    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+        """Near is yellow, far is violet; the range is the target's if it has one, else its own."""
+        if target is None or not (target > 0).any():
+            low, high = prediction.min(), prediction.max()
+        else:
+            low, high = target[target > 0].min(), target.max()
+        value = prediction[..., 0]
+        nearness = value - low if self.near_is_large else high - value
+        nearness /= max(high - low, np.finfo(np.float32).tiny)
+        # viridis is perceptually uniform, and its dark end is not the black of "no measurement".
+        return matplotlib.colormaps["viridis"](nearness.clip(0, 1), bytes=True)[..., :3]
+
+    def statistics(self, target: Float[Array, "B H W 1"]) -> Sums:
+        valid = self.valid(target)
+        return {"sum": jnp.sum(target[..., 0], where=valid), "count": jnp.sum(valid)}
+
+    def constant(self, statistics: Totals) -> Float[np.ndarray, "1"]:
+        """The mean."""
+        return np.float32([statistics["sum"] / np.maximum(statistics["count"], 1)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Disparity(Depth):
+    """Inverse depth: L1. Target float [B,H,W,1] as the data stores it, 0 = no measurement.
+
+    What Cityscapes' tables call depth, in MTAN's packing a scaled inverse depth of no known unit.
+    Loss and metrics are those of `Depth`, `abs_err` and `rmse` in the data's own unit.
+    """
+
+    near_is_large = True

@@ -1,0 +1,102 @@
+"""Surface normals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from talora_jax.tasks.base import (
+    AnyTarget,
+    Labelled,
+    Maps,
+    Picture,
+    Prediction,
+    Sums,
+    Task,
+    Totals,
+    Truth,
+    bincount,
+    error_means,
+    error_sums,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normals(Task):
+    """Surface normals: 1 - cosine. Target float [B,H,W,3], all-zero = no label.
+
+    Unit vectors in the camera's frame: x right, y down, z forward.
+    """
+
+    channels = 3
+    # The pooled median comes from a histogram, which can be added over batches. Bins of 0.001
+    # degrees (0.7 MB of int32) leave it off by less than that.
+    bins_per_degree = 1000
+
+    def valid(self, target: AnyTarget) -> Labelled:
+        return (target != 0).any(-1)
+
+    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 3"]) -> Float[Array, "B H W"]:
+        return 1 - jnp.sum(_unit(maps) * _unit(target), axis=-1)
+
+    def activate(self, maps: Float[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
+        """Unit vectors; a zero vector stays zero."""
+        return _unit(maps.astype(jnp.float32))
+
+    def metrics(self, maps: Maps, target: Float[Array, "B H W 3"]) -> Sums:
+        valid = self.valid(target)
+        prediction, truth = self.activate(maps), self.activate(target)
+        opposite = jnp.linalg.norm(prediction - truth, axis=-1)
+        angle = jnp.degrees(2 * jnp.arctan2(opposite, jnp.linalg.norm(prediction + truth, axis=-1)))
+        within = {
+            f"within_{limit}": (angle < limit).astype(jnp.float32) for limit in (11.25, 22.5, 30)
+        }
+        sums = error_sums({"mean": angle, "rmse": angle**2, **within}, valid)
+
+        ascending = jnp.sort(jnp.where(valid, angle, jnp.inf).reshape(len(angle), -1))
+        pixels = jnp.sum(valid, axis=(1, 2))
+        middle = jnp.maximum(pixels - 1, 0) // 2
+        medians = jnp.take_along_axis(ascending, middle[:, None], axis=1)[:, 0]
+        sums["per_image/median"] = jnp.sum(medians, where=pixels > 0)
+
+        bins = 180 * self.bins_per_degree
+        at = jnp.minimum((angle * self.bins_per_degree).astype(jnp.int32), bins - 1)
+        sums["histogram"] = bincount(at, valid, bins)
+        return sums
+
+    def summarise(self, sums: Totals) -> dict[str, float]:
+        """`mean`, `median`, `rmse` in degrees, `within_11.25` … as fractions; pooled and per image.
+
+        A median is the lower of the two middle values (as `torch.median`); the pooled one is
+        interpolated inside its bin.
+        """
+        result = error_means(sums)
+        if sums["pooled/count"]:
+            histogram = np.asarray(sums["histogram"])
+            rank = (sums["pooled/count"] - 1) // 2
+            seen = np.cumsum(histogram)
+            at = np.searchsorted(seen, rank, side="right")
+            fraction = (rank + 0.5 - seen[at] + histogram[at]) / histogram[at]
+            result["pooled/median"] = float((at + fraction) / self.bins_per_degree)
+        return result
+
+    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+        """Red is right, green is up, blue is towards the camera: a wall facing it is lilac."""
+        colours = np.rint((prediction * np.float32([1, -1, -1]) + 1) * 127.5).astype(np.uint8)
+        return np.where(prediction.any(-1, keepdims=True), colours, np.uint8(0))
+
+    def statistics(self, target: Float[Array, "B H W 3"]) -> Sums:
+        return {"direction": jnp.sum(_unit(target.astype(jnp.float32)), axis=(0, 1, 2))}
+
+    def constant(self, statistics: Totals) -> Float[np.ndarray, "3"]:
+        """The mean direction."""
+        return np.asarray(_unit(jnp.asarray(statistics["direction"], jnp.float32)))
+
+
+def _unit(vectors: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
+    """Vectors of length 1; one of no length stays zero and has gradient zero, not NaN."""
+    square = jnp.sum(vectors**2, axis=-1, keepdims=True)
+    safe = square > 1e-30
+    return jnp.where(safe, vectors * jax.lax.rsqrt(jnp.where(safe, square, 1)), 0)
