@@ -82,6 +82,7 @@ def default() -> ml_collections.ConfigDict:
     config.weighting.kind = "fixed"  # fixed | equal | uncertainty | dynamic_average | random
     config.weighting.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
+    config.orthogonal_parts = adapters.ORTHOGONAL_PARTS  # what it is the mean over
 
     config.batch_size = 4  # images per update, over all devices and accumulated parts
     config.accumulate = 1  # parts that a batch is computed in, one after the other
@@ -141,6 +142,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
             "config.adapter.kind=none"
+        )
+    for part in config.orthogonal_parts:
+        _one_of("config.orthogonal_parts", part, adapters.ORTHOGONAL_PARTS)
+    if not config.orthogonal_parts:
+        raise UserError(
+            "config.orthogonal_parts is empty; for no regulariser set config.orthogonal_weight=0"
+        )
+    if len(set(config.orthogonal_parts)) < len(config.orthogonal_parts):
+        raise UserError(
+            f"config.orthogonal_parts names a part twice: {', '.join(config.orthogonal_parts)}"
         )
     if not 0 <= config.adapter.dropout < 1:
         raise UserError(

@@ -75,7 +75,7 @@ def make_train_step(run: Run):
         sums = jnp.stack([task.loss(maps[task.name], part[task.name])[0] for task in tasks])
         losses = sums / counts
         weights, constant = weights_of(trainable["weighting"])
-        orthogonal = model.orthogonality()
+        orthogonal = model.orthogonality(config.orthogonal_parts)
         whole = constant + config.orthogonal_weight * orthogonal
         return weights @ losses + whole / parts, (losses, weights, orthogonal)
 

@@ -63,6 +63,13 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
         ("adapter.qkv", (False, False, False), "switches q, k and v all off"),
+        (
+            "orthogonal_parts",
+            ("U1", "U3"),
+            "parts: unknown 'U3', expected one of U1, U2, G",
+        ),
+        ("orthogonal_parts", ("G", "G"), "config.orthogonal_parts names a part twice: G, G"),
+        ("orthogonal_parts", (), "for no regulariser set config.orthogonal_weight=0"),
         ("adapter.dropout", 1.0, "config.adapter.dropout is 1.0"),
         ("optimizer.warmup", 1.5, "a fraction of the steps"),
         ("accumulate", 3, "config.batch_size=4 is not divisible by config.accumulate=3"),

@@ -15,6 +15,7 @@ the update [n, ..., 3D] that is added to the layer's output. Parameters may carr
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -23,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 KINDS = ("talora", "lora_shared", "lora_per_task", "none", "full")
+ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
 
 
 class TaskParam(nnx.Param):
@@ -91,8 +93,11 @@ class Adapter(nnx.Module):
         zeros = jnp.zeros((*enabled.shape[:-2], self.width, enabled.shape[-1]), enabled.dtype)
         return jnp.concatenate([next(parts) if on else zeros for on in self.config.qkv], axis=-2)
 
-    def orthogonality(self) -> tuple[Float[Array, ""], int]:
+    def orthogonality(
+        self, parts: Sequence[str] = ORTHOGONAL_PARTS
+    ) -> tuple[Float[Array, ""], int]:
         """Sum and count of the regulariser's terms: none for a kind without Tucker factors."""
+        del parts
         return jnp.zeros(()), 0
 
 
@@ -122,10 +127,11 @@ class Tucker(Adapter):
             "...dp,...tpq,...kq->...tdk", self.U1[...], core, self.out_rows(self.U2[...])
         )
 
-    def orthogonality(self):
-        """Terms ‖AᵀA − I‖_F for A in U1, U2 and every slice G[:, :, j]."""
+    def orthogonality(self, parts=ORTHOGONAL_PARTS):
+        """Terms ‖AᵀA − I‖_F for A in U1, U2 and every slice G[:, :, j], as `parts` names them."""
         slices = jnp.moveaxis(self.G[...], -1, 0)
-        norms = [_distance_to_orthonormal(a) for a in (self.U1[...], self.U2[...], slices)]
+        factors = {"U1": self.U1[...], "U2": self.U2[...], "G": slices}
+        norms = [_distance_to_orthonormal(factors[part]) for part in parts]
         return sum(n.sum() for n in norms), sum(n.size for n in norms)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from talora_jax.models.adapters import Adapter, AdapterConfig, TaskParam
+from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoder
@@ -204,7 +204,10 @@ class MSam(nnx.Module):
         blocks = (self.image_encoder.window_blocks, self.image_encoder.global_blocks)
         return [b.attn.adapter for b in blocks if b.attn.adapter is not None]
 
-    def orthogonality(self) -> Float[Array, ""]:
-        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j]."""
-        terms = [adapter.orthogonality() for adapter in self.adapters()]
+    def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
+        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j].
+
+        Of `parts` alone, if not all are named: the mean is over their terms.
+        """
+        terms = [adapter.orthogonality(parts) for adapter in self.adapters()]
         return sum((t[0] for t in terms), jnp.zeros(())) / max(1, sum(t[1] for t in terms))

@@ -65,6 +65,22 @@ def test_orthogonal_regulariser(golden):
     )
 
 
+def test_parts_of_the_orthogonal_regulariser(golden):
+    def distances(factors):
+        flat = np.asarray(factors, np.float64).reshape(-1, *factors.shape[-2:])
+        return [np.linalg.norm(a.T @ a - np.eye(a.shape[1])) for a in flat]
+
+    adapters = golden.model.adapters()
+    terms = {
+        "U1": [d for a in adapters for d in distances(a.U1[...])],
+        "U2": [d for a in adapters for d in distances(a.U2[...])],
+        "G": [d for a in adapters for d in distances(np.moveaxis(a.G[...], -1, 0))],
+    }
+    for parts in (("U1",), ("U2",), ("G",), ("G", "U1")):
+        expected = np.mean(np.concatenate([terms[part] for part in parts]))
+        np.testing.assert_allclose(golden.model.orthogonality(parts), expected, rtol=1e-5)
+
+
 def targets(golden):
     a = golden.arrays
     return {
