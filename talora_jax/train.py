@@ -177,6 +177,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         log.print(f"Resuming after step {first_step}.")
     baselines = constant_baselines(run)
     if not first_step:
+        log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "val_constant", baselines)
 
     # Loop

@@ -137,6 +137,7 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     }
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [(r["step"], r["split"]) for r in rows] == [
+        (0, "model"),
         (0, "val_constant"),
         *((step, "train") for step in range(1, 5)),
         (4, "val"),

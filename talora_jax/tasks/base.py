@@ -34,6 +34,10 @@ class Task(abc.ABC):
 
     name: str
     channels: ClassVar[int]  # number of raw maps, C
+    # The metrics whose change against single-task training the literature averages, 1 where higher
+    # is better and -1 where lower is: all of LibMTL's Δp, and the one of ASTMT's Δm.
+    delta_p: ClassVar[Mapping[str, int]]
+    delta_m: ClassVar[Mapping[str, int]]
 
     @classmethod
     def make(cls, name: str, class_names: Sequence[str]) -> "Task":

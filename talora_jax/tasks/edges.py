@@ -27,6 +27,8 @@ class Edges(Binary):
     positive_weight: float = 0.95
     tolerance: float = 0.0075
 
+    delta_p = {"ods_f": 1}
+    delta_m = {"ods_f": 1}
     thresholds = tuple(k / 100 for k in range(1, 100))
 
     def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:

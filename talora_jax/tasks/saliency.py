@@ -23,6 +23,8 @@ class Saliency(Binary):
     would make the loss depend on how a batch is put together and split over devices.
     """
 
+    delta_p = {"miou_max": 1}
+    delta_m = {"miou_max": 1}
     # np.linspace(0.2, 0.9, 15), and 0.05, 0.10 … 0.95.
     miou_thresholds = tuple((4 + k) / 20 for k in range(15))
     f_thresholds = tuple(k / 20 for k in range(1, 20))

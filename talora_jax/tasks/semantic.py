@@ -39,6 +39,9 @@ class Semantic(Task):
     num_classes: int
     class_names: tuple[str, ...] = ()
 
+    delta_p = {"miou": 1, "pixel_acc": 1}
+    delta_m = {"miou": 1}
+
     @classmethod
     def make(cls, name: str, class_names: Sequence[str]) -> "Task":
         if not class_names:
@@ -141,6 +144,7 @@ class HumanParts(Semantic):
     among them, but for a class that is absent, which they count as 0 and we leave out.
     """
 
+    delta_p = {"miou": 1}
     part_names: ClassVar[tuple[str, ...]] = (
         "background",
         "head",
