@@ -74,13 +74,22 @@ def cli() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser; what it and the config loader raise for a user's mistake becomes one line."""
+    """Flags, and the help text in place of absl's."""
     if {"--help", "-h"} & set(argv):
         print(_help())
         sys.exit(0)
+    return parse_flags(argv, flags.FLAGS)
+
+
+def parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
+    """Parses argv, whose first entry is the program, into `values`; returns what is no flag.
+
+    Raises:
+      UserError: a flag, a field of the config or the config file that is not there, a wrong value.
+    """
     _check_config_file(argv)
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except (AttributeError, KeyError) as error:
         # The loader's text, quoted over and over, is: 'sise' Did you mean "size" instead of "sise"?
         named = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
