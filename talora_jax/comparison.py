@@ -121,6 +121,7 @@ def _relative(
 def _make_table(title: str, runs: Sequence[FinishedRun], told: Sequence[FinishedRun]) -> Table:
     tasks = tuple(dict.fromkeys(task for run in runs for task in run.tasks))
     groups = list(_grouped(runs, lambda run: key(_row_settings(run))).values())
+    groups.sort(key=lambda group: len(group[0].tasks) > 1)  # what Δ is relative to comes first
     labels = _told_apart([_row_settings(group[0]) for group in groups])
     baselines, notes = {}, []
     for size in dict.fromkeys(run.config.model.size for run in runs):

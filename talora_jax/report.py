@@ -17,6 +17,7 @@ import rich.box
 import rich.console
 import rich.table
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.markup import escape
 
 from talora_jax.checkpoint import write_atomically
@@ -56,16 +57,15 @@ def report(
             raise UserError(
                 f"--baseline {run.workdir} has {len(run.tasks)} tasks, expected a single-task run"
             )
-    runs, left_out = _read_all(workdirs, told)
-    if not runs:
-        raise UserError("no workdir is usable: " + "; ".join(left_out or ["none was given"]))
-    tables = make_tables(runs, told)
-
     console = rich.console.Console(highlight=False)
+    runs, left_out = _read_all(workdirs, told)
+    tables = make_tables(runs, told)
     for table in tables:
         _print(table, console)
     for line in left_out:
         console.print(f"left out: {line}", markup=False, soft_wrap=True)
+    if not runs:
+        raise UserError(f"none of the {len(workdirs)} workdirs holds a finished run")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "table.md", markdown(tables, left_out).encode())
     write_atomically(out / "table.csv", comma_separated(tables).encode())
@@ -179,7 +179,8 @@ def _cell(column: str, values: Sequence[float]) -> tuple[str, ...]:
     if column == PARAMETERS:
         return (f"{mean:,.0f}",)
     if column in (DELTA_P, DELTA_M):
-        told, decimals = f"{mean:+.2f}", 2
+        # Adding 0 takes the sign off a rounded −0.
+        told, decimals = f"{round(mean, 2) + 0.0:+.2f}", 2
     else:
         # Four significant digits of a number that is not 0, nan or inf.
         known = math.isfinite(mean) and mean != 0
@@ -234,6 +235,10 @@ def _plot_table(table: Table, figure: SubFigure) -> None:
                 )
     for ax, (name, sign) in zip(axes, panels.items(), strict=True):
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.tick_params(labelsize=8)
         ax.set_xlabel(PARAMETERS)
         ax.set_title(name if sign > 0 else f"{name}\n(lower is better)", fontsize=9)
         ax.grid(alpha=0.3)

@@ -95,7 +95,7 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
             if ranks is not None and "config.adapter.rank" in read:
                 name.append(f"rank{ranks[0]}")
             if weight is not None and "config.orthogonal_weight" in read:
-                name.append(f"lambda{weight:g}")
+                name.append(f"lambda{weight}")
             if parts is not None and "config.orthogonal_parts" in read:
                 name.append("+".join(parts))
             runs["-".join((*name, f"seed{seed}"))] = run
@@ -109,7 +109,7 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
     compilation cache, unless there is another) in `directory`.
 
     Returns:
-      The runs that failed, each with the last line it printed.
+      The runs that failed, each with the last line it printed, or the signal that killed it.
 
     Raises:
       UserError: a workdir belongs to another config, or not one run ended well.
@@ -131,15 +131,18 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
         status = _run(config, workdir, log)
         taken = f"after {time.monotonic() - begun:.0f} s"
         if status:
-            failed[name] = _last_line(log) or f"ended with status {status}"
+            killed = f"killed by signal {-status}"
+            failed[name] = killed if status < 0 else _last_line(log)
             console.print(f"{told}failed {taken}: {failed[name]}", markup=False, soft_wrap=True)
         else:
             console.print(f"{told}done {taken}", markup=False, soft_wrap=True)
-    report(sorted((directory / "runs").iterdir()), directory / "report")
+    # Earlier sweeps' runs in the same place are of the table, too.
+    planned = [directory / "runs" / name for name in runs]
+    report([*planned, *sorted((directory / "runs").glob("*"))], directory / "report")
     return failed
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, log: Path) -> int | None:
+def _run(config: ml_collections.ConfigDict, workdir: Path, log: Path) -> int:
     """Trains in a new process, which begins from nothing: no devices held, no state. Its status."""
     log.parent.mkdir(parents=True, exist_ok=True)
     process = multiprocessing.get_context("spawn").Process(

@@ -205,8 +205,9 @@ def test_workdirs_without_a_finished_run_are_told_one_line_each(joint, singles, 
         assert f"left out: {line}" in printed
         assert line in (tmp_path / "out" / "table.md").read_text()
 
-    with pytest.raises(UserError, match="no workdir is usable: .*half: unfinished"):
-        report([tmp_path / "half"], tmp_path / "none")
+    with pytest.raises(UserError, match="none of the 2 workdirs holds a finished run"):
+        report([tmp_path / "half", tmp_path / "bare"], tmp_path / "none")
+    assert "half: unfinished" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
 
 
