@@ -116,7 +116,7 @@ _TABLES = {
             (
                 ("semantic/miou", PERCENT),
                 ("human_parts/miou", PERCENT),
-                ("saliency/max_miou", PERCENT),
+                ("saliency/miou_max", PERCENT),
                 ("normals/pooled/mean", 1),
                 ("delta_m", 1),
                 ("parameters", 1e6),
@@ -134,9 +134,9 @@ _TABLES = {
             (
                 ("semantic/miou", PERCENT),
                 ("human_parts/miou", PERCENT),
-                ("saliency/max_f", PERCENT),
+                ("saliency/invpt/max_f", PERCENT),
                 ("normals/pooled/mean", 1),
-                ("edges/pooled/ods_f", PERCENT),
+                ("edges/ods_f", PERCENT),
             ),
             """
             InvPT          | 79.03 | 67.61 | 84.81 | 14.15 | 73.00
