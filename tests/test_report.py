@@ -149,8 +149,6 @@ def test_published_improvements_follow_from_the_published_metrics(rows):
     """Catches a slip in a number, in a metric's direction or in the formulas."""
     single = rows[0].metrics
     tasks = sorted(rows[0].tasks)
-    if not rows[0].tasks <= TASKS.keys():
-        pytest.skip(f"needs the tasks {', '.join(tasks)}")
     for row in rows:
         for published, ours in ((row.delta_p, delta_p), (row.delta_m, delta_m)):
             if published is not None and row.metrics:
