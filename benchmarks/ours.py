@@ -17,7 +17,7 @@ from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.base import build
 from talora_jax.data import open_dataset
-from talora_jax.data.dataset import Dataset, Source
+from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -202,10 +202,10 @@ def pipeline(data: dict[str, Any], batch_size: int, batches: int, threads: int) 
       threads: that read and augment; 0 makes each batch when it is asked for.
     """
     config = data_config(**data)
-    source = open_dataset(config.data, TASKS).splits["train"]
+    dataset = open_dataset(config.data, TASKS)
 
     def step():
-        iterator = batches_of(config, source, batch_size, threads)
+        iterator = batches_of(config, dataset, batch_size, threads)
         for _ in range(batches):
             next(iterator)
 
@@ -228,7 +228,7 @@ def input_wait(
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in TASKS)
     run = assemble(config, mesh, dataset, tasks)
     train_step, state = make_train_step(run), init_state(run)
-    iterator = batches_of(config, dataset.splits["train"], batch_size, threads)
+    iterator = batches_of(config, dataset, batch_size, threads)
     total, waiting = [], []
     with jax.set_mesh(mesh):
         for _ in range(steps + 2):
@@ -250,13 +250,13 @@ def data_config(**data: Any) -> ml_collections.ConfigDict:
 
 
 def batches_of(
-    config: ml_collections.ConfigDict, source: Source, batch_size: int, threads: int
+    config: ml_collections.ConfigDict, dataset: Dataset, batch_size: int, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches for one process."""
     return train_iterator(
-        source,
+        dataset.splits["train"],
         tasks=TASKS,
-        image_size=tuple(config.data.image_size),
+        image_size=dataset.image_size,
         batch_size=batch_size,
         seed=config.seed,
         augment=config.augment,

@@ -28,8 +28,8 @@ TRAIN_IMAGES = 4998
 
 def get_config():
     config = config_lib.default()
-    config.tasks = ("semantic", "normals", "edges")
-    config.weighting.task_weights = (1.0, 10.0, 50.0)
+    config.tasks = ("semantic", "human_parts", "saliency", "normals", "edges")
+    config.weighting.task_weights = (1.0, 2.0, 5.0, 10.0, 50.0)
     config.data.name = "pascal_context"
     config.data.image_size = (512, 512)
     config.augment.scales = (1.0,)

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from talora_jax import config as config_lib
 from talora_jax.data import cityscapes_mtan, nyuv2_mtan, open_dataset
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
@@ -145,10 +146,11 @@ def test_records_are_written_once_and_again_for_other_files(copy, tmp_path):
 def test_records_are_augmented_and_batched(originals, tmp_path):
     name = "cityscapes_mtan"
     source = open_at(originals[name], name, tmp_path).splits["train"]
-    augment = ml_collections.ConfigDict({"scales": (1.0,), "flip": True, "colour_jitter": 0.0})
+    augment = config_lib.default().augment
     batches = train_iterator(
         source,
         tasks=TASKS[name],
+        image_size=(16, 32),
         batch_size=3,
         seed=0,
         augment=augment,
