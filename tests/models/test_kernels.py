@@ -165,16 +165,16 @@ OLD, ROCM = device("gpu", "cuda 12090", "7.5"), device("gpu", "rocm 60000")
 @pytest.mark.parametrize(
     ("word", "where", "dtype", "told"),
     [
-        ("splash", CPU, "float32", "splash needs a TPU, but the devices are cpu; config.*auto"),
-        ("splash", CUDA, "bfloat16", "splash needs a TPU, but the devices are gpu"),
-        ("cudnn", CPU, "bfloat16", "cudnn needs an NVIDIA GPU, but the devices are cpu"),
-        ("cudnn", ROCM, "bfloat16", "cudnn needs an NVIDIA GPU, but the devices are gpu"),
+        ("splash", CPU, "float32", "a TPU, but the devices are cpu; config.*auto"),
+        ("splash", CUDA, "bfloat16", "a TPU, but the devices are gpu"),
+        ("cudnn", CPU, "bfloat16", "an NVIDIA GPU, but the devices are cpu"),
+        ("cudnn", ROCM, "bfloat16", "an NVIDIA GPU, but the devices are gpu"),
         ("cudnn", OLD, "bfloat16", "compute capability 8.0 .* but a device has 7.5"),
-        ("cudnn", CUDA, "float32", "needs config.model.dtype=bfloat16, not float32"),
+        ("cudnn", CUDA, "float32", "config.model.dtype=bfloat16, not float32"),
     ],
 )
 def test_kernels_that_cannot_run_are_refused(word, where, dtype, told):
-    with pytest.raises(UserError, match=f"config.model.attention={told}"):
+    with pytest.raises(UserError, match=f"config.model.attention={word} needs {told}"):
         kernels.check(word, where, dtype)
 
 
