@@ -1,7 +1,6 @@
 """Which runs a sweep plans, and that it survives failures and a kill."""
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -14,8 +13,6 @@ from talora_jax.errors import UserError
 from talora_jax.logs import read_metrics
 from talora_jax.sweep import Grid, plan, read_command, sweep
 from talora_jax.train import claim_workdir
-
-REPOSITORY = Path(__file__).parent.parent
 
 
 def test_a_plan_holds_every_combination_that_differs():
@@ -135,8 +132,8 @@ def is_running(pid):
 
 
 def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, tmp_path):
-    config.tasks = ("depth", "normals")
-    config.weighting.task_weights = (1.0, 1.0)
+    config.tasks = ("depth",)
+    config.adapter.kind = "none"
     config.steps, config.checkpoint_every = 12, 3
     experiment = tmp_path / "experiment.py"
     experiment.write_text(
@@ -147,15 +144,19 @@ def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, t
         f"    config.update(json.loads({json.dumps(config.to_dict())!r}))\n"
         "    return config\n"
     )
+    first, second = (tmp_path / "sweep" / "runs" / f"none-seed{seed}" for seed in (0, 1))
+    claim_workdir(config, first, write=True)
+    row = {"step": 12, "split": "val", "depth/pooled/abs_err": 1.0, "depth/pooled/rel_err": 1.0}
+    (first / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (first / "adapter.safetensors").touch()
 
-    def start(where):
-        command = ["--config", str(experiment), "--workdir", str(tmp_path / where)]
+    def start():
+        command = ["--config", str(experiment), "--workdir", str(tmp_path / "sweep")]
         return start_python(
             "tests/micro_sweep.py", *command, "--methods", "none", "--seeds", "0", "1"
         )
 
-    process = start("sweep")
-    second = tmp_path / "sweep" / "runs" / "none-seed1"
+    process = start()
     # The next checkpoint waits for this one to be whole, so the run is far from its end.
     while process.poll() is None and not (second / "checkpoints" / "3").exists():
         time.sleep(0.005)
@@ -164,22 +165,19 @@ def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, t
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert left
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while any(map(is_running, left)):
         assert time.monotonic() < until, "a run goes on without its sweep"
         time.sleep(0.01)
     assert not (second / "adapter.safetensors").exists()
-    first = os.stat(tmp_path / "sweep" / "runs" / "none-seed0" / "adapter.safetensors").st_mtime_ns
 
-    process = start("sweep")
+    process = start()
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, out + errors
     assert "[1/2] none-seed0: finished before" in out and "[2/2] none-seed1: done" in out
     assert "Resuming after step" in (tmp_path / "sweep" / "logs" / "none-seed1.txt").read_text()
     rows = read_metrics(second / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 13))
-    again = os.stat(tmp_path / "sweep" / "runs" / "none-seed0" / "adapter.safetensors").st_mtime_ns
-    assert again == first
     table = (tmp_path / "sweep" / "report" / "table.md").read_text()
-    assert "| none | 2 |" in table and "Left out" not in table
+    assert "| single-task none | 2 |" in table and "Left out" not in table
     assert (tmp_path / "sweep" / "report" / "plot.png").exists()
