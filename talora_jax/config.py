@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from talora_jax import tasks, weighting
+from talora_jax import balancing, tasks, weighting
 from talora_jax.errors import UserError
 from talora_jax.models import adapters, image_encoder, kernels, sam
 
@@ -78,9 +78,16 @@ def default() -> ml_collections.ConfigDict:
     optimizer.clip_norm = 0.0  # of the whole gradient; 0 does not clip
     optimizer.lr_scale = ml_collections.ConfigDict(dict.fromkeys(GROUPS, 1.0))
 
-    config.weighting = ml_collections.ConfigDict()
-    config.weighting.kind = "fixed"  # fixed | equal | uncertainty | dynamic_average | random
-    config.weighting.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
+    config.weighting = balance = ml_collections.ConfigDict()
+    # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo; of the gradients of
+    # what tasks share: pcgrad | cagrad | nash_mtl | db_mtl. Defaults as in the methods' papers.
+    balance.kind = "fixed"
+    balance.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
+    balance.famo_learning_rate = 0.025  # of ξ
+    balance.famo_decay = 1e-3  # γ, weight decay of ξ
+    balance.cagrad_c = 0.4  # how far from the mean gradient, times its norm
+    balance.nash_update_every = 1  # steps between solutions
+    balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = adapters.ORTHOGONAL_PARTS  # what it is the mean over
 
@@ -127,7 +134,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("config.model.dtype", config.model.dtype, DTYPES)
     _one_of("config.model.param_dtype", config.model.param_dtype, DTYPES)
     _one_of("config.adapter.kind", config.adapter.kind, adapters.KINDS)
-    _one_of("config.weighting.kind", config.weighting.kind, weighting.KINDS)
+    _one_of("config.weighting.kind", config.weighting.kind, weighting.KINDS + balancing.KINDS)
 
     width = sam.SIZES[config.model.size]().encoder.width
     for rank, most, name in zip(
@@ -165,6 +172,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in ("batch_size", "eval_batch_size", "accumulate", "steps", "log_every"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}, expected at least 1")
+    for field, fits, expected in (
+        ("famo_learning_rate", lambda x: x > 0, "above 0"),
+        ("famo_decay", lambda x: x >= 0, "0 or more"),
+        ("cagrad_c", lambda x: x >= 0, "0 or more"),
+        ("nash_update_every", lambda x: x >= 1, "at least 1"),
+        ("db_mtl_beta", lambda x: 0 <= x < 1, "0 to below 1"),
+    ):
+        if not fits(config.weighting[field]):
+            raise UserError(
+                f"config.weighting.{field} is {config.weighting[field]}, expected {expected}"
+            )
     for field in ("eval_every", "checkpoint_every", "num_pictures", "orthogonal_weight"):
         if config[field] < 0:
             raise UserError(f"config.{field} is {config[field]}, expected 0 or more")

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
 from talora_jax import checkpoint as checkpoint_lib
+from talora_jax import gradients
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
 from talora_jax.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
@@ -22,7 +22,6 @@ from talora_jax.logs import RunLog
 from talora_jax.optim import make_optimizer, make_schedule
 from talora_jax.run import Run, prepare
 from talora_jax.sharding import replicated, shard_batch
-from talora_jax.weighting import Weighting, make_weighting
 
 
 class TrainState(NamedTuple):
@@ -32,7 +31,7 @@ class TrainState(NamedTuple):
       step: steps done.
       trainable: {"model": nnx.State, "weighting": trained parameters of the loss weighting}.
       opt_state: optimizer state.
-      weighting: the loss weighting's own state.
+      weighting: the own state of what weighs the losses or balances the gradients.
     """
 
     step: Int[Array, ""]
@@ -43,89 +42,37 @@ class TrainState(NamedTuple):
 
 def init_state(run: Run) -> TrainState:
     """The state before the first step, replicated over the mesh."""
-    weighting = _weighting(run)
-    trainable = {"model": run.trainable, "weighting": weighting.init_params()}
+    params, weighting = gradients.init_weighting(run)
+    trainable = {"model": run.trainable, "weighting": params}
     optimizer = make_optimizer(run.config, make_schedule(run.config))
     # Copies: the step donates its state, and the run keeps its own.
     trainable = jax.tree.map(jnp.copy, trainable)
-    state = TrainState(
-        jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting.init_state()
-    )
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting)
     return jax.device_put(state, replicated(run.mesh))
 
 
 def make_train_step(run: Run):
-    """The jitted step (state, frozen, batch) → (state, scalars); state is donated.
-
-    The objective is Σ_t w_t L_t + c + λ R: the weighting's mean of the task losses, each a sum over
-    labelled pixels of the whole batch divided by their count, and the orthogonal regulariser. With
-    `config.accumulate` = n the batch is computed in n parts; the counts are those of the whole, so
-    the gradient is exactly that of one pass.
-    """
-    config, tasks = run.config, run.tasks
-    weighting = _weighting(run)
+    """The jitted step (state, frozen, batch) → (state, scalars); state is donated."""
+    config = run.config
+    gradient_of = gradients.make_gradient(run)
     schedule = make_schedule(config)
     optimizer = make_optimizer(config, schedule)
-    parts = config.accumulate
-
-    def objective(trainable, frozen, part, counts, weights_of, key):
-        """One part's share of the objective, and its share of each task's loss."""
-        model = nnx.merge(run.graphdef, trainable["model"], frozen)
-        maps = model(part["image"], key=key)
-        sums = jnp.stack([task.loss(maps[task.name], part[task.name])[0] for task in tasks])
-        losses = sums / counts
-        weights, constant = weights_of(trainable["weighting"])
-        orthogonal = model.orthogonality(config.orthogonal_parts)
-        whole = constant + config.orthogonal_weight * orthogonal
-        return weights @ losses + whole / parts, (losses, weights, orthogonal)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, frozen: nnx.State, batch: dict[str, Array]):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        weighting_key, dropout_key = jax.random.split(key)
-        counts = jnp.stack([jnp.maximum(task.count(batch[task.name]), 1) for task in tasks])
-
-        def gradient(part, key):
-            return jax.value_and_grad(objective, has_aux=True)(
-                state.trainable,
-                frozen,
-                part,
-                counts,
-                lambda params: weighting.weights(params, state.weighting, weighting_key),
-                key,
-            )
-
-        if parts == 1:
-            result = gradient(batch, dropout_key)
-        else:
-            # "b n": neighbours go to different parts, so each part is spread over all devices.
-            split = {k: rearrange(x, "(b n) ... -> n b ...", n=parts) for k, x in batch.items()}
-            keys = jax.random.split(dropout_key, parts)
-            shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], split), keys[0])
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            result, _ = jax.lax.scan(
-                lambda total, part: (jax.tree.map(jnp.add, total, gradient(*part)), None),
-                zeros,
-                (split, keys),
-            )
-        (value, (losses, weights, orthogonal)), grads = result
-
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        found = gradient_of(state.trainable, state.weighting, frozen, batch, state.step, key)
+        updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.trainable)
         scalars = {
-            **{f"{task.name}/loss": losses[i] for i, task in enumerate(tasks)},
-            **{f"{task.name}/weight": weights[i] / parts for i, task in enumerate(tasks)},
-            "orthogonal": orthogonal / parts,
-            "objective": value,
-            "grad_norm": optax.tree.norm(grads),
+            **{f"{task.name}/loss": found.losses[i] for i, task in enumerate(run.tasks)},
+            **{f"{task.name}/weight": found.weights[i] for i, task in enumerate(run.tasks)},
+            "orthogonal": found.orthogonal,
+            "objective": found.objective,
+            "grad_norm": optax.tree.norm(found.gradient),
             "learning_rate": schedule(state.step),
         }
-        state = TrainState(
-            state.step + 1,
-            optax.apply_updates(state.trainable, updates),
-            opt_state,
-            weighting.update(state.weighting, losses, state.step),
-        )
-        return state, scalars
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state, found.weighting), scalars
 
     return train_step
 
@@ -266,16 +213,6 @@ def flat_fields(config: dict[str, Any], prefix: str = "config") -> dict[str, Any
         key = f"{prefix}.{name}"
         flat |= flat_fields(value, key) if isinstance(value, dict) else {key: value}
     return flat
-
-
-def _weighting(run: Run) -> Weighting:
-    steps_per_epoch = len(run.dataset.splits["train"]) // run.config.batch_size
-    return make_weighting(
-        run.config.weighting.kind,
-        len(run.tasks),
-        run.config.weighting.task_weights,
-        steps_per_epoch,
-    )
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,8 +1,10 @@
 """How the losses of T tasks become one update.
 
-Every weighting's objective is affine in the losses, Σ_t w_t L_t + c, with weights that do not
-depend on the losses of the step they weigh. So gradients accumulated over parts of a batch, or
-summed over devices, are those of the whole.
+Every weighting's objective is affine in the losses, Σ_t w_t L_t + c. So gradients accumulated over
+parts of a batch, or summed over devices, are those of the whole. Only `Famo`'s weights depend on
+the losses of the step they weigh: those of the whole batch, taken as constants.
+
+What balances the gradients of the tasks instead is in `talora_jax.balancing`.
 
 All but `Uncertainty` have weights that sum to one, so that the size of the objective, and with it
 the pull of the orthogonal regulariser, does not change with the kind or with T. This is a deviation
@@ -13,9 +15,11 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from talora_jax.errors import UserError
@@ -25,19 +29,30 @@ Weights = tuple[Float[Array, "T"], Float[Array, ""]]  # w and c
 
 @dataclasses.dataclass(frozen=True)
 class Weighting(abc.ABC):
-    """The weights of T losses. By default nothing is trained and nothing carried along."""
+    """The weights of T losses. By default nothing is trained and nothing carried along.
+
+    Attributes:
+      looks_at_losses: whether `weights` depends on the losses.
+    """
+
+    looks_at_losses: ClassVar[bool] = False
 
     def init_params(self) -> dict[str, Float[Array, "T"]]:
         """What is trained with the model: {} or {name: float32 [T]}."""
         return {}
 
-    def init_state(self) -> dict[str, Float[Array, "T"]]:
-        """What is carried from step to step and belongs in a checkpoint: float32 arrays."""
+    def init_state(self) -> PyTree:
+        """What is carried from step to step and belongs in a checkpoint."""
         return {}
 
     @abc.abstractmethod
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
-        """The weights w and the constant c of one step, float32, differentiable in `params`."""
+    def weights(
+        self, params: PyTree, state: PyTree, losses: Float[Array, "T"], key: Key[Array, ""]
+    ) -> Weights:
+        """The weights w and the constant c of one step, float32, differentiable in `params`.
+
+        `losses` are those of the whole batch where `looks_at_losses`, and else anything.
+        """
 
     def update(self, state: PyTree, losses: Float[Array, "T"], step: Int[Array, ""]) -> PyTree:
         """The state after step `step` (from 0), which had these losses (of the whole batch)."""
@@ -50,7 +65,7 @@ class Fixed(Weighting):
 
     task_weights: tuple[float, ...]
 
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
+    def weights(self, params, state, losses, key):
         total = math.fsum(self.task_weights)
         return jnp.array([weight / total for weight in self.task_weights]), jnp.zeros(())
 
@@ -61,7 +76,7 @@ class Equal(Weighting):
 
     num_tasks: int
 
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
+    def weights(self, params, state, losses, key):
         return jnp.full(self.num_tasks, 1 / self.num_tasks, jnp.float32), jnp.zeros(())
 
 
@@ -78,7 +93,7 @@ class Uncertainty(Weighting):
     def init_params(self) -> dict[str, Float[Array, "T"]]:
         return {"log_variance": jnp.full(self.num_tasks, -0.5, jnp.float32)}
 
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
+    def weights(self, params, state, losses, key):
         log_variance = params["log_variance"]
         return jnp.exp(-log_variance) / 2, jnp.sum(log_variance) / 2
 
@@ -100,7 +115,7 @@ class DynamicAverage(Weighting):
         n = self.num_tasks
         return {"sum": jnp.zeros(n), "last": jnp.ones(n), "before_last": jnp.ones(n)}
 
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
+    def weights(self, params, state, losses, key):
         known = state["before_last"] > 0
         ratio = jnp.where(known, state["last"] / jnp.where(known, state["before_last"], 1), 1)
         return jax.nn.softmax(ratio / self.temperature), jnp.zeros(())
@@ -123,18 +138,73 @@ class Random(Weighting):
 
     num_tasks: int
 
-    def weights(self, params: PyTree, state: PyTree, key: Key[Array, ""]) -> Weights:
+    def weights(self, params, state, losses, key):
         return jax.nn.softmax(jax.random.normal(key, (self.num_tasks,))), jnp.zeros(())
 
 
-KINDS = ("fixed", "equal", "uncertainty", "dynamic_average", "random")
+@dataclasses.dataclass(frozen=True)
+class Famo(Weighting):
+    """w_t ∝ z_t / L_t, z = softmax(ξ): all losses shall fall at the same rate (Liu et al. 2023).
+
+    The gradient of Σ_t z_t log L_t, scaled so that the weights sum to one (Algorithm 1). After a
+    step, Adam moves ξ against the rates log L_t(before) − log L_t(after) that it had, with weight
+    decay γ. What differs: the authors evaluate the same batch again for the losses after the step.
+    Here those of the next step, on the next batch, stand for them, and no pass is added. A task
+    without a loss in a batch has no weight in it, and no rate until it has one again.
+    """
+
+    looks_at_losses = True
+
+    num_tasks: int
+    learning_rate: float
+    decay: float  # γ
+
+    def init_state(self) -> PyTree:
+        """ξ, Adam's state, and the last loss of each task, 0 before there is one."""
+        logits = jnp.zeros(self.num_tasks)
+        return {
+            "logits": logits,
+            "adam": self._optimizer().init(logits),
+            "losses": jnp.zeros(self.num_tasks),
+        }
+
+    def weights(self, params, state, losses, key):
+        z = jax.nn.softmax(self._moved(state, losses)["logits"])
+        share = jnp.where(losses > 0, z / jnp.maximum(losses, 1e-8), 0)
+        return share / jnp.maximum(share.sum(), 1e-8), jnp.zeros(())
+
+    def update(self, state, losses, step):
+        last = jnp.where(losses > 0, losses, state["losses"])
+        return {**self._moved(state, losses), "losses": last}
+
+    def _moved(self, state, losses):
+        """`state` with ξ moved by the rates from the step before to the one with these losses."""
+        before = state["losses"]
+        known = (before > 0) & (losses > 0)
+        logarithm = jnp.log(jnp.where(known, losses, 1))
+        rates = jnp.log(jnp.where(known, before, 1)) - logarithm
+        slope = jax.grad(lambda logits: jax.nn.softmax(logits) @ rates)(state["logits"])
+        update, adam = self._optimizer().update(slope, state["adam"], state["logits"])
+        moved = {"logits": state["logits"] + update, "adam": adam, "losses": before}
+        return jax.tree.map(lambda new, old: jnp.where(known.any(), new, old), moved, state)
+
+    def _optimizer(self):
+        return optax.chain(optax.add_decayed_weights(self.decay), optax.adam(self.learning_rate))
+
+
+KINDS = ("fixed", "equal", "uncertainty", "dynamic_average", "random", "famo")
 
 
 def make_weighting(
-    kind: str, num_tasks: int, task_weights: Sequence[float], steps_per_epoch: int
+    kind: str,
+    num_tasks: int,
+    task_weights: Sequence[float],
+    steps_per_epoch: int,
+    famo_learning_rate: float = 0.025,
+    famo_decay: float = 1e-3,
 ) -> Weighting:
     """The weighting called `kind`. Only `fixed` looks at `task_weights` (one per task, at least 0,
-    not all 0), only `dynamic_average` at `steps_per_epoch`.
+    not all 0), only `dynamic_average` at `steps_per_epoch`, only `famo` at its rate and decay.
 
     Raises: UserError for an unknown kind, and for weights or steps that do not fit.
     """
@@ -164,5 +234,7 @@ def make_weighting(
             return DynamicAverage(num_tasks, steps_per_epoch)
         case "random":
             return Random(num_tasks)
+        case "famo":
+            return Famo(num_tasks, famo_learning_rate, famo_decay)
         case _:
             raise UserError(f"Unknown weighting {kind!r}: expected one of {', '.join(KINDS)}.")

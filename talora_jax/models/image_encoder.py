@@ -184,7 +184,7 @@ class ImageEncoder(nnx.Module):
 
         Args:
           images: sides are multiples of the patch size, at most `image_size`.
-          task_ids: the tasks to encode for, as rows of U3.
+          task_ids: the tasks to encode for, as rows of U3; traced numbers will do.
           key: for the adapters' dropout; None when not training.
 
         Returns:
@@ -212,7 +212,7 @@ class ImageEncoder(nnx.Module):
 
         def block(graphdef, x, params, key):
             # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
-            x = constrain(x, "task" if self.per_task else None, ("data", "fsdp"))
+            x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
             return nnx.merge(graphdef, params)(x, task_ids, key)
 
         block = _checkpointed(block, self.remat)

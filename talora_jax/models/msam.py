@@ -39,6 +39,15 @@ def trainable(adapter: AdapterConfig) -> nnx.filterlib.Filter:
     return _ADAPTED
 
 
+def shared(adapter: AdapterConfig) -> nnx.filterlib.Filter:
+    """The filter that names, among what trains, what serves all tasks: rows of U3, no-mask rows,
+    decoders and the pairs of `lora_per_task` belong to one task each."""
+    own = ("U3", "A", "B") if adapter.per_task else ("U3",)
+    return nnx.All(
+        nnx.PathContains("image_encoder"), *(nnx.Not(nnx.PathContains(name)) for name in own)
+    )
+
+
 class MSam(nnx.Module):
     """Multi-task SAM.
 
@@ -147,7 +156,12 @@ class MSam(nnx.Module):
     ) -> dict[str, Float[Array, "B H/4 W/4 C"]]:
         """Raw maps of normalised, padded images at a quarter of their sides."""
         tasks = self.tasks if tasks is None else tuple(tasks)
-        embeddings = self.embed(padded, tasks, key=key)
+        return self.decode(self.embed(padded, tasks, key=key), tasks)
+
+    def decode(
+        self, embeddings: Float[Array, "n B h w D"], tasks: Sequence[str]
+    ) -> dict[str, Float[Array, "B 4h 4w C"]]:
+        """Raw maps of image embeddings, one for each of the tasks."""
         # From here on tasks take turns: the batch alone is spread over the mesh.
         embeddings = constrain(embeddings, None, ("data", "fsdp"))
         positions = self.positions.grid(*embeddings.shape[2:4], self.config.encoder.grid)
