@@ -3,14 +3,15 @@
 A method gets the tasks' gradients as one tree, every leaf with a leading task axis (`Jacobian`),
 and gives their weighted sum and a weight for the gradient of what belongs to each task alone. All
 but `DBMTL` find the weights in the Gram matrix of the gradients, [T, T], so what they solve is
-tiny, replicated on a mesh, and has a fixed number of steps.
+tiny, replicated on a mesh, and has a fixed number of steps. It needs products in full float32,
+which accelerators make only when asked: `jax.default_matmul_precision`.
 
 Sums over tasks in the papers are means here, as in `talora_jax.weighting`: the pull of the
 orthogonal regulariser, which is added afterwards and not balanced, does not grow with T. Where all
 tasks have the same gradient, or there is but one, PCGrad and Nash-MTL give that gradient itself,
 CAGrad (1 + c) / (1 + c²) of it, and DB-MTL (with β = 0) 1 / L of it.
 
-A task whose gradient is zero, such as one without a label in the batch, changes nothing.
+A task whose gradient is zero, such as one without a label in the batch, turns no direction.
 """
 
 import abc
@@ -225,17 +226,13 @@ def make_balancing(config: ml_collections.ConfigDict) -> Balancing:
 
 
 def gram_matrix(jacobian: Jacobian) -> Float[Array, "T T"]:
-    """⟨g_s, g_t⟩ over all parameters, in full float32 on every backend."""
-    return sum(
-        jnp.einsum("s...,t...->st", x, x, precision="highest") for x in jax.tree.leaves(jacobian)
-    )
+    """⟨g_s, g_t⟩ over all parameters."""
+    return sum(jnp.einsum("s...,t...->st", x, x) for x in jax.tree.leaves(jacobian))
 
 
 def weighted_sum(weights: Float[Array, "T"], jacobian: Jacobian) -> PyTree:
     """Σ_t weights_t g_t."""
-    return jax.tree.map(
-        lambda x: jnp.einsum("t,t...->...", weights, x, precision="highest"), jacobian
-    )
+    return jax.tree.map(lambda x: jnp.einsum("t,t...->...", weights, x), jacobian)
 
 
 def _minimise_with_barrier(

@@ -80,7 +80,7 @@ def default() -> ml_collections.ConfigDict:
 
     config.weighting = balance = ml_collections.ConfigDict()
     # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo; of the gradients of
-    # what tasks share: pcgrad | cagrad | nash_mtl | db_mtl. Defaults as in the methods' papers.
+    # what tasks share: pcgrad | cagrad | nash_mtl | db_mtl. Defaults are the methods' authors'.
     balance.kind = "fixed"
     balance.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
     balance.famo_learning_rate = 0.025  # of ξ

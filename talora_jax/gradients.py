@@ -175,7 +175,8 @@ def _make_balanced(run: Run) -> GradientOf:
         losses, jacobian, own_gradient = _accumulate(
             gradients, batch, dropout_key, config.accumulate
         )
-        balanced = method.combine(jacobian, losses, state, step, method_key)
+        with jax.default_matmul_precision("highest"):
+            balanced = method.combine(jacobian, losses, state, step, method_key)
         channels = [task.channels for task in run.tasks]
         own_gradient = _scale_by_task(own_gradient, balanced.own_weights, channels)
         orthogonal, pull = jax.value_and_grad(

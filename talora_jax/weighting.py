@@ -149,8 +149,9 @@ class Famo(Weighting):
     The gradient of Σ_t z_t log L_t, scaled so that the weights sum to one (Algorithm 1). After a
     step, Adam moves ξ against the rates log L_t(before) − log L_t(after) that it had, with weight
     decay γ. What differs: the authors evaluate the same batch again for the losses after the step.
-    Here those of the next step, on the next batch, stand for them, and no pass is added. A task
-    without a loss in a batch has no weight in it, and no rate until it has one again.
+    Here those of the next step, on the next batch, stand for them: no pass is added, but where a
+    batch is accumulated in parts, whose losses must be known first. A task without a loss in a
+    batch has no weight in it, and no rate until it has one again.
     """
 
     looks_at_losses = True

@@ -66,13 +66,15 @@ def test_accumulated_parts_are_one_batch(config):
     assert max(moved) > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["uncertainty", "dynamic_average"])
+@pytest.mark.parametrize("kind", ["uncertainty", "dynamic_average", "famo", "db_mtl"])
 def test_every_weighting_trains(config, kind):
     config.tasks = ("depth", "normals")
     config.weighting.kind = kind
     config.optimizer.warmup = 0.0
     kept, after, told = one_step(config)
     assert told["depth/weight"] > 0 and np.isfinite(told["objective"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), kept["model"], after.trainable["model"])
+    assert moved["image_encoder"]["global_blocks"]["attn"]["adapter"]["G"][...]
     if kind == "uncertainty":
         variances = "log_variance"
         assert (kept["weighting"][variances] != after.trainable["weighting"][variances]).all()
