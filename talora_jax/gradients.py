@@ -99,7 +99,8 @@ def _make_weighted(run: Run) -> GradientOf:
             """One part's share of the objective, and its share of each task's loss."""
             losses = losses_of(trainable["model"], part, key)
             weights, constant = weights_of(trainable["weighting"], losses)
-            orthogonal = nnx.merge(run.graphdef, trainable["model"], frozen).orthogonality(config.orthogonal_parts)
+            model = nnx.merge(run.graphdef, trainable["model"], frozen)
+            orthogonal = model.orthogonality(config.orthogonal_parts)
             whole = constant + config.orthogonal_weight * orthogonal
             told = (losses, weights / config.accumulate, orthogonal / config.accumulate)
             return weights @ losses + whole / config.accumulate, told
@@ -179,9 +180,12 @@ def _make_balanced(run: Run) -> GradientOf:
             balanced = method.combine(jacobian, losses, state, step, method_key)
         channels = [task.channels for task in run.tasks]
         own_gradient = _scale_by_task(own_gradient, balanced.own_weights, channels)
-        orthogonal, pull = jax.value_and_grad(
-            lambda common: nnx.merge(run.graphdef, common, own, heads, frozen).orthogonality(config.orthogonal_parts)
-        )(common)
+
+        def orthogonality(common):
+            model = nnx.merge(run.graphdef, common, own, heads, frozen)
+            return model.orthogonality(config.orthogonal_parts)
+
+        orthogonal, pull = jax.value_and_grad(orthogonality)(common)
         common_gradient = jax.tree.map(
             lambda g, r: g + config.orthogonal_weight * r, balanced.gradient, pull
         )
