@@ -9,9 +9,10 @@ In mSAM the encoder goes in as it is, the decoder into every task's decoder, the
 every output channel's row. Tensors under mSAM's own names go in as they are.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,13 +90,27 @@ def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
     Raises:
       UserError: there is no such file, or it is not a base.
     """
+    with _opened(path) as (file, description):
+        return {name: file.get_tensor(name) for name in file.keys()}, description
+
+
+def read_description(path: str | Path) -> Description:
+    """What the header of a base tells; its tensors stay where they are.
+
+    Raises:
+      UserError: there is no such file, or it is not a base.
+    """
+    with _opened(path) as (_, description):
+        return description
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
     if not Path(path).is_file():
         raise UserError(f"no base at {path}")
     try:
         with safetensors.safe_open(path, "np") as file:
-            metadata = file.metadata()
-            description = Description.of_header(metadata, path)
-            return {name: file.get_tensor(name) for name in file.keys()}, description
+            yield file, Description.of_header(file.metadata(), path)
     except safetensors.SafetensorError as error:
         # Another format, or a base cut short: both are mended by converting (again).
         raise UserError(
@@ -196,4 +211,37 @@ def for_msam(base: Mapping[str, np.ndarray], model: MSam) -> dict[str, np.ndarra
         tensors["no_mask_embed"] = (
             np.tile(base[rows], (sum(model.channels), 1)) if single else base[rows]
         )
+    return tensors
+
+
+def merged(model: MSam, task: str) -> dict[str, np.ndarray]:
+    """A base of one task, in float32: `for_msam` undone, the adapter's update in the qkv weights.
+
+    An `MSam` of this task alone that has no adapter gives from it the maps that `model` gives. It
+    has no prompts' embeddings: the model has none.
+
+    Raises:
+      KeyError: a task that the model does not have.
+    """
+    (number,) = model.task_ids([task])
+    first_row = sum(model.channels[:number])
+    rows = slice(first_row, first_row + model.channels[number])
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if "adapter" in path:
+            continue
+        name, x = ".".join(map(str, path)), np.asarray(variable[...], np.float32)
+        if path[0] == "mask_decoders":
+            name, x = name.replace("mask_decoders", f"mask_decoders.{task}", 1), x[number]
+        elif path[0] == "no_mask_embed":
+            name, x = f"prompt_encoder.{name}", x[rows]
+        elif path[0] == "positions":
+            name = f"prompt_encoder.{name}"
+        tensors[name] = x
+    for kind in ("window_blocks", "global_blocks"):
+        adapter = getattr(model.image_encoder, kind).attn.adapter
+        if adapter is not None:
+            update = np.asarray(adapter.merge((number,))[..., 0, :, :])
+            name = f"image_encoder.{kind}.attn.qkv.kernel"
+            tensors[name] = tensors[name] + update
     return tensors

@@ -121,8 +121,10 @@ class Tucker(Adapter):
         z = jnp.einsum("t...p,tpq->t...q", z, core.astype(x.dtype))
         return jnp.einsum("t...q,kq->t...k", z, self.out_rows(self.U2[...]).astype(x.dtype))
 
-    def merge(self) -> Float[Array, "*s T d k"]:
-        core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], self.U3[...])
+    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+        """ΔW as dense matrices, of the chosen tasks or of all."""
+        rows = self.U3[..., _chosen(task_ids), :]
+        core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], rows)
         return self.config.scale * jnp.einsum(
             "...dp,...tpq,...kq->...tdk", self.U1[...], core, self.out_rows(self.U2[...])
         )
@@ -159,9 +161,11 @@ class LoRA(Adapter):
         z = jnp.einsum(down, x, self.A[rows].astype(x.dtype))
         return jnp.einsum(up, z, self.out_rows(self.B[rows]).astype(x.dtype))
 
-    def merge(self) -> Float[Array, "*s T d k"]:
+    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+        """The updates as dense matrices, of the chosen tasks or of all; n = 1 of a shared one."""
+        rows = (..., _chosen(task_ids), slice(None), slice(None)) if self.config.per_task else ...
         dense = jnp.einsum(
-            self.AXES[self.config.per_task][2], self.A[...], self.out_rows(self.B[...])
+            self.AXES[self.config.per_task][2], self.A[rows], self.out_rows(self.B[rows])
         )
         if not self.config.per_task:
             dense = jnp.expand_dims(dense, -3)
@@ -177,6 +181,10 @@ def make_adapter(
     if config.kind in ("lora_shared", "lora_per_task"):
         return LoRA(config, width, num_tasks, rngs=rngs)
     return None
+
+
+def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:
+    return slice(None) if task_ids is None else jnp.array(task_ids)
 
 
 def _distance_to_orthonormal(a: Float[Array, "*s n m"]) -> Float[Array, "*s"]:

@@ -34,6 +34,7 @@ class Task(abc.ABC):
 
     name: str
     channels: ClassVar[int]  # number of raw maps, C
+    meaning: ClassVar[str] = ""  # what the arrays of `outputs` hold, for people
     # The metrics whose change against single-task training the literature averages, 1 where higher
     # is better and -1 where lower is: all of LibMTL's Δp, and the one of ASTMT's Δm.
     delta_p: ClassVar[Mapping[str, int]]
@@ -65,6 +66,18 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def activate(self, maps: Float[Array, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """The prediction that raw maps stand for, in float32."""
+
+    def outputs(self, maps: Maps, *, probabilities: bool = True) -> dict[str, Array]:
+        """What raw maps mean to a person: arrays [*b,H,W,…] by name, the task's own first.
+
+        Unless a task says otherwise it is what `activate` gives, one channel without its axis.
+
+        Args:
+          probabilities: whether a task with classes gives `<task>_probabilities` beside the labels.
+        """
+        del probabilities
+        activated = self.activate(maps)
+        return {self.name: activated[..., 0] if self.channels == 1 else activated}
 
     @abc.abstractmethod
     def metrics(self, maps: Maps, target: Target) -> Sums:

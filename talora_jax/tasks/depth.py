@@ -28,6 +28,7 @@ class Depth(Task):
     """Depth: L1. Target float [B,H,W,1] in the data's unit (metres), 0 = no measurement."""
 
     channels = 1
+    meaning = "depth in the unit it was trained on, metres"
     delta_p = {"pooled/abs_err": -1, "pooled/rel_err": -1}
     delta_m = {"pooled/rmse": -1}
     near_is_large: ClassVar[bool] = False

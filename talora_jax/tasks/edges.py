@@ -27,6 +27,7 @@ class Edges(Binary):
     positive_weight: float = 0.95
     tolerance: float = 0.0075
 
+    meaning = "probability of an edge"
     delta_p = {"ods_f": 1}
     delta_m = {"ods_f": 1}
     thresholds = tuple(k / 100 for k in range(1, 100))

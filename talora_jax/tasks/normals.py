@@ -31,6 +31,7 @@ class Normals(Task):
     """
 
     channels = 3
+    meaning = "unit vectors in the camera's frame: x right, y down, z forward"
     delta_p = {
         "pooled/mean": -1,
         "pooled/median": -1,

@@ -23,6 +23,7 @@ class Saliency(Binary):
     would make the loss depend on how a batch is put together and split over devices.
     """
 
+    meaning = "probability of being salient"
     delta_p = {"miou_max": 1}
     delta_m = {"miou_max": 1}
     # np.linspace(0.2, 0.9, 15), and 0.05, 0.10 … 0.95.

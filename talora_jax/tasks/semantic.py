@@ -39,6 +39,7 @@ class Semantic(Task):
     num_classes: int
     class_names: tuple[str, ...] = ()
 
+    meaning = "class index, and the probability of each class"
     delta_p = {"miou": 1, "pixel_acc": 1}
     delta_m = {"miou": 1}
 
@@ -63,6 +64,13 @@ class Semantic(Task):
     def activate(self, maps: Float[Array, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """Log-probabilities."""
         return jax.nn.log_softmax(maps.astype(jnp.float32))
+
+    def outputs(self, maps: Maps, *, probabilities: bool = True) -> dict[str, Array]:
+        """The most probable class, int32 [*b,H,W], and as `<name>_probabilities` [*b,H,W,C]."""
+        outputs = {self.name: jnp.argmax(maps, axis=-1).astype(jnp.int32)}
+        if probabilities:
+            outputs[f"{self.name}_probabilities"] = jax.nn.softmax(maps.astype(jnp.float32))
+        return outputs
 
     def metrics(self, maps: Maps, target: Int[Array, "B H W"]) -> Sums:
         """The confusion matrix, int32 [truth, prediction], and the count of unknown labels."""
