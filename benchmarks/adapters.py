@@ -9,7 +9,7 @@ Operations (matrix products and convolutions, a multiply-add as two) are counted
 
 Time is that of the encodings alone at `--size`, each kind beside as many frozen passes.
 
-    python -m benchmarks.adapters     counts, and times ViT-B
+    python -m benchmarks.adapters                 counts, and times ViT-B
     python -m benchmarks.adapters --repeats 0     counts alone, half a minute
 """
 
@@ -33,14 +33,15 @@ def main(argv: list[str] | None = None) -> int:
         nargs="*",
         choices=harness.SIZES,
         default=["vit_b", "vit_l", "vit_h"],
-        help="sizes to count operations for (default: %(default)s)",
+        help="sizes to count operations for; --count without a name: none (default: vit_b vit_l "
+        "vit_h)",
     )
     parser.add_argument(
         "--kinds",
         nargs="+",
         choices=KINDS,
         default=list(KINDS),
-        help="of adapters (default: %(default)s)",
+        help="kinds of adapters to count and to time (default: all)",
     )
     harness.add_model_arguments(parser, peers=None)
     args = parser.parse_args(argv)

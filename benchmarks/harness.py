@@ -259,9 +259,13 @@ def cores() -> int:
 def parser(doc: str) -> argparse.ArgumentParser:
     """A parser with what all benchmarks share; `doc` is the module's docstring."""
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write everything here")
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="also write all that is measured to this file"
+    )
     return parser
 
 
@@ -283,7 +287,7 @@ def add_model_arguments(
         "--size",
         choices=SIZES,
         default=size,
-        help="of SAM; tiny checks in a minute that everything runs (default: %(default)s)",
+        help="which SAM; tiny checks in a minute that everything runs (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
@@ -299,12 +303,14 @@ def add_model_arguments(
         help="turns, in each of which every contender makes one timed call (default: %(default)s)",
     )
     if peers:
+        default = peers if default is None else default
         parser.add_argument(
             "--peers",
             nargs="*",
             choices=peers,
-            default=list(peers if default is None else default),
-            help="whom to measure beside ours; without a name nobody (default: %(default)s)",
+            default=list(default),
+            help="whom to measure beside ours; --peers without a name: nobody (default: "
+            f"{' '.join(default)})",
         )
 
 
@@ -322,8 +328,8 @@ def add_geometry_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=("native_aspect",),
         default=["native_aspect"],
-        help="further rows of ours: native_aspect encodes the image without its padding (default: "
-        "%(default)s)",
+        help="further rows of ours: native_aspect encodes the image without its padding; "
+        "--variants without a name: none (default: native_aspect)",
     )
 
 

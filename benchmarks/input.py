@@ -6,7 +6,8 @@ anew in every turn, so that nothing is ready before the clock runs. Then a model
 samples, and each step says how long it waited for its batch. On a machine that computes with the
 cores that also read, the two are in each other's way, as they are in training there.
 
-    python -m benchmarks.input
+    python -m benchmarks.input                 rooms: reading, then training
+    python -m benchmarks.input --steps 0       reading alone
     python -m benchmarks.input --dataset nyuv2_mtan --path nyuv2
 """
 
@@ -32,25 +33,44 @@ def main(argv: list[str] | None = None) -> int:
         nargs=2,
         default=(192, 256),
         metavar=("HEIGHT", "WIDTH"),
-        help="rooms: size of the frames (default: 192 256)",
+        help="rooms: size of the frames in pixels (default: 192 256)",
     )
     parser.add_argument(
-        "--frames", type=int, default=16, help="rooms: to render (default: %(default)s)"
+        "--frames",
+        type=int,
+        default=16,
+        metavar="N",
+        help="rooms: how many are rendered before anything is timed (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument(
-        "--batches", type=int, default=50, help="in each turn (default: %(default)s)"
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images in a batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=50,
+        metavar="N",
+        help="batches that are read in each turn (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=[0, 1, 2],
-        help="threads that make batches, one row for each; 0: none but the caller (default: "
-        "%(default)s)",
+        metavar="N",
+        help="numbers of threads that make batches, a row for each; 0: none but the caller "
+        "(default: 0 1 2)",
     )
     parser.add_argument(
-        "--steps", type=int, default=20, help="of training; 0: none (default: %(default)s)"
+        "--steps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="training steps whose waiting is measured; 0: no training (default: %(default)s)",
     )
     harness.add_model_arguments(parser, peers=None, size="tiny")
     args = parser.parse_args(argv)

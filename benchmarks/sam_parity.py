@@ -4,22 +4,23 @@ Checks the port on one's own checkpoint and image: converts the checkpoint, asks
 and this project the same, prints how far the answers are apart, and draws them side by side: the
 image and its prompt, the original's mask logits, ours, and 1000 times the difference.
 
-Needs PyTorch, torchvision and segment-anything. Without a checkpoint, `random` draws ViT-B's
-weights: the masks then mean nothing, but both must give the same.
+Needs PyTorch and segment-anything. Without a checkpoint, `random` draws ViT-B's weights: the masks
+then mean nothing, but both must give the same.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from segment_anything import SamPredictor as OfficialPredictor
-from segment_anything import sam_model_registry
 
+from benchmarks.harness import INSTALL_PEERS
+from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.base import load_sam
+from talora_jax.errors import UserError
 from talora_jax.predictor import SamPredictor
 from talora_jax.rgb import as_rgb
 from weights_convert.__main__ import main as convert
@@ -30,6 +31,10 @@ NAMES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 def main() -> None:
     args = _parse()
+    torch, segment_anything = import_official()
+    for name in (args.image, *([] if args.checkpoint == "random" else [args.checkpoint])):
+        if not Path(name).is_file():
+            raise UserError(f"there is no file {name}")
     image = as_rgb(Image.open(args.image))
     points = args.point or [[image.shape[1] / 2, image.shape[0] / 2]]
     prompt = {"points": np.array(points), "labels": np.ones(len(points), int)}
@@ -38,7 +43,7 @@ def main() -> None:
         if args.checkpoint == "random":
             path = Path(folder, "random.pth")
             torch.manual_seed(0)
-            torch.save(sam_model_registry["vit_b"]().state_dict(), path)
+            torch.save(segment_anything.sam_model_registry["vit_b"]().state_dict(), path)
         theirs = ask_official(path, image, prompt)
         convert([str(path), f"{folder}/base.safetensors"])
         ours = ask_ours(Path(folder, "base.safetensors"), image, prompt)
@@ -51,12 +56,31 @@ def main() -> None:
     print(f"wrote {args.picture}")
 
 
+def import_official():
+    """PyTorch and `segment_anything`, which --help does without.
+
+    Raises:
+      UserError: one of them is not installed.
+    """
+    try:
+        import torch
+
+        with torchvision_or_stub():
+            import segment_anything
+    except ImportError as error:
+        raise UserError(f"this needs {error.name}: {INSTALL_PEERS}") from None
+    return torch, segment_anything
+
+
 def ask_official(path: Path, image: np.ndarray, prompt: dict) -> dict[str, np.ndarray]:
     """What the original answers; three masks for the points."""
+    torch, segment_anything = import_official()
     state = torch.load(path, weights_only=True)
-    sam = sam_model_registry[NAMES[len(state["image_encoder.blocks.0.norm1.bias"])]]().eval()
+    sam = segment_anything.sam_model_registry[
+        NAMES[len(state["image_encoder.blocks.0.norm1.bias"])]
+    ]().eval()
     sam.load_state_dict(state)
-    predictor = OfficialPredictor(sam)
+    predictor = segment_anything.SamPredictor(sam)
     start = time.perf_counter()
     predictor.set_image(image)
     seconds = time.perf_counter() - start
@@ -103,10 +127,12 @@ def draw(image, points, theirs, ours) -> Image.Image:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.sam_parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="an official .pth, or: random")
-    parser.add_argument("image")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="an official .pth, or: random")
+    parser.add_argument("image", metavar="IMAGE", help="a picture to ask about")
     parser.add_argument(
         "--point",
         type=float,
@@ -115,9 +141,17 @@ def _parse() -> argparse.Namespace:
         metavar=("X", "Y"),
         help="in pixels, on the object; can be given several times (default: the centre)",
     )
-    parser.add_argument("--picture", default="sam_parity.png", help="where to write the picture")
+    parser.add_argument(
+        "--picture",
+        default="sam_parity.png",
+        metavar="PATH",
+        help="where to write the picture (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

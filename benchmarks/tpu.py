@@ -243,7 +243,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
         "--size",
         nargs="+",
         choices=harness.SIZES,
-        help="of SAM; of several, each is compared with the first (default: the config's)",
+        help="which SAM; several are compared with the first of them (default: the config's)",
     )
     parser.add_argument(
         "--tasks",

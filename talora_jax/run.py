@@ -10,7 +10,7 @@ from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import build, read_base, read_description
+from talora_jax.base import build, read_base
 from talora_jax.checkpoint import fingerprint
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.errors import UserError
@@ -73,8 +73,8 @@ def assemble(
       UserError: the base of `config.model.weights` does not fit the config.
     """
     adapter = adapter_config(config)
-    sam = sam_config(config)
-    model = build(lambda: make_model(config, tasks, sam), read_weights(config))
+    sam, base = _sizes_and_base(config)
+    model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
     digest = fingerprint(frozen)
     param_dtype = resolve_dtype(config.model.param_dtype)
@@ -110,16 +110,14 @@ def resolve_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def sam_config(config: ml_collections.ConfigDict) -> SamConfig:
-    """The model's sizes, from the header of the base where there is one.
-
-    Raises:
-      UserError: there is no base at `config.model.weights`, or it does not fit the config.
-    """
+def _sizes_and_base(
+    config: ml_collections.ConfigDict,
+) -> tuple[SamConfig, dict[str, np.ndarray] | None]:
+    """The model's sizes, from the base where there is one, and the base's tensors."""
     sizes = SIZES[config.model.size]()
     if not config.model.weights:
-        return sizes
-    description = read_description(config.model.weights)
+        return sizes, None
+    base, description = read_base(config.model.weights)
     found = description.config
     if (found.encoder.width, found.encoder.depth) != (sizes.encoder.width, sizes.encoder.depth):
         raise UserError(
@@ -133,9 +131,4 @@ def sam_config(config: ml_collections.ConfigDict) -> SamConfig:
             f"config.tasks is {', '.join(config.tasks)}, but {config.model.weights} was trained "
             f"for {', '.join(description.tasks)}, in this order"
         )
-    return found
-
-
-def read_weights(config: ml_collections.ConfigDict) -> dict[str, np.ndarray] | None:
-    """The tensors of the base, if the config names one."""
-    return read_base(config.model.weights)[0] if config.model.weights else None
+    return found, base

@@ -82,3 +82,4 @@ class Disparity(Depth):
     """
 
     near_is_large = True
+    meaning = "inverse depth in the unit it was trained on"
