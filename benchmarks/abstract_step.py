@@ -12,18 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax import nnx
 from jax.extend.core import Jaxpr
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from talora_jax import sharding
-from talora_jax.data.dataset import Dataset
-from talora_jax.models.msam import trainable
 from talora_jax.models.sam import SIZES
-from talora_jax.run import Run, adapter_config, make_model, resolve_dtype
+from talora_jax.run import abstract
 from talora_jax.tasks import TASKS, Task
-from talora_jax.train import init_state, make_train_step
+from talora_jax.train import abstract_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,26 +70,17 @@ def make_step(
 
     The dtypes `auto` are resolved for this machine: name them where the mesh is another's.
     """
-    sam = SIZES[config.model.size]()
-    model = nnx.eval_shape(lambda: make_model(config, tasks, sam))
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
-    param_dtype = resolve_dtype(config.model.param_dtype)
-    frozen = jax.eval_shape(lambda x: jax.tree.map(lambda a: a.astype(param_dtype), x), frozen)
-    names = tuple(task.name for task in tasks)
-    # Only the number of training images is asked for: some weightings count epochs.
-    splits = {"train": range(config.batch_size), "val": ()}
-    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
-    run = Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
-    state = jax.eval_shape(lambda x: init_state(dataclasses.replace(run, trainable=x)), learnt)
+    run = abstract(config, mesh, tasks, SIZES[config.model.size]())
+    state = abstract_state(run)
 
     everywhere = sharding.replicated(mesh)
     arguments = (
         jax.tree.map(lambda x: _laid(x, everywhere), state),
-        jax.tree.map(lambda x: _laid(x, sharding.fsdp_sharding(mesh, x.shape)), frozen),
+        jax.tree.map(lambda x: _laid(x, sharding.fsdp_sharding(mesh, x.shape)), run.frozen),
         {k: _laid(x, sharding.batch_sharding(mesh)) for k, x in _batch(config, tasks).items()},
     )
     return AbstractStep(
-        mesh, make_train_step(run), arguments, _bytes(state.trainable), _bytes(frozen)
+        mesh, make_train_step(run), arguments, _bytes(state.trainable), _bytes(run.frozen)
     )
 
 

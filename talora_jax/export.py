@@ -12,9 +12,9 @@ A program takes uint8 RGB images of one size, any number of them, and gives for 
 user wants: class indices and probabilities, metres, unit normals, probabilities of an edge. It
 resizes and normalises by itself.
 
-A merged file is a base with the one task's decoder: train on with --config.model.weights=FILE
---config.tasks="('TASK',)", or write the official code's names with
-python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
+A merged file is a base with the one task's decoder. Train on from it with
+--config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
+under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
 
   python -m talora_jax.export /tmp/rooms exported
   python -m talora_jax.export /tmp/rooms exported --platforms tpu --tasks depth --size 480 640
@@ -52,7 +52,7 @@ from talora_jax.checkpoint import ADAPTER_FILE, fingerprint
 from talora_jax.errors import UserError
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SamConfig
-from talora_jax.run import adapter_config, make_model, read_weights, sam_config
+from talora_jax.run import adapter_config, make_model, sizes_and_base
 from talora_jax.tasks import Task, make_task
 
 # As jax.export calls them.
@@ -168,7 +168,7 @@ def load(workdir: Path, config: ml_collections.ConfigDict, tasks: tuple[Task, ..
       UserError: the base is missing, or it is another one than the adapter was trained on.
     """
     path = adapter_path(workdir)
-    sam, base = sam_config(config), read_weights(config)
+    sam, base = sizes_and_base(config)
     model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
     with safetensors.safe_open(path, "np") as file:

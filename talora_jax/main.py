@@ -2,6 +2,10 @@
 
 Trains, or evaluates, what a config describes. The same command again resumes; a finished run says
 so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lora_shared
+
+What a config describes is told beforehand, for any number of devices, and nothing is allocated:
+
+python -m talora_jax.main --mode describe --config configs/nyuv2_vit_l.py --config.mesh.data=8
 """
 
 import argparse
@@ -27,19 +31,23 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate"],
+    ["train", "evaluate", "describe"],
     "train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
-    "checkpoint in --workdir, with the config it was trained with.",
+    "checkpoint in --workdir, with the config it was trained with. describe: the model of "
+    "--config (or of the run in --workdir) as tables: parts, shapes, parameters, what trains, and "
+    "memory on each device of config.mesh, whether such devices are here or not.",
 )
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: where should the run leave what it makes?")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
+    if _MODE.value == "describe":
+        return _describe()
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: where should the run leave what it makes?")
     workdir = Path(_WORKDIR.value).expanduser()
     # Imported here: --help and a mistyped flag need not wait for JAX.
     if _MODE.value == "train":
@@ -53,6 +61,20 @@ def main(argv: list[str]) -> None:
         from talora_jax.run import prepare
 
         evaluate(prepare(_stored_config(workdir)), workdir, print)
+
+
+def _describe() -> None:
+    if _CONFIG.value is None and not _WORKDIR.value:
+        raise UserError("--config is missing: name a file in configs/, or --workdir of a run")
+    from rich.console import Console
+
+    from talora_jax.describe import describe
+
+    console = Console(highlight=False, markup=False)
+    # Wide enough for the tables where the output is no terminal.
+    if not console.is_terminal:
+        console.width = 120
+    describe(_CONFIG.value or _stored_config(Path(_WORKDIR.value).expanduser()), console)
 
 
 def _stored_config(workdir: Path) -> ml_collections.ConfigDict:

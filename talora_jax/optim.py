@@ -54,12 +54,13 @@ def make_optimizer(
 def group_names(params: dict[str, PyTree]) -> dict[str, PyTree]:
     """The group of every trained parameter, in a tree of the same structure."""
     model = nnx.from_flat_state(
-        [(path, v.replace(_group_of(path))) for path, v in nnx.to_flat_state(params["model"])]
+        [(path, v.replace(group_of(path))) for path, v in nnx.to_flat_state(params["model"])]
     )
     return {"model": model, "weighting": {name: "weighting" for name in params["weighting"]}}
 
 
-def _group_of(path: tuple) -> str:
+def group_of(path: tuple) -> str:
+    """The group of the trained parameter at a path of the model."""
     if "mask_decoders" in path:
         inside = path[1:]
         return "unused" if inside[0] in _UNUSED or inside[:2] in _UNUSED else "decoders"

@@ -10,7 +10,7 @@ from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import build, read_base
+from talora_jax.base import build, read_base, read_description
 from talora_jax.checkpoint import fingerprint
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.errors import UserError
@@ -73,7 +73,7 @@ def assemble(
       UserError: the base of `config.model.weights` does not fit the config.
     """
     adapter = adapter_config(config)
-    sam, base = _sizes_and_base(config)
+    sam, base = sizes_and_base(config)
     model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
     digest = fingerprint(frozen)
@@ -81,6 +81,26 @@ def assemble(
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
     learnt = jax.device_put(learnt, sharding.replicated(mesh))
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest)
+
+
+def abstract(
+    config: ml_collections.ConfigDict,
+    mesh: sharding.AnyMesh,
+    tasks: tuple[Task, ...],
+    sam: SamConfig,
+) -> Run:
+    """The run as shapes in place of arrays: nothing is allocated, and the mesh need not be here.
+
+    Its data set has no samples: as many are counted for training as are in one batch.
+    """
+    model = nnx.eval_shape(lambda: make_model(config, tasks, sam))
+    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    param_dtype = resolve_dtype(config.model.param_dtype)
+    frozen = jax.eval_shape(lambda x: jax.tree.map(lambda a: a.astype(param_dtype), x), frozen)
+    names = tuple(task.name for task in tasks)
+    splits = {"train": range(config.batch_size), "val": ()}
+    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
+    return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
 
 
 def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: SamConfig) -> MSam:
@@ -110,20 +130,34 @@ def resolve_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _sizes_and_base(
+def sizes_and_base(
     config: ml_collections.ConfigDict,
 ) -> tuple[SamConfig, dict[str, np.ndarray] | None]:
-    """The model's sizes, from the base where there is one, and the base's tensors."""
-    sizes = SIZES[config.model.size]()
+    """The model's sizes, and the base's tensors where there is one.
+
+    Raises:
+      UserError: there is no base at `config.model.weights`, or it does not fit the config.
+    """
+    weights = config.model.weights
+    return sizes(config), read_base(weights)[0] if weights else None
+
+
+def sizes(config: ml_collections.ConfigDict) -> SamConfig:
+    """The model's sizes, from the header of the base where there is one.
+
+    Raises:
+      UserError: as `sizes_and_base`.
+    """
+    named = SIZES[config.model.size]()
     if not config.model.weights:
-        return sizes, None
-    base, description = read_base(config.model.weights)
+        return named
+    description = read_description(config.model.weights)
     found = description.config
-    if (found.encoder.width, found.encoder.depth) != (sizes.encoder.width, sizes.encoder.depth):
+    if (found.encoder.width, found.encoder.depth) != (named.encoder.width, named.encoder.depth):
         raise UserError(
             f"config.model.weights: {config.model.weights} is a base of width "
             f"{found.encoder.width} and depth {found.encoder.depth}, but config.model.size="
-            f"{config.model.size} has {sizes.encoder.width} and {sizes.encoder.depth}"
+            f"{config.model.size} has {named.encoder.width} and {named.encoder.depth}"
         )
     # Rows of U3 and no-mask rows are in the order of the tasks.
     if description.tasks is not None and description.tasks != tuple(config.tasks):
@@ -131,4 +165,4 @@ def _sizes_and_base(
             f"config.tasks is {', '.join(config.tasks)}, but {config.model.weights} was trained "
             f"for {', '.join(description.tasks)}, in this order"
         )
-    return found, base
+    return found

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 from talora_jax.errors import UserError
 
 AXES = ("data", "fsdp", "task")
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 # Below this many elements a parameter is replicated: sharding it costs more than it saves.
 MIN_SHARDED_SIZE = 2**12
 
@@ -44,6 +45,24 @@ def make_mesh(data: int, fsdp: int, task: int) -> jax.sharding.Mesh:
     return jax.make_mesh((data, fsdp, task), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def abstract_mesh(data: int, fsdp: int, task: int) -> jax.sharding.AbstractMesh:
+    """The mesh of `make_mesh` over any number of devices, none of which need be here.
+
+    Raises:
+      UserError: an axis has no size.
+    """
+    for axis, size in (("fsdp", fsdp), ("task", task)):
+        if size < 1:
+            raise UserError(f"config.mesh.{axis} is {size}, expected at least 1")
+    if data == -1:
+        data = max(1, jax.device_count() // (fsdp * task))
+    if data < 1:
+        raise UserError(f"config.mesh.data is {data}, expected at least 1, or -1 for what is here")
+    return jax.sharding.AbstractMesh(
+        (data, fsdp, task), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """Lays x over the current mesh as `spec` says; without a mesh it is x itself."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -56,11 +75,11 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def fsdp_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> NamedSharding:
+def fsdp_sharding(mesh: AnyMesh, shape: tuple[int, ...]) -> NamedSharding:
     """A parameter's largest axis that `fsdp` divides, sharded; small parameters replicated."""
     size = mesh.shape["fsdp"]
     axes = [i for i, n in enumerate(shape) if n % size == 0]

@@ -1,5 +1,6 @@
 """The train step and one loop that reads from top to bottom."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -49,6 +50,13 @@ def init_state(run: Run) -> TrainState:
     trainable = jax.tree.map(jnp.copy, trainable)
     state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting)
     return jax.device_put(state, replicated(run.mesh))
+
+
+def abstract_state(run: Run) -> TrainState:
+    """The shapes of `init_state`; the run may be abstract, too."""
+    return jax.eval_shape(
+        lambda x: init_state(dataclasses.replace(run, trainable=x)), run.trainable
+    )
 
 
 def make_train_step(run: Run):

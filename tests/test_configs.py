@@ -1,6 +1,5 @@
 """Every config in configs/ loads and passes its checks; the big recipe builds and steps."""
 
-import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -9,17 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
-from talora_jax.models.msam import trainable
 from talora_jax.models.sam import SIZES
-from talora_jax.run import Run, adapter_config, make_model, prepare
+from talora_jax.run import abstract, prepare
 from talora_jax.tasks import make_task
-from talora_jax.train import init_state, make_train_step, train
+from talora_jax.train import abstract_state, make_train_step, train
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 CLASSES = tuple(f"class {i}" for i in range(13))
@@ -103,16 +100,14 @@ def nyuv2(config):
 
 def test_the_nyuv2_recipe_traces_at_full_size_without_allocating():
     config = load("nyuv2_vit_l")
-    mesh, dataset, tasks, batch = nyuv2(config)
-    model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES["vit_l"]()))
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
-    run = Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
-    state = jax.eval_shape(lambda x: init_state(dataclasses.replace(run, trainable=x)), learnt)
+    mesh, _, tasks, batch = nyuv2(config)
+    run = abstract(config, mesh, tasks, SIZES["vit_l"]())
+    state = abstract_state(run)
     with jax.set_mesh(mesh):
-        after, scalars = jax.eval_shape(make_train_step(run), state, frozen, batch)
+        after, scalars = jax.eval_shape(make_train_step(run), state, run.frozen, batch)
     assert scalars["objective"].shape == ()
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)) == 15_521_996
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(run.trainable)) == 15_521_996
 
 
 @pytest.mark.parametrize(("size", "count"), [("vit_b", 13_445_180), ("vit_h", 17_717_548)])
@@ -121,9 +116,8 @@ def test_the_other_sizes_of_the_nyuv2_recipe_train_as_many_parameters_as_said(si
     assert config.model.size == size
     recipe.model.size = size
     assert config == recipe
-    _, _, tasks, _ = nyuv2(config)
-    model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES[size]()))
-    _, learnt, _ = nnx.split(model, trainable(adapter_config(config)), ...)
+    mesh, _, tasks, _ = nyuv2(config)
+    learnt = abstract(config, mesh, tasks, SIZES[size]()).trainable
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)) == count
 
 

@@ -21,7 +21,7 @@ from talora_jax.checkpoint import fingerprint, save_adapter
 from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
-from talora_jax.run import adapter_config, make_model, read_weights, sam_config
+from talora_jax.run import adapter_config, make_model, sizes_and_base
 from talora_jax.tasks import make_task
 from weights_convert.checkpoint import open_checkpoint
 
@@ -55,7 +55,8 @@ def tasks(config):
 @pytest.fixture(scope="module")
 def finished(config, tasks, tmp_path_factory):
     """A model whose every trained parameter has moved, and the workdir of the run that did it."""
-    model = build(lambda: make_model(config, tasks, sam_config(config)), read_weights(config))
+    sam, base = sizes_and_base(config)
+    model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
     rng = np.random.default_rng(0)
     learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
@@ -181,7 +182,8 @@ def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path)
 def test_merging_other_kinds(config, tasks, kind):
     config = config.copy_and_resolve_references()
     config.adapter.kind = kind
-    model = build(lambda: make_model(config, tasks, sam_config(config)), read_weights(config))
+    sam, base = sizes_and_base(config)
+    model = build(lambda: make_model(config, tasks, sam), base)
     for adapter in model.adapters():
         adapter.B[...] = jax.random.normal(jax.random.key(0), adapter.B.shape)
     for number, task in enumerate(tasks):

@@ -7,7 +7,7 @@ import ml_collections
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.errors import UserError
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["Dataset", "class_names", "open_dataset"]
 
 
 def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -40,3 +40,23 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
     dataset = open_it(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
+
+
+def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a dataset, without opening it where they are known beforehand.
+
+    Raises:
+        UserError: as `open_dataset`, of a dataset that must be opened.
+    """
+    match data.name:
+        case "rooms":
+            from talora_jax.data.rooms import CLASS_NAMES
+
+            return CLASS_NAMES
+        case "folder":
+            from talora_jax.data.folder import stated_class_names
+
+            stated = stated_class_names(data)
+            if stated or "semantic" not in tasks:
+                return stated
+    return open_dataset(data, tasks).class_names

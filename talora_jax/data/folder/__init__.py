@@ -19,6 +19,6 @@ What the files cannot tell stands in an optional `dataset.json`; see
 array_record under `config.data.dir`; changed files or settings are prepared anew.
 """
 
-from talora_jax.data.folder.open import open_folder
+from talora_jax.data.folder.open import open_folder, stated_class_names
 
-__all__ = ["open_folder"]
+__all__ = ["open_folder", "stated_class_names"]

@@ -1,5 +1,6 @@
 """Opens a user's folder: list, check, prepare once, read."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             split: RecordsSource(builder.as_data_source(split), tasks, unpack) for split in splits
         },
     )
+
+
+def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The class names that `data` or the folder's `dataset.json` states; none if neither does.
+
+    Raises:
+        UserError: as `read_settings`.
+    """
+    # A folder that has no path has no dataset.json, either.
+    root = Path(data.path).expanduser() if data.path else Path(os.devnull)
+    return read_settings(root, data).class_names
 
 
 def _available_tasks(folders: Sequence[str], settings: Settings) -> tuple[str, ...]:
