@@ -23,7 +23,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.run import adapter_config, make_model, sizes_and_base
 from talora_jax.tasks import make_task
-from weights_convert.checkpoint import open_checkpoint
+from weights_convert.checkpoint import check_finite, open_checkpoint
 
 CLASSES = ("red", "green", "blue")
 SIZE = (24, 32)
@@ -174,8 +174,9 @@ def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path)
     np.testing.assert_allclose(maps_of(alone, images)["normals"], expected, rtol=1e-5, atol=1e-5)
 
     # It has all that the official code's names are made from.
-    entries = open_checkpoint(path).entries
-    assert "mask_decoder.0.iou_token.weight" in {entry.official for entry in entries}
+    checkpoint = open_checkpoint(path)
+    check_finite(checkpoint)
+    assert "mask_decoder.0.iou_token.weight" in {e.official for e in checkpoint.entries}
 
 
 @pytest.mark.parametrize("kind", ["lora_shared", "lora_per_task", "none"])

@@ -1,6 +1,5 @@
 """Opens a user's folder: list, check, prepare once, read."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -74,8 +73,7 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     Raises:
         UserError: as `read_settings`.
     """
-    # A folder that has no path has no dataset.json, either.
-    root = Path(data.path).expanduser() if data.path else Path(os.devnull)
+    root = Path(data.path).expanduser() if data.path else None
     return read_settings(root, data).class_names
 
 

@@ -60,16 +60,18 @@ class Settings:
     splits: Mapping[str, tuple[str, ...]] | None = None
 
 
-def read_settings(root: Path, data: ml_collections.ConfigDict) -> Settings:
+def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Settings:
     """Merges `root/dataset.json`, if there is one, with `config.data`, which takes precedence.
+
+    Without a root, `config.data` speaks alone.
 
     Raises:
         UserError: a field is unknown or its value is not what it should be.
     """
-    path = root / "dataset.json"
+    path = root and root / "dataset.json"
     fields = [field.name for field in dataclasses.fields(Settings)]
     values = {}
-    if path.exists():
+    if path and path.exists():
         for name, value in _read_json(path).items():
             if name not in fields:
                 raise UserError(
