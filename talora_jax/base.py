@@ -11,6 +11,7 @@ every output channel's row. Tensors under mSAM's own names go in as they are.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,22 +139,34 @@ def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
     return build(lambda: Sam(description.config, dtype=dtype, rngs=nnx.Rngs(0)), tensors)
 
 
-def build(make: Callable[[], Model], base: Mapping[str, np.ndarray] | None = None) -> Model:
-    """The model that `make` makes; with a base, only what the base lacks is drawn at random.
+def build(
+    make: Callable[[], Model],
+    base: Mapping[str, np.ndarray] | None = None,
+    learnt: Mapping[str, np.ndarray] | None = None,
+) -> Model:
+    """The model that `make` makes; only what neither base nor adapter has is drawn at random.
+
+    Args:
+      make: makes a model with random parameters.
+      base: tensors of a base; None for a model that starts from random numbers.
+      learnt: tensors of an adapter file, which take the place of the base's.
 
     Raises:
-      UserError: tensors of the base are missing, unexpected or misshapen; all are listed.
+      UserError: tensors are missing, unexpected or misshapen; all are listed.
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
-    if base is None:
-        return nnx.merge(graphdef, _run_once(lambda: nnx.state(make())))
-
-    model = nnx.merge(graphdef, abstract)
-    tensors = for_msam(base, model) if isinstance(model, MSam) else base
     flat = nnx.to_flat_state(abstract)
     names = {path: ".".join(map(str, path)) for path, _ in flat}
+    tensors: dict[str, np.ndarray] = {}
+    if base is not None:
+        model = nnx.merge(graphdef, abstract)
+        tensors |= for_msam(base, model) if isinstance(model, MSam) else base
+    tensors |= learnt or {}
+
     # Adapters are what training adds: the only part that a base may lack.
-    fresh_paths = [p for p, n in names.items() if n not in tensors and "adapter" in p]
+    fresh_paths = [
+        p for p, n in names.items() if n not in tensors and (base is None or "adapter" in p)
+    ]
     problems = [
         f"missing {n}" for p, n in names.items() if n not in tensors and p not in fresh_paths
     ]
@@ -163,20 +176,46 @@ def build(make: Callable[[], Model], base: Mapping[str, np.ndarray] | None = Non
         if value is not None and value.shape != variable.shape:
             problems.append(f"{names[path]} has shape {value.shape}, expected {variable.shape}")
     if problems:
-        raise UserError("the base does not fit this model: " + "; ".join(problems))
+        what = "the base" if not learnt else "the adapter with its base" if base else "the adapter"
+        raise UserError(f"{what} does not fit this model: " + "; ".join(problems))
 
-    # Compiled as a whole, the random numbers that the base replaces are never drawn.
-    fresh = _run_once(lambda: _select(make(), fresh_paths)) if fresh_paths else {}
+    fresh: dict[tuple, jax.Array] = {}
+    if base is None:
+        # All of it, whatever an adapter replaces: in another program, rounding might differ, and
+        # the base with it.
+        fresh = _run_once(lambda: _select(make(), [path for path, _ in flat]))
+    elif fresh_paths:
+        # Compiled as a whole, the random numbers that the base replaces are never drawn.
+        fresh = _run_once(lambda: _select(make(), fresh_paths))
     leaves = [
         (
             path,
             variable.replace(
-                fresh[path] if path in fresh else jnp.asarray(tensors[names[path]], variable.dtype)
+                jnp.asarray(tensors[names[path]], variable.dtype)
+                if names[path] in tensors
+                else fresh[path]
             ),
         )
         for path, variable in flat
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def tensors_of(state: nnx.State) -> dict[str, np.ndarray]:
+    """The values of a state by their path in the model, on the host."""
+    return {
+        ".".join(map(str, path)): np.asarray(variable[...])
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def fingerprint(frozen: nnx.State) -> str:
+    """SHA-256 over the names and values of the frozen parameters: which base an adapter fits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors_of(frozen).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _run_once(function: Callable[[], Tree]) -> Tree:

@@ -1,25 +1,16 @@
-"""What a run keeps: checkpoints to resume from (Orbax) and the adapter file to share.
+"""The checkpoints that a run resumes from (Orbax).
 
-Both are written atomically: a killed run leaves the last whole checkpoint, never half of one.
+They are written atomically: a killed run leaves the last whole checkpoint, never half of one.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
-from flax import nnx
 from jaxtyping import PyTree
 
 from talora_jax.errors import UserError
-
-ADAPTER_FILE = "adapter.safetensors"
 
 
 class Checkpoints:
@@ -71,22 +62,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def fingerprint(frozen: nnx.State) -> str:
-    """SHA-256 over the names and values of the frozen parameters: which base an adapter fits."""
-    digest = hashlib.sha256()
-    for path, variable in sorted(nnx.to_flat_state(frozen), key=lambda item: str(item[0])):
-        digest.update(".".join(map(str, path)).encode())
-        digest.update(np.ascontiguousarray(variable[...]).tobytes())
-    return digest.hexdigest()
-
-
-def save_adapter(path: Path, trainable: nnx.State, metadata: Mapping[str, Any]) -> None:
-    """Writes what training learnt: tensors by their path in the model, metadata as JSON strings."""
-    tensors = {".".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(trainable)}
-    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    write_atomically(path, safetensors.numpy.save(tensors, text))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -4,7 +4,10 @@ An experiment in `configs/` starts from `default()` and changes what it needs to
 changed on the command line: `--config.batch_size=4 --config.adapter.kind=lora_shared`.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -70,6 +73,9 @@ def default() -> ml_collections.ConfigDict:
     adapter.scale = 0.5
     adapter.dropout = 0.1
     adapter.qkv = (True, True, True)
+    # An adapter file to which this run adds its `tasks`: what its tasks share stays as it is, and
+    # what the run leaves has their tasks and the new ones.
+    adapter.extend = ""
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 1e-3
@@ -114,6 +120,38 @@ def default() -> ml_collections.ConfigDict:
     hosts.num_processes = 1
     hosts.process_id = 0
     return config.lock()
+
+
+def read(path: Path) -> ml_collections.ConfigDict:
+    """The config that a run left in its workdir.
+
+    Raises:
+      UserError: there is none, or one that this version does not know.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no run: {path} is missing")
+    try:
+        return from_fields(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config from what `to_dict` gave; fields that were added since have their defaults.
+
+    Raises:
+      UserError: a field that this version does not have, or of another type.
+    """
+    config = default()
+    try:
+        config.update(fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"a config that this talora_jax does not understand ({' '.join(str(error).split())})"
+        ) from None
+    return config
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -45,15 +45,15 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, UInt8
 
-from talora_jax import config as config_lib
 from talora_jax import run_exported
-from talora_jax.base import Description, build, merged
-from talora_jax.checkpoint import ADAPTER_FILE, fingerprint
+from talora_jax.adapter import AdapterFile, find
+from talora_jax.base import Description, build, fingerprint, merged
 from talora_jax.errors import UserError
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SamConfig
 from talora_jax.run import adapter_config, make_model, sizes_and_base
-from talora_jax.tasks import Task, make_task
+from talora_jax.tasks import Task
+from talora_jax.trained import config_of, tasks_of
 
 # As jax.export calls them.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -106,16 +106,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not empty: name another OUT, or remove it first")
 
-    config, names = read_adapter(args.workdir)
+    path = find(args.workdir)
+    file = AdapterFile.read(path)
+    config = config_of(file, path)
     if args.base:
         config.model.weights = str(args.base)
-    tasks = tuple(make_task(name, class_names=names) for name in config.tasks)
-    chosen = _choose(tasks, args.tasks)
+    chosen = _choose(tasks_of(file), args.tasks)
     size = tuple(args.size or config.data.image_size)
     if len(size) != 2 and "program" in args.parts:
         raise UserError("--size is missing: the run's images have sizes of their own; give H W")
 
-    trained = load(args.workdir, config, tasks)
+    trained = load(file, path, config)
     with _replacing(args.out) as folder:
         if "program" in args.parts:
             write_program(trained, folder, chosen, size, args.platforms, args.batch_size)
@@ -126,60 +127,23 @@ def main(argv: list[str] | None = None) -> None:
     print(f"wrote {args.out}")
 
 
-def adapter_path(workdir: Path) -> Path:
-    """The adapter of a workdir, or the file itself if a file is named.
-
-    Raises:
-      UserError: there is none; if training has not finished, it says so.
-    """
-    if workdir.is_file():
-        return workdir
-    path = workdir / ADAPTER_FILE
-    if path.is_file():
-        return path
-    if (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} holds a run that is not finished: {path} is missing")
-    raise UserError(f"{workdir} holds no run: neither config.json nor {ADAPTER_FILE} is there")
-
-
-def read_adapter(workdir: Path) -> tuple[ml_collections.ConfigDict, tuple[str, ...]]:
-    """The config and the class names of a finished run.
-
-    Raises:
-      UserError: there is no adapter file, or it is not readable.
-    """
-    path = adapter_path(workdir)
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable adapter: {error}") from None
-    if not {"config", "class_names", "base_fingerprint"} <= set(metadata):
-        raise UserError(f"{path} is not an adapter that talora_jax trained")
-    config = config_lib.default()
-    config.update(json.loads(metadata["config"]))
-    return config, tuple(json.loads(metadata["class_names"]))
-
-
-def load(workdir: Path, config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> Trained:
-    """The model of a finished run, from its base and its adapter file; no data set is opened.
+def load(file: AdapterFile, path: Path, config: ml_collections.ConfigDict) -> Trained:
+    """The model of an adapter file and the base of its config; no data set is opened.
 
     Raises:
       UserError: the base is missing, or it is another one than the adapter was trained on.
     """
-    path = adapter_path(workdir)
+    tasks = tasks_of(file)
     sam, base = sizes_and_base(config)
     model = build(lambda: make_model(config, tasks, sam), base)
     graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
-    with safetensors.safe_open(path, "np") as file:
-        if fingerprint(frozen) != file.metadata()["base_fingerprint"]:
-            raise UserError(
-                f"{path} was trained on another base than {config.model.weights or 'this one'}; "
-                "name the right one with --base"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if fingerprint(frozen) != file.base_fingerprint:
+        raise UserError(
+            f"{path} was trained on another base than {config.model.weights or 'this one'}: on "
+            f"{file.base}; name it with --base"
+        )
     leaves = [
-        (where, variable.replace(jnp.asarray(tensors[".".join(map(str, where))])))
+        (where, variable.replace(jnp.asarray(file.tensors[".".join(map(str, where))])))
         for where, variable in nnx.to_flat_state(learnt)
     ]
     model = nnx.merge(graphdef, nnx.from_flat_state(leaves), frozen)

@@ -17,12 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from talora_jax import balancing
-from talora_jax.models.msam import shared
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.msam import shared, task_axis
 from talora_jax.run import Run, adapter_config
 from talora_jax.weighting import make_weighting
-
-# Axes from the task's to the last, of adapter parameters that belong to one task each.
-TASK_AXES = {"U3": 2, "A": 3, "B": 3}
 
 Batch = dict[str, Array]
 Sum = TypeVar("Sum")
@@ -179,7 +177,7 @@ def _make_balanced(run: Run) -> GradientOf:
         with jax.default_matmul_precision("highest"):
             balanced = method.combine(jacobian, losses, state, step, method_key)
         channels = [task.channels for task in run.tasks]
-        own_gradient = _scale_by_task(own_gradient, balanced.own_weights, channels)
+        own_gradient = _scale_by_task(adapter, own_gradient, balanced.own_weights, channels)
 
         def orthogonality(common):
             model = nnx.merge(run.graphdef, common, own, heads, frozen)
@@ -246,7 +244,10 @@ def _accumulate(
 
 
 def _scale_by_task(
-    gradient: nnx.State, weights: Float[Array, "T"], channels: Sequence[int]
+    adapter: AdapterConfig,
+    gradient: nnx.State,
+    weights: Float[Array, "T"],
+    channels: Sequence[int],
 ) -> nnx.State:
     """The gradient of what belongs to one task each, every task's times its weight."""
 
@@ -255,7 +256,7 @@ def _scale_by_task(
         if "no_mask_embed" in path:
             rows = jnp.repeat(weights, np.array(channels), total_repeat_length=len(x))
             return variable.replace(x * rows[:, None])
-        axis = x.ndim - TASK_AXES[path[-1]] if "image_encoder" in path else 0
+        axis = task_axis(adapter, path) % x.ndim
         others = tuple(i for i in range(x.ndim) if i != axis)
         return variable.replace(x * jnp.expand_dims(weights, others))
 

@@ -6,19 +6,21 @@ so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lor
 What a config describes is told beforehand, for any number of devices, and nothing is allocated:
 
 python -m talora_jax.main --mode describe --config configs/nyuv2_vit_l.py --config.mesh.data=8
+
+What was trained predicts on images, from the workdir or from the adapter file it left:
+
+python -m talora_jax.main --mode predict --workdir /tmp/rooms --images photo.jpg album/ --out seen
+python -m talora_jax.main --mode predict --adapter adapter.safetensors --base sam_vit_b.safetensors
+    --images 'album/*.png' --out seen
 """
 
-import argparse
-import json
-import re
 import sys
-import textwrap
 from pathlib import Path
 
-import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from talora_jax import command_line
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 
@@ -31,11 +33,41 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe"],
+    ["train", "evaluate", "predict", "describe"],
     "train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
-    "checkpoint in --workdir, with the config it was trained with. describe: the model of "
+    "checkpoint in --workdir, with the config it was trained with. predict: files and a picture "
+    "of what the finished run in --workdir, or --adapter, sees in --images. describe: the model of "
     "--config (or of the run in --workdir) as tables: parts, shapes, parameters, what trains, and "
     "memory on each device of config.mesh, whether such devices are here or not.",
+)
+_IMAGES = flags.DEFINE_multi_string(
+    "images",
+    [],
+    "predict: files, folders (with all below them) and quoted globs, as many as you "
+    "like after the one flag.",
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "predict: the folder to write to: a PNG per task and image, whose text chunks say "
+    "what its values mean, a picture of all tasks per image, and summary.json.",
+)
+_ADAPTER = flags.DEFINE_string(
+    "adapter", None, "predict: an adapter.safetensors, in place of --workdir."
+)
+_BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "predict: the base that the adapter was trained on, where it is not at the path "
+    "that its config names.",
+)
+_TASKS = flags.DEFINE_list("tasks", None, "predict: which of the tasks; all if not given.")
+_NPY = flags.DEFINE_bool(
+    "npy", False, "predict: write the arrays, too, unrounded and with class probabilities."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: replace files that exist in --out.")
+_FORCE = flags.DEFINE_bool(
+    "force", False, "predict: use the adapter on another base than it was trained on."
 )
 
 
@@ -46,6 +78,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if _MODE.value == "describe":
         return _describe()
+    if _MODE.value == "predict":
+        return _predict()
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: where should the run leave what it makes?")
     workdir = Path(_WORKDIR.value).expanduser()
@@ -60,7 +94,7 @@ def main(argv: list[str]) -> None:
         from talora_jax.evaluate import evaluate
         from talora_jax.run import prepare
 
-        evaluate(prepare(_stored_config(workdir)), workdir, print)
+        evaluate(prepare(config_lib.read(workdir / "config.json")), workdir, print)
 
 
 def _describe() -> None:
@@ -74,69 +108,33 @@ def _describe() -> None:
     # Wide enough for the tables where the output is no terminal.
     if not console.is_terminal:
         console.width = 120
-    describe(_CONFIG.value or _stored_config(Path(_WORKDIR.value).expanduser()), console)
+    config = _CONFIG.value
+    if config is None:
+        config = config_lib.read(Path(_WORKDIR.value).expanduser() / "config.json")
+    describe(config, console)
 
 
-def _stored_config(workdir: Path) -> ml_collections.ConfigDict:
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no run: {path} is missing")
-    config = config_lib.default()
-    config.update(json.loads(path.read_text()))
-    return config
+def _predict() -> None:
+    if bool(_WORKDIR.value) == bool(_ADAPTER.value):
+        raise UserError("--mode predict needs --workdir or --adapter, one of them")
+    if not _OUT.value:
+        raise UserError("--out is missing: where should the predictions go?")
+    from talora_jax.predict import find_images, predict
+    from talora_jax.trained import load
+
+    out = Path(_OUT.value).expanduser()
+    inputs = find_images(_IMAGES.value, out)
+    model = load(_WORKDIR.value or _ADAPTER.value, _BASE.value, force=_FORCE.value)
+    predict(model, inputs, out, tasks=_TASKS.value, npy=_NPY.value, overwrite=_OVERWRITE.value)
 
 
 def cli() -> None:
     """`main` with a user's mistakes told in one line and exit status 2."""
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=lambda argv: command_line.parse(argv, __doc__))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Flags, and the help text in place of absl's."""
-    if {"--help", "-h"} & set(argv):
-        print(_help())
-        sys.exit(0)
-    return parse_flags(argv, flags.FLAGS)
-
-
-def parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
-    """Parses argv, whose first entry is the program, into `values`; returns what is no flag.
-
-    Raises:
-      UserError: a flag, a field of the config or the config file that is not there, a wrong value.
-    """
-    _check_config_file(argv)
-    try:
-        return values(argv)
-    except (AttributeError, KeyError) as error:
-        # The loader's text, quoted over and over, is: 'sise' Did you mean "size" instead of "sise"?
-        named = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
-        nearest = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
-        raise UserError(f"the config has no field {named[0]}{nearest}") from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def _check_config_file(argv: list[str]) -> None:
-    # absl tells a missing file only when the config is first read, and then as a traceback.
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    name = parser.parse_known_args(argv[1:])[0].config
-    # Behind a colon is what get_config is called with.
-    if name is not None and not Path(name.partition(":")[0]).is_file():
-        raise UserError(f"--config: there is no file {name!r}")
-
-
-def _help() -> str:
-    told = [
-        f"  --{name}\n{textwrap.indent(textwrap.fill(flags.FLAGS[name].help, 80), ' ' * 6)}"
-        for name in ("config", "workdir", "mode")
-    ]
-    return "\n".join((__doc__ or "", *told))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Whatever image a person has, as 8-bit RGB, which is what SAM was trained on."""
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from talora_jax.errors import UserError
 
@@ -14,14 +16,16 @@ def as_rgb(image) -> UInt8[np.ndarray, "H W 3"]:
     """An image as 8-bit RGB.
 
     Args:
-      image: a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Gray is repeated
-        in all channels; alpha is dropped. 16-bit values are scaled to 8 bits, and so are
-        floating-point values, which must lie in [0, 1]; other integers must lie in [0, 255].
+      image: a Pillow image, turned upright if its EXIF orientation says so, or an array [H, W],
+        [H, W, 1], [H, W, 3] or [H, W, 4]. Gray is repeated in all channels; alpha is dropped.
+        16-bit values are scaled to 8 bits, and so are floating-point values, which must lie in
+        [0, 1]; other integers must lie in [0, 255].
 
     Raises:
       UserError: the shape, the dtype or the values are others.
     """
     if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
         image = np.asarray(image if image.mode in _DEEP else image.convert("RGB"))
     image = np.asarray(image)
     if image.ndim == 2:
@@ -33,6 +37,24 @@ def as_rgb(image) -> UInt8[np.ndarray, "H W 3"]:
         )
     image = _to_8_bits(image[..., :3])
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """An image file of any kind that Pillow knows, as 8-bit RGB, upright.
+
+    Raises:
+      UserError: the file is missing, empty, no image or cut short, or `as_rgb` refuses it.
+    """
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError("the file is empty (0 bytes)")
+        with Image.open(path) as image:
+            return as_rgb(image)
+    except UnidentifiedImageError:
+        reason = "not an image that Pillow can read"
+    except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    raise UserError(f"{path}: {reason}")
 
 
 def _to_8_bits(image: np.ndarray) -> UInt8[np.ndarray, "H W C"]:

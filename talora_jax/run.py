@@ -1,6 +1,9 @@
 """What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
 
 import dataclasses
+import operator
+import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +13,13 @@ from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import build, read_base, read_description
-from talora_jax.checkpoint import fingerprint
+from talora_jax.adapter import AdapterFile, find
+from talora_jax.base import build, fingerprint, read_base, read_description, tensors_of
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.errors import UserError
 from talora_jax.models import kernels
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.msam import MSam, trainable
+from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 
@@ -28,7 +31,8 @@ class Run:
     Attributes:
       tasks: in the order of U3's rows.
       graphdef, trainable, frozen: the model; `nnx.merge` puts it together again.
-      fingerprint: of the frozen parameters.
+      fingerprint: of the base, that is, of what is frozen when an adapter is trained.
+      parent: the adapter that this run adds tasks to.
     """
 
     config: ml_collections.ConfigDict
@@ -39,6 +43,7 @@ class Run:
     trainable: nnx.State
     frozen: nnx.State
     fingerprint: str
+    parent: AdapterFile | None = None
 
 
 def prepare(config: ml_collections.ConfigDict) -> Run:
@@ -69,18 +74,58 @@ def assemble(
 ) -> Run:
     """The run of a checked config on an opened data set.
 
+    With `config.adapter.extend`, everything that the old tasks have in common comes from that
+    adapter and is frozen, and only what belongs to the new tasks alone trains: for TA-LoRA rows of
+    U3, no-mask rows and mask decoders. The old tasks' own entries are put beside them when the run
+    is over, see `learnt_file`; in training they would do nothing.
+
     Raises:
-      UserError: the base of `config.model.weights` does not fit the config.
+      UserError: the base of `config.model.weights` or the adapter to extend does not fit.
     """
     adapter = adapter_config(config)
     sam, base = sizes_and_base(config)
-    model = build(lambda: make_model(config, tasks, sam), base)
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
+    parent = _parent(config)
+    shared = parent and {
+        name: x for name, x in parent.tensors.items() if task_axis(adapter, name.split(".")) is None
+    }
+    model = build(lambda: make_model(config, tasks, sam), base, shared)
+    graphdef, learnt, kept, frozen = nnx.split(
+        model, new_tasks(adapter) if parent else trainable(adapter), trainable(adapter), ...
+    )
     digest = fingerprint(frozen)
+    if parent and digest != parent.base_fingerprint:
+        raise UserError(
+            f"config.adapter.extend: {config.adapter.extend} belongs to another base "
+            f"({parent.base}) than config.model.weights={config.model.weights!r} gives"
+        )
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
+    # What an adapter once learnt is as precise as when it was learnt.
+    frozen = nnx.merge_state(frozen, jax.device_put(kept, sharding.replicated(mesh)))
     learnt = jax.device_put(learnt, sharding.replicated(mesh))
-    return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest)
+    return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest, parent)
+
+
+def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
+    """What to share of a run: what it learnt, and where it added tasks, the old ones' before it."""
+    tensors = tensors_of(learnt)
+    fields = run.config.to_dict()
+    channels = {task.name: task.channels for task in run.tasks}
+    class_names = {task.name: task.class_names for task in run.tasks if task.class_names}
+    base = _base_text(run.config)
+    if run.parent:
+        adapter = adapter_config(run.config)
+        axes = {name: task_axis(adapter, name.split(".")) for name in run.parent.tensors}
+        tensors = {
+            name: old if axes[name] is None else np.concatenate([old, tensors[name]], axes[name])
+            for name, old in run.parent.tensors.items()
+        }
+        channels = {**run.parent.channels, **channels}
+        class_names = {**run.parent.class_names, **class_names}
+        base = run.parent.base
+    # The file stands for itself: all its tasks are tasks of its config.
+    fields["tasks"], fields["adapter"]["extend"] = list(channels), ""
+    return AdapterFile(tensors, fields, channels, class_names, base, run.fingerprint)
 
 
 def abstract(
@@ -155,9 +200,9 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
     found = description.config
     if (found.encoder.width, found.encoder.depth) != (named.encoder.width, named.encoder.depth):
         raise UserError(
-            f"config.model.weights: {config.model.weights} is a base of width "
-            f"{found.encoder.width} and depth {found.encoder.depth}, but config.model.size="
-            f"{config.model.size} has {named.encoder.width} and {named.encoder.depth}"
+            f"{config.model.weights} is a base of width {found.encoder.width} and depth "
+            f"{found.encoder.depth}, but config.model.size={config.model.size} has "
+            f"{named.encoder.width} and {named.encoder.depth}"
         )
     # Rows of U3 and no-mask rows are in the order of the tasks.
     if description.tasks is not None and description.tasks != tuple(config.tasks):
@@ -166,3 +211,41 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
             f"for {', '.join(description.tasks)}, in this order"
         )
     return found
+
+
+def _parent(config: ml_collections.ConfigDict) -> AdapterFile | None:
+    """The adapter that `config.adapter.extend` names.
+
+    Raises:
+      UserError: it cannot be read, has one of the tasks already, or was trained with other sizes.
+    """
+    path = config.adapter.extend
+    if not path:
+        return None
+    parent = AdapterFile.read(find(path))
+    old = [task for task in config.tasks if task in parent.tasks]
+    if old:
+        raise UserError(
+            f"config.tasks: {path} has {', '.join(old)} already; name only the tasks to add"
+        )
+    theirs = config_lib.from_fields(parent.config)
+    fields = ["model.size", "model.pixel_normalisation", "model.native_aspect"]
+    fields += [f"adapter.{name}" for name in ("kind", "ranks", "scale", "qkv")]
+    if not config.model.weights:
+        fields.append("seed")  # random numbers are its base
+    for field in fields:
+        ours, was = map(operator.attrgetter(field), (config, theirs))
+        if ours != was:
+            raise UserError(
+                f"config.{field} is {ours!r}, but config.adapter.extend names an adapter trained "
+                f"with {was!r}: set --config.{field}={shlex.quote(str(was).replace(' ', ''))}"
+            )
+    return parent
+
+
+def _base_text(config: ml_collections.ConfigDict) -> str:
+    """What a run's base is, for people to read."""
+    if not config.model.weights:
+        return f"random numbers of seed {config.seed}, drawn by jax {jax.__version__}"
+    source = read_description(config.model.weights).source
+    return f"{Path(config.model.weights).name}, made of {source.get('file', 'an unnamed file')}"

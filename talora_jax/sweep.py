@@ -27,10 +27,10 @@ import rich.console
 from absl import flags, logging
 from ml_collections import config_flags
 
+from talora_jax import adapter
 from talora_jax import config as config_lib
-from talora_jax.checkpoint import ADAPTER_FILE
+from talora_jax.command_line import parse_flags
 from talora_jax.errors import ArgumentParser, UserError
-from talora_jax.main import parse_flags
 from talora_jax.models.adapters import KINDS, ORTHOGONAL_PARTS
 from talora_jax.report import report
 from talora_jax.train import claim_workdir, train
@@ -122,7 +122,7 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
         told = f"[{number}/{len(runs)}] {name}: "
         workdir = directory / "runs" / name
         # The adapter file comes last.
-        if (workdir / ADAPTER_FILE).exists():
+        if (workdir / adapter.FILE_NAME).exists():
             console.print(f"{told}finished before", markup=False, soft_wrap=True)
             continue
         begun = time.monotonic()

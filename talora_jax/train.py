@@ -14,14 +14,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
+from talora_jax import adapter, gradients
 from talora_jax import checkpoint as checkpoint_lib
-from talora_jax import gradients
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
 from talora_jax.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
 from talora_jax.logs import RunLog
 from talora_jax.optim import make_optimizer, make_schedule
-from talora_jax.run import Run, prepare
+from talora_jax.run import Run, learnt_file, prepare
 from talora_jax.sharding import replicated, shard_batch
 
 
@@ -113,7 +113,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         state, position = checkpoints.restore(state)
         iterator.set_state(position)
     first_step = int(state.step)
-    adapter_file = workdir / checkpoint_lib.ADAPTER_FILE
+    adapter_file = workdir / adapter.FILE_NAME
     log = RunLog(workdir, resume_step=first_step, active=main_process)
     if first_step == config.steps and adapter_file.exists():
         log.print(f"This run is finished: {workdir} holds {config.steps} steps and its adapter.")
@@ -172,17 +172,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         save_pictures(panels, workdir)
         for i, panel in enumerate(panels):
             log.picture(config.steps, f"val_{i:03d}", panel)
-        checkpoint_lib.save_adapter(
-            adapter_file,
-            learnt,
-            {
-                "format": "talora_jax adapter 1",
-                "config": config.to_dict(),
-                "channels": {task.name: task.channels for task in run.tasks},
-                "class_names": run.dataset.class_names,
-                "base_fingerprint": run.fingerprint,
-            },
-        )
+        learnt_file(run, learnt).write(adapter_file)
     log.print(f"Wrote {adapter_file} and {len(panels)} pictures in {workdir / 'pictures'}")
     log.close()
     return metrics

@@ -20,18 +20,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
 from talora_jax import config as config_lib
-from talora_jax.base import build, for_msam
+from talora_jax import sharding
+from talora_jax.base import Description, build, for_msam, tensors_of
+from talora_jax.data import Dataset
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam
+from talora_jax.run import Run, assemble, learnt_file
+from talora_jax.tasks import make_task
 from weights_convert.official import from_official
 
 TESTS = Path(__file__).parent
@@ -189,3 +195,60 @@ def micro_sam(micro) -> Sam:
         noise = rng.normal(size=variable.shape)
         tensors[name] = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
     return build(make, tensors)
+
+
+@pytest.fixture(scope="session")
+def learn(micro):
+    """Makes the run of a config that needs no data, and what it might have learnt."""
+
+    def learn(config, seed: int) -> tuple[Run, nnx.State]:
+        classes = ("red", "green", "blue")
+        tasks = tuple(make_task(name, class_names=classes) for name in config.tasks)
+        dataset = Dataset("folder", tuple(config.tasks), classes, (24, 32), {})
+        run = assemble(config, sharding.make_mesh(**config.mesh), dataset, tasks)
+        rng = np.random.default_rng(seed)
+        learnt = jax.tree.map(
+            lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), run.trainable
+        )
+        return run, learnt
+
+    return learn
+
+
+def micro_config(**fields):
+    config = config_lib.default()
+    config.model.size = "micro"
+    config.adapter.ranks = (4, 4, 2)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture(scope="session")
+def shelf(learn, micro_sam, tmp_path_factory) -> Path:
+    """A folder as a user has it, with three tasks in every adapter:
+
+    run/                    the workdir of a run that started from random numbers
+    sam_micro.safetensors   a base
+    adapter.safetensors     trained on it
+    other.safetensors       trained on it, too
+    photo.jpg               80×60
+    """
+    shelf = tmp_path_factory.mktemp("shelf")
+    base = shelf / "sam_micro.safetensors"
+    description = Description(micro_sam.config, None, {"file": "sam_micro.pth"})
+    safetensors.numpy.save_file(
+        tensors_of(nnx.state(micro_sam)), base, metadata=description.header()
+    )
+    (shelf / "run").mkdir()
+    for seed, (name, weights) in enumerate(
+        {"run/adapter": "", "adapter": str(base), "other": str(base)}.items()
+    ):
+        config = micro_config(**{"model.weights": weights})
+        run, learnt = learn(config, seed)
+        learnt_file(run, learnt).write(shelf / f"{name}.safetensors")
+        if not weights:
+            (shelf / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    coarse.resize((80, 60)).save(shelf / "photo.jpg")
+    return shelf

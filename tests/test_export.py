@@ -16,8 +16,8 @@ from PIL import Image
 
 from talora_jax import config as config_lib
 from talora_jax import export
-from talora_jax.base import Description, build, merged, read_base
-from talora_jax.checkpoint import fingerprint, save_adapter
+from talora_jax.adapter import AdapterFile
+from talora_jax.base import Description, build, fingerprint, merged, read_base, tensors_of
 from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
@@ -66,8 +66,12 @@ def finished(config, tasks, tmp_path_factory):
 
 
 def write_adapter(workdir, config, learnt, base):
-    metadata = {"config": config.to_dict(), "class_names": CLASSES, "base_fingerprint": base}
-    save_adapter(workdir / "adapter.safetensors", learnt, metadata)
+    tasks = [make_task(name, class_names=CLASSES) for name in config.tasks]
+    channels = {task.name: task.channels for task in tasks}
+    fields = json.loads(json.dumps(config.to_dict()))
+    names = {"semantic": CLASSES}
+    file = AdapterFile(tensors_of(learnt), fields, channels, names, "a base", base)
+    file.write(workdir / "adapter.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -252,14 +256,14 @@ def test_an_out_folder_with_something_in_it_stays_as_it_is(finished, tmp_path, c
 
 def test_workdirs_without_a_finished_run(finished, config, tmp_path, capsys):
     out = str(tmp_path / "out")
-    refused([str(tmp_path / "none"), out], "none holds no run", capsys)
+    refused([str(tmp_path / "none"), out], "no adapter at", capsys)
     half = tmp_path / "half"
     half.mkdir()
     (half / "config.json").write_text("{}")
-    refused([str(half), out], "a run that is not finished", capsys)
+    refused([str(half), out], "is not finished", capsys)
     adapter = half / "adapter.safetensors"
     adapter.write_bytes((finished[1] / "adapter.safetensors").read_bytes()[:1000])
-    refused([str(half), out], "not a readable adapter", capsys)
+    refused([str(half), out], "is cut short or no adapter", capsys)
 
     write_adapter(half, config, nnx.State({}), "of another")
     refused([str(half), out], "was trained on another base than", capsys)

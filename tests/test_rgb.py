@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.rgb import as_rgb
+from talora_jax.rgb import as_rgb, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -25,6 +25,32 @@ def test_alpha_is_dropped():
     rgba = np.concatenate([RGB, RGB[..., :1]], axis=2)
     np.testing.assert_array_equal(as_rgb(rgba), RGB)
     np.testing.assert_array_equal(as_rgb(Image.fromarray(rgba)), RGB)
+
+
+def test_an_image_that_was_held_upright_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    upright = np.rot90(RGB, -1)
+    np.testing.assert_array_equal(as_rgb(Image.open(tmp_path / "turned.png")), upright)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "turned.png"), upright)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file"),
+        (b"", r"the file is empty \(0 bytes\)"),
+        (b"not an image", "not an image that Pillow can read"),
+        (b"\x89PNG\r\n\x1a\n", "image"),
+    ],
+)
+def test_files_that_are_no_image(content, told, tmp_path):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: .*{told}"):
+        read_rgb(path)
 
 
 def test_palette_images_give_their_colours():

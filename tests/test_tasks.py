@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage, optimize, spatial, special
 from sklearn.metrics import accuracy_score, confusion_matrix, fbeta_score, jaccard_score
 
@@ -595,6 +597,40 @@ def test_a_right_prediction_looks_like_the_truth():
         task, target = task_of(name), case_of(name, labelled=1)[1][0]
         right = np.eye(NUM_CLASSES[name])[target] if name in NUM_CLASSES else target
         np.testing.assert_array_equal(task.picture(right, target), task.target_picture(target))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_what_a_person_can_look_at_and_keep(name):
+    task, maps = task_of(name), case_of(name)[0]
+    outputs = {k: np.asarray(x)[0] for k, x in task.outputs(jnp.asarray(maps)).items()}
+    assert set(task.outputs(jnp.asarray(maps), probabilities=False)) == {name}
+    activated = np.asarray(task.activate(jnp.asarray(maps)))[0]
+    output = outputs[name]
+    np.testing.assert_array_equal(task.show(output), task.picture(activated))
+    legend = task.legend(output)
+    if task.class_names:
+        np.testing.assert_allclose(outputs[f"{name}_probabilities"], np.exp(activated), rtol=1e-6)
+        assert sum(legend.shares) == pytest.approx(1)
+        shown = {tuple(colour) for colour in task.show(output).reshape(-1, 3)}
+        assert {tuple(colour) for colour in legend.colours} == shown
+    file = Image.open(io.BytesIO(task.png(output).encode()))
+    assert file.format == "PNG" and file.size == (W, H) and file.text["task"] == name
+
+
+def test_a_png_of_depth_reaches_as_far_as_it_must():
+    for far, scale in ((9.0, 1000), (65.5, 1000), (66.0, 100), (7000.0, 1)):
+        depth = np.float32([[far, -1, np.nan, far / 3]])
+        file = Image.open(io.BytesIO(Depth("depth").png(depth).encode()))
+        assert file.text == {"task": "depth", "unit": "m", "scale": str(scale)}
+        np.testing.assert_allclose(
+            np.asarray(file)[0] / scale, [far, 0, 0, far / 3], rtol=0, atol=0.51 / scale
+        )
+
+
+def test_more_classes_than_a_palette_has_colours():
+    labels = np.arange(300)[None]
+    file = Image.open(io.BytesIO(Semantic("semantic", 300).png(labels).encode()))
+    np.testing.assert_array_equal(np.asarray(file), labels)
 
 
 def test_colours_of_depth_disparity_and_normals():

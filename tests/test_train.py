@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors import safe_open
 
 from talora_jax import optim, sharding
+from talora_jax.adapter import AdapterFile
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.evaluate import constant_baselines, evaluate
@@ -144,11 +144,12 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
         *((step, "train") for step in range(1, 5)),
         (4, "val"),
     ]
-    with safe_open(tmp_path / "run" / "adapter.safetensors", "np") as file:
-        assert json.loads(file.metadata()["channels"]) == {"semantic": 3, "depth": 1, "normals": 3}
-        assert len(file.metadata()["base_fingerprint"]) == 64
-        assert "no_mask_embed" in file.keys()
-        assert not any("qkv" in name for name in file.keys())
+    file = AdapterFile.read(tmp_path / "run" / "adapter.safetensors")
+    assert file.channels == {"semantic": 3, "depth": 1, "normals": 3}
+    assert file.class_names == {"semantic": ["red", "green", "blue"]}
+    assert len(file.base_fingerprint) == 64
+    assert "no_mask_embed" in file.tensors
+    assert not any("qkv" in name for name in file.tensors)
     capsys.readouterr()
     assert train(config, tmp_path / "run") == {}
     assert "This run is finished" in capsys.readouterr().out

@@ -6,7 +6,6 @@ SAM's single mask is the channel's map.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from talora_jax.checkpoint import fingerprint
+from talora_jax.adapter import AdapterFile
+from talora_jax.base import fingerprint
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from weights_convert.checkpoint import Checkpoint, our_tensors
 from weights_convert.names import Entry
-from weights_convert.safetensors_file import SafetensorsFile
 
 _QKV = "attn.qkv.kernel"
 _DECODER = "mask_decoder."
@@ -39,26 +38,22 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
     """
     if base.architecture.tasks is not None:
         raise UserError("to merge an adapter, INPUT must be the plain SAM it was trained on")
-    if not adapter.is_file():
-        raise UserError(f"no adapter at {adapter}")
-    learnt = SafetensorsFile(adapter)
-    if not {"config", "channels", "base_fingerprint"} <= set(learnt.metadata):
-        raise UserError(f"{adapter} is not an adapter that talora_jax trained")
+    learnt = AdapterFile.read(adapter)
     _check_base(base, learnt, adapter)
-    channels = json.loads(learnt.metadata["channels"])
-    task, row = _find(channel, channels)
-    number = list(channels).index(task)
-    update = _update(learnt, number, len(channels), base)
+    task, row = _find(channel, learnt.channels)
+    number = learnt.tasks.index(task)
+    update = _update(learnt, number, base)
+    tensors = learnt.tensors
 
     def get(entry: Entry) -> np.ndarray:
         if entry.ours.startswith(_DECODER):
-            decoders = learnt[f"mask_decoders.{entry.ours.removeprefix(_DECODER)}"]
+            decoders = tensors[f"mask_decoders.{entry.ours.removeprefix(_DECODER)}"]
             return entry.layout.theirs(decoders[number])
         if entry.ours == "prompt_encoder.no_mask_embed":
-            return learnt["no_mask_embed"][row : row + 1]
+            return tensors["no_mask_embed"][row : row + 1]
         x = base.get(entry)
-        if entry.ours in learnt:
-            x = entry.layout.theirs(learnt[entry.ours][entry.index])
+        if entry.ours in tensors:
+            x = entry.layout.theirs(tensors[entry.ours][entry.index])
         if entry.ours.endswith(_QKV):
             x = x + entry.layout.theirs(update(entry)).astype(x.dtype)
         return x
@@ -76,9 +71,9 @@ def _find(channel: str, channels: Mapping[str, int]) -> tuple[str, int]:
     return task, sum(channels[t] for t in names[: names.index(task)]) + int(number or 0)
 
 
-def _update(learnt: SafetensorsFile, task: int, num_tasks: int, base: Checkpoint):
+def _update(learnt: AdapterFile, task: int, base: Checkpoint):
     """A function that gives the update [d, k] of the qkv weights of an entry's block."""
-    options = json.loads(learnt.metadata["config"])["adapter"]
+    options = learnt.config["adapter"]
     config = AdapterConfig(
         options["kind"],
         tuple(options["ranks"]),
@@ -89,12 +84,12 @@ def _update(learnt: SafetensorsFile, task: int, num_tasks: int, base: Checkpoint
     width = base.architecture.sam.encoder.width
 
     def update(entry: Entry) -> np.ndarray:
-        adapter = make_adapter(config, width, num_tasks, rngs=nnx.Rngs(0))
+        adapter = make_adapter(config, width, len(learnt.tasks), rngs=nnx.Rngs(0))
         if adapter is None:
             return np.zeros((width, 3 * width), np.float32)
         blocks = entry.ours.removesuffix("qkv.kernel")
         for (name,), variable in nnx.to_flat_state(nnx.state(adapter)):
-            factor = learnt[f"{blocks}adapter.{name}"][entry.index]
+            factor = learnt.tensors[f"{blocks}adapter.{name}"][entry.index]
             variable[...] = jnp.asarray(factor)
         dense = np.asarray(adapter.merge())
         return dense[task if config.per_task else 0]
@@ -102,12 +97,12 @@ def _update(learnt: SafetensorsFile, task: int, num_tasks: int, base: Checkpoint
     return update
 
 
-def _check_base(base: Checkpoint, learnt: SafetensorsFile, adapter: Path) -> None:
+def _check_base(base: Checkpoint, learnt: AdapterFile, adapter: Path) -> None:
     """Compares the fingerprint of what was frozen in training."""
     frozen = []
     for name, value in our_tensors(base):
         name = name.removeprefix("prompt_encoder.") if "positions" in name else name
-        if name.startswith(("image_encoder.", "positions.")) and name not in learnt:
+        if name.startswith(("image_encoder.", "positions.")) and name not in learnt.tensors:
             frozen.append((tuple(name.split(".")), nnx.Param(value)))
-    if fingerprint(nnx.from_flat_state(frozen)) != learnt.metadata["base_fingerprint"]:
+    if fingerprint(nnx.from_flat_state(frozen)) != learnt.base_fingerprint:
         raise UserError(f"{adapter} was trained on another base than INPUT")

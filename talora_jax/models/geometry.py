@@ -19,7 +19,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 from PIL import Image
 
 # On 0-255 RGB; SAM's `pixel_mean` and `pixel_std`.
@@ -77,7 +77,7 @@ class Geometry:
                 jnp.asarray(resize_matrix(i, o, antialias=True), x.dtype)
                 for i, o in zip(self.original, self.resized, strict=True)
             )
-            x = jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns)
+            x = resize(x, rows, columns)
         if normalise:
             mean, std = np.array(PIXEL_MEAN) / 255, np.array(PIXEL_STD) / 255
             x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
@@ -104,31 +104,55 @@ class Geometry:
 
         Bilinear to `padded`, crop, bilinear to `original`; half-pixel centres, no antialiasing.
         """
-        rows, columns = (
-            jnp.asarray(_way_back(*sides))
-            for sides in zip(
-                maps.shape[-3:-1], self.padded, self.resized, self.original, strict=True
+        return resize(maps.astype(jnp.float32), *self.matrices_from_padded(maps.shape[-3:-1]))
+
+    def matrices_to_padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Matrices [Y, H] and [X, W], float32, whose `resize` is `to_padded` but for the pixels'
+        normalisation; the rows of the padding are zero."""
+        return tuple(
+            np.pad(
+                resize_matrix(original, resized, antialias=True).astype(np.float32),
+                ((0, padded - resized), (0, 0)),
+            )
+            for original, resized, padded in zip(
+                self.original, self.resized, self.padded, strict=True
             )
         )
-        return jnp.einsum("yh,...hwc,xw->...yxc", rows, maps.astype(jnp.float32), columns)
+
+    def matrices_from_padded(self, low_res: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Matrices [H, h] and [W, w], float32, whose `resize` is `from_padded` for maps [h, w]."""
+        return tuple(
+            _way_back(*sides)
+            for sides in zip(low_res, self.padded, self.resized, self.original, strict=True)
+        )
+
+
+def resize(
+    x: Float[Array, "*b h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]
+) -> Float[Array, "*b H W C"]:
+    """A separable resize of both axes."""
+    # TPUs would round float32 to bfloat16: depth in metres, to centimetres.
+    return jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns, precision="highest")
 
 
 def normalise(
-    squares: UInt8[Array, "*b S S 3"], resized: Int[Array, "*b 2"]
-) -> Float[Array, "*b S S 3"]:
-    """SAM's pixel normalisation of padded squares: padding is zero after it, not before.
+    padded: Num[Array, "*b Y X 3"], resized: Int[Array, "*b 2"]
+) -> Float[Array, "*b Y X 3"]:
+    """SAM's pixel normalisation of padded images: padding is zero after it, not before.
 
     Args:
-      squares: 8-bit RGB.
-      resized: (H, W) of each image in its square.
+      padded: RGB from 0 to 255.
+      resized: (H, W) of each image in its padding.
     """
-    x = (squares.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-    side = jnp.arange(squares.shape[-2])
-    rows, columns = side < resized[..., :1], side < resized[..., 1:]
+    x = (padded.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+    height, width = padded.shape[-3:-1]
+    rows = jnp.arange(height) < resized[..., :1]
+    columns = jnp.arange(width) < resized[..., 1:]
     return jnp.where((rows[..., :, None] & columns[..., None, :])[..., None], x, 0)
 
 
-@functools.cache
+# Bounded: a folder of photographs may have as many sizes as files.
+@functools.lru_cache(maxsize=16)
 def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndarray, "new size"]:
     """Bilinear resize along one axis, half-pixel centres, edges clamped, as a float64 matrix."""
     scale = size / new_size
@@ -141,7 +165,7 @@ def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndar
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _way_back(low: int, padded: int, resized: int, original: int) -> np.ndarray:
     up = resize_matrix(low, padded, antialias=False)[:resized]
     return (resize_matrix(resized, original, antialias=False) @ up).astype(np.float32)

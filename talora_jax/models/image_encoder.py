@@ -157,6 +157,7 @@ class ImageEncoder(nnx.Module):
     ):
         self.config = config
         self.remat = remat
+        self.dtype = dtype
         self.per_task = adapter.per_task
         patch = (config.patch_size, config.patch_size)
         self.patch_embed = nnx.Conv(
@@ -232,6 +233,32 @@ class ImageEncoder(nnx.Module):
         # Images lead: an axis laid over the mesh keeps its layout only as the outer one of a merge.
         embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
         return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
+
+    def merge(self, task_id: int) -> "ImageEncoder":
+        """A task's encoder as a plain SAM encoder: W + ΔW[t] in place of W and the adapter.
+
+        Called with the task ids (0,), it gives what this one gives with (task_id,).
+        """
+        plain = nnx.eval_shape(
+            lambda: ImageEncoder(
+                self.config,
+                AdapterConfig("none"),
+                1,
+                remat=self.remat,
+                dtype=self.dtype,
+                rngs=nnx.Rngs(0),
+            )
+        )
+        merged = {p: v for p, v in nnx.to_flat_state(nnx.state(self)) if "adapter" not in p}
+        for blocks in ("window_blocks", "global_blocks"):
+            adapter = getattr(self, blocks).attn.adapter
+            if adapter is not None:
+                update = jnp.take(adapter.merge(), task_id if self.per_task else 0, axis=-3)
+                path = (blocks, "attn", "qkv", "kernel")
+                kernel = merged[path][...]
+                merged[path] = merged[path].replace((kernel + update).astype(kernel.dtype))
+        nnx.update(plain, nnx.from_flat_state(merged))
+        return plain
 
 
 def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:

@@ -40,12 +40,27 @@ def trainable(adapter: AdapterConfig) -> nnx.filterlib.Filter:
 
 
 def shared(adapter: AdapterConfig) -> nnx.filterlib.Filter:
-    """The filter that names, among what trains, what serves all tasks: rows of U3, no-mask rows,
-    decoders and the pairs of `lora_per_task` belong to one task each."""
-    own = ("U3", "A", "B") if adapter.per_task else ("U3",)
+    """The filter that names, among what trains, what serves all tasks in the encoder."""
     return nnx.All(
-        nnx.PathContains("image_encoder"), *(nnx.Not(nnx.PathContains(name)) for name in own)
+        nnx.PathContains("image_encoder"), lambda path, _: task_axis(adapter, path) is None
     )
+
+
+def task_axis(adapter: AdapterConfig, path: Sequence[str | int]) -> int | None:
+    """Along which axis a trained parameter has entries for each task; None if tasks share it.
+
+    Those are rows of U3 (or the LoRAs of `lora_per_task`), mask decoders, and no-mask rows, of
+    which a task has one per output channel. They are all that a new task adds to a trained model.
+    """
+    if path[0] in ("mask_decoders", "no_mask_embed"):
+        return 0
+    per_task = {"talora": {"U3": -2}, "lora_per_task": {"A": -3, "B": -3}}
+    return per_task.get(adapter.kind, {}).get(path[-1]) if "adapter" in path else None
+
+
+def new_tasks(adapter: AdapterConfig) -> nnx.filterlib.Filter:
+    """The filter that names what trains when tasks are added to a trained adapter."""
+    return lambda path, _: task_axis(adapter, path) is not None
 
 
 class MSam(nnx.Module):

@@ -12,6 +12,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
+from talora_jax.legends import Bar, Legend
+from talora_jax.png import Png, scaled
+
 Maps = Float[Array, "B H W C"]  # what the model gives: raw, of any float type
 Target = Num[Array, "B H W *c"]
 Mask = Bool[Array, "B H W"]
@@ -22,6 +25,7 @@ AnyTarget = Num[Array | np.ndarray, "..."]  # with a batch axis or without
 Labelled = Bool[Array | np.ndarray, "*b H W"]
 Prediction = Float[np.ndarray, "H W C"]  # of one image, activated
 Truth = Num[np.ndarray, "H W *c"]
+Output = Num[np.ndarray, "H W *c"]  # of one image, as `Task.outputs` gives it
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
@@ -39,6 +43,9 @@ class Task(abc.ABC):
     # is better and -1 where lower is: all of LibMTL's Δp, and the one of ASTMT's Δm.
     delta_p: ClassVar[Mapping[str, int]]
     delta_m: ClassVar[Mapping[str, int]]
+
+    # Of a task with classes. Not annotated: that would put it before the fields of such a task.
+    class_names = ()
 
     @classmethod
     def make(cls, name: str, class_names: Sequence[str]) -> "Task":
@@ -109,6 +116,21 @@ class Task(abc.ABC):
     def target_picture(self, target: Truth) -> Picture:
         """The truth in the same colours, black where there is no label."""
         return np.where(self.valid(target)[..., None], self.picture(target, target), np.uint8(0))
+
+    # How a person gets to see an output. The forms below are those of a map of probabilities.
+
+    def show(self, output: Output) -> Picture:
+        """An output in colour."""
+        return self.picture(output if output.ndim == 3 else output[..., None])
+
+    def legend(self, output: Output) -> Legend:
+        """What the colours of `show` mean."""
+        grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+        return Bar(grey, 0, 1, "")
+
+    def png(self, output: Output) -> Png:
+        """An output as a file: 16 bits, in which 65535 is 1."""
+        return scaled(output, 65535, {"task": self.name})
 
     @abc.abstractmethod
     def statistics(self, target: Target) -> Sums:

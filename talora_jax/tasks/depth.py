@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Array, Float
 
+from talora_jax.legends import Bar, Legend
+from talora_jax.png import Png, scaled
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -31,6 +33,9 @@ class Depth(Task):
     meaning = "depth in the unit it was trained on, metres"
     delta_p = {"pooled/abs_err": -1, "pooled/rel_err": -1}
     delta_m = {"pooled/rmse": -1}
+    unit: ClassVar[str] = "m"
+    # Of a PNG, the first whose 16 bits reach far enough: to 65 m, 655 m, …
+    png_scales: ClassVar[tuple[float, ...]] = (1000, 100, 10, 1)
     near_is_large: ClassVar[bool] = False
 
     def valid(self, target: AnyTarget) -> Labelled:
@@ -64,6 +69,18 @@ class Depth(Task):
         # viridis is perceptually uniform, and its dark end is not the black of "no measurement".
         return matplotlib.colormaps["viridis"](nearness.clip(0, 1), bytes=True)[..., :3]
 
+    def legend(self, output: Float[np.ndarray, "H W"]) -> Legend:
+        near_is = 1 if self.near_is_large else 0
+        nearness = np.linspace(1 - near_is, near_is, 256)
+        colours = matplotlib.colormaps["viridis"](nearness, bytes=True)[:, :3]
+        return Bar(colours, float(output.min()), float(output.max()), self.unit)
+
+    def png(self, output: Float[np.ndarray, "H W"]) -> Png:
+        """16 bits; `scale` in the file's text is the number of pixel units to one `unit`."""
+        far, last = np.nan_to_num(output).max(), self.png_scales[-1]
+        scale = next((s for s in self.png_scales if far * s < 2**16 - 0.5), last)
+        return scaled(output, scale, {"task": self.name, "unit": self.unit})
+
     def statistics(self, target: Float[Array, "B H W 1"]) -> Sums:
         valid = self.valid(target)
         return {"sum": jnp.sum(target[..., 0], where=valid), "count": jnp.sum(valid)}
@@ -82,4 +99,6 @@ class Disparity(Depth):
     """
 
     near_is_large = True
+    unit = ""
+    png_scales = (100_000, 10_000, 1000, 100, 10, 1)
     meaning = "inverse depth in the unit it was trained on"

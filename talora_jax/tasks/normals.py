@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from talora_jax.legends import Key, Legend
+from talora_jax.png import Png
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -95,6 +97,22 @@ class Normals(Task):
         """Red is right, green is up, blue is towards the camera: a wall facing it is lilac."""
         colours = np.rint((prediction * np.float32([1, -1, -1]) + 1) * 127.5).astype(np.uint8)
         return np.where(prediction.any(-1, keepdims=True), colours, np.uint8(0))
+
+    def legend(self, output: Float[np.ndarray, "H W 3"]) -> Legend:
+        """The half of a ball that the camera sees."""
+        across = np.linspace(-1, 1, 97, dtype=np.float32)
+        x, y = np.meshgrid(across, across)
+        z = -np.sqrt(np.maximum(1 - x**2 - y**2, 0))
+        ball = np.where((z < 0)[..., None], np.stack([x, y, z], axis=-1), 0)
+        picture = np.where((z < 0)[..., None], self.picture(ball), np.uint8(255))
+        return Key(
+            picture, ("a ball seen by", "the camera: red", "is right, green", "up, blue near")
+        )
+
+    def png(self, output: Float[np.ndarray, "H W 3"]) -> Png:
+        """x, y, z as 8-bit RGB, as folders of data have normals: rounded to 1/255."""
+        text = {"task": self.name, "values": "x, y, z = 2 * pixel / 255 - 1: right, down, forward"}
+        return Png(np.rint((output + 1) * 127.5).astype(np.uint8), text)
 
     def statistics(self, target: Float[Array, "B H W 3"]) -> Sums:
         return {"direction": jnp.sum(_unit(target.astype(jnp.float32)), axis=(0, 1, 2))}

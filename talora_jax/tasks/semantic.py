@@ -1,6 +1,7 @@
 """Tasks that give each pixel one of several classes."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -14,6 +15,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.colors import hsv_to_rgb
 
 from talora_jax.errors import UserError
+from talora_jax.legends import Legend, Swatches
+from talora_jax.png import Png
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -118,6 +121,27 @@ class Semantic(Task):
     def target_picture(self, target: Truth) -> Picture:
         colours = self.colours()[np.maximum(target, 0)]
         return np.where(target[..., None] >= 0, colours, np.uint8(0))
+
+    def show(self, output: Int[np.ndarray, "H W"]) -> Picture:
+        return self.colours()[output]
+
+    def legend(self, output: Int[np.ndarray, "H W"]) -> Legend:
+        """The classes that occur."""
+        counts = np.bincount(output.ravel(), minlength=self.num_classes)
+        present = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
+        names = self.class_names or tuple(map(str, range(self.num_classes)))
+        return Swatches(
+            tuple(names[i] for i in present),
+            self.colours()[present],
+            tuple(counts[i] / output.size for i in present),
+        )
+
+    def png(self, output: Int[np.ndarray, "H W"]) -> Png:
+        """Class indices: 8 bits with a palette; 16 bits without one for more than 256 classes."""
+        text = {"task": self.name, "class_names": json.dumps(self.class_names)}
+        if self.num_classes > 256:
+            return Png(output.astype(np.uint16), text)
+        return Png(output.astype(np.uint8), text, self.colours())
 
     def statistics(self, target: Int[Array, "B H W"]) -> Sums:
         known = self.valid(target) & (target < self.num_classes)

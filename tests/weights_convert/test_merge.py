@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from talora_jax.base import build, load_sam, read_base
-from talora_jax.checkpoint import fingerprint, save_adapter
+from talora_jax.adapter import AdapterFile
+from talora_jax.base import build, fingerprint, load_sam, read_base, tensors_of
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 
@@ -41,13 +41,10 @@ def train(run, checkpoint, micro, tmp_path):
         graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
         rng = np.random.default_rng(1)
         learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
-        metadata = {
-            "format": "talora_jax adapter 1",
-            "config": config.to_dict(),
-            "channels": CHANNELS,
-            "base_fingerprint": fingerprint(frozen),
-        }
-        save_adapter(tmp_path / "adapter.safetensors", learnt, metadata)
+        file = AdapterFile(
+            tensors_of(learnt), config.to_dict(), CHANNELS, {}, "a base", fingerprint(frozen)
+        )
+        file.write(tmp_path / "adapter.safetensors")
         return nnx.merge(graphdef, learnt, frozen), base
 
     return train
@@ -91,7 +88,9 @@ def test_what_is_refused(train, run, checkpoint, tmp_path):
         base, output, "--adapter", adapter, "--channel", "normals"
     )
     assert "belong together" in refuse(base, output, "--adapter", adapter)
-    assert "not an adapter" in refuse(base, output, "--adapter", base, "--channel", "depth")
+    assert "no adapter of talora_jax" in refuse(
+        base, output, "--adapter", base, "--channel", "depth"
+    )
     assert "no adapter at" in refuse(base, output, "--adapter", output, "--channel", "depth")
     state = safetensors.numpy.load_file(checkpoint)
     state["image_encoder.neck.3.bias"] += 1
