@@ -1,6 +1,7 @@
 """Our contenders: what each builds, and the step that is timed."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from talora_jax.base import build
 from talora_jax.data import open_dataset
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import train_iterator
+from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
@@ -182,10 +184,13 @@ def prepare_data(**data: Any) -> tuple[None, dict[str, Any]]:
 
     Returns:
       No step, and samples of all splits, their size H, W, and what preparing took: seconds, and the
-      most memory resident so far, in bytes.
+      most memory resident so far, in bytes. Data that cannot be used end the process with a line.
     """
     start = time.perf_counter()
-    dataset = open_dataset(data_config(**data).data, TASKS)
+    try:
+        dataset = open_dataset(data_config(**data).data, TASKS)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     return None, {
         "samples": sum(len(source) for source in dataset.splits.values()),
         "image_size": dataset.image_size,
