@@ -20,7 +20,7 @@ from talora_jax import balancing
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import shared, task_axis
 from talora_jax.run import Run, adapter_config
-from talora_jax.weighting import make_weighting
+from talora_jax.weighting import Weighting, make_weighting
 
 Batch = dict[str, Array]
 Sum = TypeVar("Sum")
@@ -201,7 +201,7 @@ def _make_balanced(run: Run) -> GradientOf:
     return gradient_of
 
 
-def _weighting(run: Run):
+def _weighting(run: Run) -> Weighting:
     config = run.config.weighting
     return make_weighting(
         config.kind,
