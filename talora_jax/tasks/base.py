@@ -91,8 +91,8 @@ class Task(abc.ABC):
         """Sums over one batch of raw maps, to be added over batches (on the host, in 64 bits)."""
 
     def host_inputs(self, maps: Maps, target: Target) -> dict[str, Shaped[Array, "B ..."]]:
-        """What `host_metrics` is made from; nothing for most tasks. Costs what it costs: under jit,
-        beside `metrics`, it is made where the maps are."""
+        """What `host_metrics` is made from, of one batch, under jit as `metrics` is; for most tasks
+        nothing."""
         del maps, target
         return {}
 
