@@ -12,7 +12,7 @@ from flax import nnx
 from talora_jax import balancing, checkpoint, gradients, sharding
 from talora_jax import config as config_lib
 from talora_jax.data.dataset import Dataset
-from talora_jax.models.msam import trainable
+from talora_jax.models.msam import shared, trainable
 from talora_jax.run import Run, adapter_config, make_model
 from talora_jax.tasks import make_task
 from talora_jax.train import init_state
@@ -146,6 +146,27 @@ def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts)
     np.testing.assert_allclose(found.weights, together, rtol=1e-3)
     assert np.ptp(together) > 0.01
     assert_close(by_name(found.gradient["model"]), expected)
+
+
+@pytest.mark.parametrize("adapter", ["talora", "lora_per_task"])
+def test_a_task_weighs_what_is_its_own_wherever_the_task_axis_is(micro, adapter):
+    run = make_run(micro, "nash_mtl", adapter)
+    kind = adapter_config(run.config)
+    own = nnx.filter_state(run.trainable, nnx.Not(shared(kind)))
+    ones = jax.tree.map(jnp.ones_like, own)
+    channels = [task.channels for task in run.tasks]
+    scaled = by_name(gradients._scale_by_task(kind, ones, jnp.array([1.0, 2.0, 3.0]), channels))
+    assert channels == [1, 3, 2]
+    np.testing.assert_array_equal(scaled.pop("no_mask_embed")[:, 0], [1, 2, 2, 2, 3, 3])
+    for name, x in scaled.items():
+        if "mask_decoders" in name:
+            x = np.moveaxis(x, 0, -1)
+        elif name.endswith("U3"):
+            x = np.moveaxis(x, -2, -1)
+        else:
+            assert name.endswith((".A", ".B"))
+            x = np.moveaxis(x, -3, -1)
+        np.testing.assert_array_equal(x, np.broadcast_to([1, 2, 3], x.shape), err_msg=name)
 
 
 PROGRAM = """

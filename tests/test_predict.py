@@ -86,7 +86,7 @@ def test_an_album(model, album, tmp_path, capsys):
     metres = np.asarray(depth) / float(depth.text["scale"])
     expected = np.maximum(prediction["depth"], 0)
     np.testing.assert_allclose(metres, expected, rtol=0, atol=0.5 / 1000 + 1e-6)
-    assert len(np.unique(depth)) > 5
+    assert len(np.unique(depth)) > 1
 
     normals = np.asarray(Image.open(out / "normals" / "photo.png")) * (2 / 255) - 1
     np.testing.assert_allclose(normals, prediction["normals"], rtol=0, atol=1 / 255 + 1e-6)

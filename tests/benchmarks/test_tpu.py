@@ -6,14 +6,16 @@ import json
 import pytest
 
 from benchmarks.abstract_step import choose_tasks
+from talora_jax.tasks import TASKS
 
 RECIPE = ("semantic", "depth", "normals")
 
 
 def test_more_tasks_than_a_config_names():
-    tasks = choose_tasks(RECIPE, 5, 13)
-    assert [task.name for task in tasks] == [*RECIPE, "edges", "semantic_2"]
-    assert [task.channels for task in tasks] == [13, 1, 3, 1, 13]
+    others = [kind for kind in TASKS if kind not in RECIPE]
+    tasks = choose_tasks(RECIPE, len(TASKS) + 1, 13)
+    assert [task.name for task in tasks] == [*RECIPE, *others, "semantic_2"]
+    assert [task.channels for task in tasks[:3]] == [13, 1, 3] and tasks[-1].channels == 13
     assert [task.name for task in choose_tasks(("depth", "normals"), 1, 13)] == ["depth"]
 
 

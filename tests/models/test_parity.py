@@ -97,7 +97,7 @@ def objective_and_gradients(golden):
     graphdef, learnt, frozen = nnx.split(golden.model, trainable(adapter), ...)
     tasks = [make_task(name, class_names=("",) * 5) for name in golden.tasks]
     weighting = Fixed(tuple(map(float, golden.config["task_weights"])))
-    weights, constant = weighting.weights({}, {}, jax.random.key(0))
+    weights, constant = weighting.weights({}, {}, jnp.ones(len(tasks)), jax.random.key(0))
     truth, geometry = targets(golden), golden.geometry()
 
     @jax.jit
