@@ -132,7 +132,7 @@ def is_running(pid):
 
 
 def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, tmp_path):
-    config.tasks = ("depth",)
+    config.tasks, config.weighting.task_weights = ("depth",), (1.0,)
     config.adapter.kind = "none"
     config.steps, config.checkpoint_every = 12, 3
     experiment = tmp_path / "experiment.py"
