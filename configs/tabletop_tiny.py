@@ -9,7 +9,7 @@ are derived from depth, edges from instances.
 
 On 2 CPU cores 4 min. On the 9 validation images, in brackets what the best constant scores:
 semantic mIoU 0.76 (0.43), depth abs_err 0.10 m (0.19 m), normals' mean angle 10.3 degrees (13.0),
-edges ods_f 0.46 (0.16). The objects stand out; their outlines are coarse.
+edges tolerant/ods_f 0.46 (0.16). The objects stand out; their outlines are coarse.
 """
 
 from talora_jax import config as config_lib

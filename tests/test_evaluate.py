@@ -3,6 +3,7 @@
 import json
 import socket
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,24 +43,21 @@ def test_host_metrics_are_measured_unless_switched_off(edges_config):
     actual = Evaluator(run).metrics(run.trainable)
     assert EXACT < actual.keys()
 
-    # The same, one image after the other, without the evaluator.
-    task = run.tasks[0]
-    val = run.dataset.splits["val"]
-    constant = constant_baselines(run)
-    sums = {}
-    (logit,) = task.constant(
-        task.statistics(
-            np.stack([s["edges"] for s in map(run.dataset.splits["train"].__getitem__, range(10))])
-        )
-    )
+    # The constant's, one image after the other and without the evaluator.
+    task, train, val = run.tasks[0], run.dataset.splits["train"], run.dataset.splits["val"]
+    edges = np.stack([train[i]["edges"] for i in range(len(train))])
+    constant = task.constant(task.statistics(edges))
+    host_inputs = jax.jit(task.host_inputs)
+    totals = {}
     for i in range(len(val)):
         target = val[i]["edges"][None]
-        maps = np.full_like(target, logit)
-        inputs = {k: np.asarray(v) for k, v in task.host_inputs(maps, target).items()}
-        parts = {**task.metrics(maps, target), **task.host_metrics(inputs)}
-        sums = {k: sums.get(k, 0) + np.asarray(v) for k, v in parts.items()}
-    for name, value in task.summarise(sums).items():
-        np.testing.assert_allclose(constant[f"edges/{name}"], value, rtol=1e-6, err_msg=name)
+        maps = np.full_like(target, constant)
+        inputs = jax.device_get(host_inputs(maps, target))
+        sums = {**task.metrics(maps, target), **task.host_metrics(inputs)}
+        totals = {key: totals.get(key, 0) + np.asarray(value) for key, value in sums.items()}
+    baselines = constant_baselines(run)
+    for name, value in task.summarise(totals).items():
+        np.testing.assert_allclose(baselines[f"edges/{name}"], value, rtol=1e-6, err_msg=name)
 
     edges_config.host_metrics = False
     without = Evaluator(run).metrics(run.trainable)
@@ -77,11 +75,15 @@ def test_two_processes_measure_what_one_does(edges_config, start_python):
     for i in range(2):
         edges_config.hosts.process_id = i
         processes.append(start_python("-c", PROGRAM, json.dumps(edges_config.to_dict())))
-    for process in processes:
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        for actual, value in zip(json.loads(out.splitlines()[-1]), expected, strict=True):
-            assert actual == pytest.approx(value, rel=1e-5)
+    try:
+        for process in processes:
+            out, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            for actual, value in zip(json.loads(out.splitlines()[-1]), expected, strict=True):
+                assert actual == pytest.approx(value, rel=1e-5)
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_label_without_a_class_is_told_before_training(edges_config):
