@@ -4,7 +4,7 @@
 
 On 2 CPU cores some minutes (8 beside other jobs), one of which renders 1,100 frames, and 2.2 GB. On
 the 100 validation images, in brackets what the best constant scores: semantic mIoU 0.097 (0.029),
-depth abs_err 0.60 m (1.21 m), normals' mean angle 29.8 degrees (55.1). No encoder is pretrained here:
+depth abs_err 0.60 m (1.21 m), normals' mean angle 29.8 degrees (55.1). No encoder is pretrained:
 it learns where floor, walls and far ends are, and little of the furniture.
 """
 
