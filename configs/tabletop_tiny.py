@@ -7,8 +7,8 @@ PATH holds image/, semantic/ (0 table, 1 object, 255 no label), depth/ (16-bit P
 instance/, as the Object Segmentation Database (Kinect) is packed by PointCloudLibrary/data. Normals
 are derived from depth, edges from instances.
 
-On 2 CPU cores 7 min beside other jobs. On the 9 validation images, in brackets what the best constant
-scores: semantic mIoU 0.78 (0.43), depth abs_err 0.12 m (0.19 m), normals' mean angle 12.5 degrees
+On 2 CPU cores 7 min beside other jobs. On the 9 validation images, in brackets the best constant
+has: semantic mIoU 0.78 (0.43), depth abs_err 0.12 m (0.19 m), normals' mean angle 12.5 degrees
 (13.0), edges ods_f 0.23 (0.13), tolerant/ods_f 0.45 (0.16). The objects stand out in semantics and
 edges, with coarse outlines; normals hardly tell them from the table.
 """
