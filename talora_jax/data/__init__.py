@@ -59,4 +59,16 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
             stated = stated_class_names(data)
             if stated or "semantic" not in tasks:
                 return stated
+        case "nyuv2_mtan":
+            from talora_jax.data.nyuv2_mtan import CLASS_NAMES
+
+            return CLASS_NAMES
+        case "cityscapes_mtan":
+            from talora_jax.data.cityscapes_mtan import CLASS_NAMES
+
+            return CLASS_NAMES
+        case "pascal_context":
+            from talora_jax.data.pascal_context.classes import SEMANTIC
+
+            return SEMANTIC
     return open_dataset(data, tasks).class_names
