@@ -49,26 +49,18 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
         UserError: as `open_dataset`, of a dataset that must be opened.
     """
     match data.name:
-        case "rooms":
-            from talora_jax.data.rooms import CLASS_NAMES
-
-            return CLASS_NAMES
+        case "nyuv2_mtan" | "rooms":
+            from talora_jax.data.nyuv2_classes import CLASS_NAMES as known
+        case "cityscapes_mtan":
+            from talora_jax.data.cityscapes_mtan import CLASS_NAMES as known
+        case "pascal_context":
+            from talora_jax.data.pascal_context.classes import SEMANTIC as known
         case "folder":
             from talora_jax.data.folder import stated_class_names
 
-            stated = stated_class_names(data)
-            if stated or "semantic" not in tasks:
-                return stated
-        case "nyuv2_mtan":
-            from talora_jax.data.nyuv2_mtan import CLASS_NAMES
-
-            return CLASS_NAMES
-        case "cityscapes_mtan":
-            from talora_jax.data.cityscapes_mtan import CLASS_NAMES
-
-            return CLASS_NAMES
-        case "pascal_context":
-            from talora_jax.data.pascal_context.classes import SEMANTIC
-
-            return SEMANTIC
+            known = stated_class_names(data)
+        case _:
+            known = ()
+    if known or "semantic" not in tasks:
+        return known
     return open_dataset(data, tasks).class_names

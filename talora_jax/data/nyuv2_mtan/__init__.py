@@ -22,25 +22,8 @@ import ml_collections
 
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.mtan import Packing, open_packed
+from talora_jax.data.nyuv2_classes import CLASS_NAMES
 from talora_jax.data.records import Records
-
-# The 13 classes of Couprie et al. (ICLR 2013) in the order of https://github.com/ankurhanda/
-# SceneNetv1.0, whose labels MTAN took (lorenmt/mtan#11) and counts from 0: there 0 is no label.
-CLASS_NAMES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-)
 
 
 class Nyuv2Mtan(Records):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import ml_collections
 
 from talora_jax.data.dataset import Dataset
+from talora_jax.data.nyuv2_classes import CLASS_NAMES
 from talora_jax.data.rooms.builder import RoomsSource, prepare, rooms_config
-from talora_jax.data.rooms.furniture import CLASS_NAMES
 
 TASKS = ("semantic", "depth", "normals", "edges")
 

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from talora_jax.data.rooms.furniture import CLASS_NAMES
+from talora_jax.data.nyuv2_classes import CLASS_NAMES
 from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError

@@ -25,22 +25,6 @@ from talora_jax.data.rooms.materials import (
     wood,
 )
 
-CLASS_NAMES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-)
-
 BOX, CYLINDER, ELLIPSOID = range(3)
 
 

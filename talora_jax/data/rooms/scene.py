@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from talora_jax.data.nyuv2_classes import CLASS_NAMES
 from talora_jax.data.rooms import materials
-from talora_jax.data.rooms.furniture import CLASS_NAMES
 from talora_jax.data.rooms.layout import SHELL, Layout
 
 # Room for solids in the padded arrays; a fuller room is drawn anew.
