@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, optimize, spatial
 
+from talora_jax.data.pascal_context import thin as on_the_host
 from talora_jax.tasks.boundaries import count_matches, pack, thin, unpack
 
 EIGHT = np.ones((3, 3))
@@ -30,6 +31,12 @@ def test_packed_maps_come_back():
     assert words.shape == (2, 5, 7, 3)
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(unpack(words, 70), maps)
+
+
+def test_a_device_thins_as_the_host_does():
+    maps = blobs(0)
+    lines = [on_the_host.thin(maps[..., i]) for i in range(maps.shape[-1])]
+    np.testing.assert_array_equal(thinned(maps), np.stack(lines, axis=-1))
 
 
 @settings(deadline=None, max_examples=10)

@@ -69,16 +69,14 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
     if (window_height, window_width) == (height, width):
         return dict(sample)
 
-    # Centre of output pixel i lies at (i + 1/2)·window/size of the window.
-    rows = top + (2 * np.arange(height) + 1) * window_height // (2 * height)
-    columns = left + (2 * np.arange(width) + 1) * window_width // (2 * width)
+    window = np.s_[top : top + window_height, left : left + window_width]
 
     def move(name: str, values: np.ndarray) -> np.ndarray:
         if name == "image":
             box = (left, top, left + window_width, top + window_height)
             image = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR, box)
             return np.asarray(image)
-        values = values.take(rows, axis=0).take(columns, axis=1)
+        values = resize_nearest(values[window], (height, width))
         return values / np.float32(scale) if name == "depth" else values
 
     return {name: move(name, values) for name, values in sample.items()}
@@ -155,6 +153,7 @@ def resize_nearest(
     values: Shaped[np.ndarray, "H W ..."], size: tuple[int, int]
 ) -> Shaped[np.ndarray, "h w ..."]:
     """The value at each pixel's centre when the frame is stretched to `size`."""
+    # The centre of the result's pixel i lies at (i + 1/2)·H/h of the frame.
     rows = (2 * np.arange(size[0]) + 1) * values.shape[0] // (2 * size[0])
     columns = (2 * np.arange(size[1]) + 1) * values.shape[1] // (2 * size[1])
     return values.take(rows, axis=0).take(columns, axis=1)

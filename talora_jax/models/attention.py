@@ -129,12 +129,23 @@ def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
 def _attend_rows(q, rel_h, k, v, rel_w):
     """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k [*M, K, h, w, d]."""
     scale = 1 / math.sqrt(q.shape[-1])
-    f32 = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, **f32)
-    logits += jnp.einsum("...rwd,rid->...rwi", q, rel_h, **f32)[..., :, None]
-    logits += jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **f32)[..., None, :]
+    to_rows, to_columns = relative_terms(q, rel_h, rel_w)
+    logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, preferred_element_type=jnp.float32)
+    logits += to_rows[..., :, None]
+    logits += to_columns[..., None, :]
     weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
     return jnp.einsum("...rwij,...ijd->...rwd", weights, v)
+
+
+def relative_terms(
+    q: Float[Array, "*M r w d"], rel_h: Float[Array, "r h d"], rel_w: Float[Array, "w v d"]
+) -> tuple[Float[Array, "*M r w h"], Float[Array, "*M r w v"]]:
+    """q·Rh and q·Rw in float32: of query rows r with every row and every column of keys."""
+    f32 = {"preferred_element_type": jnp.float32}
+    return (
+        jnp.einsum("...rwd,rid->...rwi", q, rel_h, **f32),
+        jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **f32),
+    )
 
 
 def split_windows(

@@ -24,6 +24,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import join_windows, split_windows
+from talora_jax.models.geometry import Geometry
 from talora_jax.models.kernels import KERNELS
 from talora_jax.sharding import constrain
 
@@ -56,6 +57,11 @@ class ImageEncoderConfig:
     @property
     def depth(self) -> int:
         return self.stages * (self.window_blocks + 1)
+
+    def geometry(self, size: tuple[int, int], *, native_aspect: bool) -> Geometry:
+        """How an image of this (H, W) is encoded."""
+        patch = self.patch_size if native_aspect else None
+        return Geometry.of(size, self.image_size, patch)
 
 
 class Attention(nnx.Module):

@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from talora_jax.errors import UserError
-from talora_jax.models.attention import attend, attend_in_tiles, relative_positions
+from talora_jax.models.attention import attend, attend_in_tiles, relative_positions, relative_terms
 
 # Splash pads heads and tokens to a TPU's lanes, and works on square blocks of one of these sizes.
 LANES = 128
@@ -158,7 +158,7 @@ def fold_relative_positions(
 ) -> tuple[Float[Array, "*M h w d+h+w"], Float[Array, "*M h w d+h+w"]]:
     """Queries and keys whose plain inner products are the logits of `attend`."""
     *_, height, width, width_of_head = q.shape
-    to_rows, to_columns = _relative_terms(
+    to_rows, to_columns = relative_terms(
         q,
         relative_positions(rel_pos_h, height).astype(q.dtype),
         relative_positions(rel_pos_w, width).astype(q.dtype),
@@ -210,7 +210,7 @@ def _cudnn(q, k, v, rel_pos_h, rel_pos_w, *, max_bias: int, implementation: str)
 def _cudnn_rows(q, rel_h, k, v, rel_w, *, implementation: str):
     """`attend` for some query rows r: q [T, B, K, r, w, d], rel_h [r, h, d]."""
     tasks, rows = q.shape[0], q.shape[3]
-    to_rows, to_columns = _relative_terms(q, rel_h, rel_w)
+    to_rows, to_columns = relative_terms(q, rel_h, rel_w)
     bias = (to_rows[..., :, None] + to_columns[..., None, :]).astype(q.dtype)
     out = jax.nn.dot_product_attention(
         *(rearrange(x, "t b k h w d -> (t b) (h w) k d") for x in (q, k, v)),
@@ -219,15 +219,6 @@ def _cudnn_rows(q, rel_h, k, v, rel_w, *, implementation: str):
         implementation=implementation,
     )
     return rearrange(out, "(t b) (r w) k d -> t b k r w d", t=tasks, r=rows)
-
-
-def _relative_terms(q, rel_h, rel_w):
-    """q·Rh and q·Rw in float32: of q [*M, r, w, d] with every row and every column of keys."""
-    f32 = {"preferred_element_type": jnp.float32}
-    return (
-        jnp.einsum("...rwd,rid->...rwi", q, rel_h, **f32),
-        jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **f32),
-    )
 
 
 def _on_each_device(kernel, q, k, v, *tables):

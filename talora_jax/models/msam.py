@@ -158,9 +158,7 @@ class MSam(nnx.Module):
 
     def geometry(self, size: tuple[int, int]) -> Geometry:
         """How an image of this (H, W) is encoded."""
-        encoder = self.config.encoder
-        patch = encoder.patch_size if self.native_aspect else None
-        return Geometry.of(size, encoder.image_size, patch)
+        return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
 
     def low_res(
         self,
