@@ -20,9 +20,8 @@ from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import class_names
 from talora_jax.errors import UserError
-from talora_jax.models.geometry import Geometry
 from talora_jax.optim import group_of
-from talora_jax.run import Run, abstract, sizes
+from talora_jax.run import Run, abstract, parent_of, sizes
 from talora_jax.tasks import make_task
 from talora_jax.train import abstract_state
 
@@ -66,6 +65,7 @@ def abstract_run(config: ml_collections.ConfigDict) -> Run:
       UserError: the config cannot work, or its classes are not known without its data.
     """
     config_lib.check(config)
+    parent_of(config)
     names = class_names(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=names) for name in config.tasks)
     return abstract(config, sharding.abstract_mesh(**config.mesh), tasks, sizes(config))
@@ -152,8 +152,8 @@ def _headlines(run: Run) -> list[str]:
         f"tasks (channels): {tasks}",
     ]
     if config.data.image_size:
-        patch = encoder.patch_size if config.model.native_aspect else None
-        geometry = Geometry.of(tuple(config.data.image_size), encoder.image_size, patch)
+        size = tuple(config.data.image_size)
+        geometry = encoder.geometry(size, native_aspect=config.model.native_aspect)
         rows, columns = (side // encoder.patch_size for side in geometry.padded)
         lines.append(
             f"images of {_times(geometry.original)} are resized to {_times(geometry.resized)} and "

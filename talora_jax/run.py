@@ -61,6 +61,9 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     dtype = resolve_dtype(config.model.dtype)
     kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
 
+    # What files cannot be is told before data is prepared, which may take long.
+    sizes(config)
+    parent_of(config)
     dataset = open_dataset(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
     return assemble(config, mesh, dataset, tasks)
@@ -84,14 +87,12 @@ def assemble(
     """
     adapter = adapter_config(config)
     sam, base = sizes_and_base(config)
-    parent = _parent(config)
+    parent = parent_of(config)
     shared = parent and {
         name: x for name, x in parent.tensors.items() if task_axis(adapter, name.split(".")) is None
     }
     model = build(lambda: make_model(config, tasks, sam), base, shared)
-    graphdef, learnt, kept, frozen = nnx.split(
-        model, new_tasks(adapter) if parent else trainable(adapter), trainable(adapter), ...
-    )
+    graphdef, learnt, kept, frozen = _split(model, config)
     digest = fingerprint(frozen)
     if parent and digest != parent.base_fingerprint:
         raise UserError(
@@ -139,13 +140,23 @@ def abstract(
     Its data set has no samples: as many are counted for training as are in one batch.
     """
     model = nnx.eval_shape(lambda: make_model(config, tasks, sam))
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    graphdef, learnt, kept, frozen = _split(model, config)
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = jax.eval_shape(lambda x: jax.tree.map(lambda a: a.astype(param_dtype), x), frozen)
+    frozen = nnx.merge_state(frozen, kept)
     names = tuple(task.name for task in tasks)
     splits = {"train": range(config.batch_size), "val": ()}
     dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
+
+
+def _split(
+    model: MSam, config: ml_collections.ConfigDict
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
+    """The model's graph; what trains; what an adapter that is extended has learnt; the base."""
+    adapter = adapter_config(config)
+    learns = new_tasks(adapter) if config.adapter.extend else trainable(adapter)
+    return nnx.split(model, learns, trainable(adapter), ...)
 
 
 def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: SamConfig) -> MSam:
@@ -213,7 +224,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
     return found
 
 
-def _parent(config: ml_collections.ConfigDict) -> AdapterFile | None:
+def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
     """The adapter that `config.adapter.extend` names.
 
     Raises:

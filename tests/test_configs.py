@@ -83,6 +83,17 @@ def test_a_kernel_of_another_machine_is_refused_before_data_is_read(config):
         prepare(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [("model.weights", "no base at none.safetensors"), ("adapter.extend", "none.safetensors")],
+)
+def test_a_missing_file_is_told_before_data_is_read(config, micro, field, told):
+    config.data.path = "nowhere"
+    config.update_from_flattened_dict({field: "none.safetensors"})
+    with pytest.raises(UserError, match=told):
+        prepare(config)
+
+
 def nyuv2(config):
     height, width = config.data.image_size
     tasks = tuple(make_task(name, class_names=CLASSES) for name in config.tasks)

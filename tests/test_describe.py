@@ -134,3 +134,16 @@ def test_the_command(start_main):
     process = start_main("--mode=describe")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and "--config is missing" in errors
+
+
+def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
+    config.tasks = ("edges",)
+    config.model.weights = str(shelf / "sam_micro.safetensors")
+    config.adapter.extend = str(shelf / "adapter.safetensors")
+    trained = {part.name for part in parts_of(abstract_run(config)) if part.group != FROZEN}
+    encoder = {name.rpartition(".")[2] for name in trained if name.startswith("image_encoder.")}
+    assert encoder == {"U3"} and "no_mask_embed" in trained
+
+    config.adapter.extend = "nowhere.safetensors"
+    with pytest.raises(UserError, match="nowhere.safetensors"):
+        abstract_run(config)
