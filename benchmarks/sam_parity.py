@@ -9,7 +9,6 @@ then mean nothing, but both must give the same.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image, ImageDraw
 from benchmarks.harness import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.base import load_sam
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, run_command
 from talora_jax.predictor import SamPredictor
 from talora_jax.rgb import as_rgb
 from weights_convert.__main__ import main as convert
@@ -151,7 +150,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -14,7 +14,6 @@ training: --config.model.remat=dots
 """
 
 import argparse
-import ast
 import dataclasses
 import importlib.util
 import os
@@ -28,6 +27,8 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness
+from talora_jax.command_line import load_config
+from talora_jax.errors import run_command
 
 # By generation: the name of eight chips that libtpu wants to hear, and how many sides a shape has.
 GENERATIONS = {"v5e": ("v5litepod-8", 2), "v5p": ("v5p-16", 3), "v6e": ("v6e-8", 2)}
@@ -73,24 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     generation, shape = _check_topology(args.topology)
     _set_environment(generation, shape)
     # From here on JAX may be imported: it reads the environment only once.
-    from talora_jax.errors import UserError
-
-    try:
-        return _run(args, overrides, generation)
-    except UserError as error:
-        sys.exit(str(error))
-
-
-def _run(args: argparse.Namespace, overrides: dict[str, Any], generation: str) -> int:
     import jax
 
     from benchmarks import abstract_step
+    from talora_jax import config as config_lib
     from talora_jax.models import kernels
 
     jax.config.update("jax_enable_compilation_cache", False)
     devices = _devices(args.topology, generation)
     mesh = _mesh(args.mesh, devices)
-    config = _load_config(args.config, overrides)
+    config = load_config(args.config, overrides)
+    config_lib.check(config)
     # What `auto` means depends on the machine that trains, not on this one.
     for field in ("dtype", "param_dtype"):
         if config.model[field] == "auto":
@@ -224,8 +218,8 @@ def _table(measured: dict[str, Measured], chips: int) -> Table:
     return table
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the config's fields that it overrides."""
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what in it changes the config."""
     parser = harness.parser(__doc__)
     parser.add_argument(
         "--topology",
@@ -281,25 +275,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument(
         "--hlo", metavar="FOLDER", help="also write the compiled programs here, as text"
     )
-    args, rest = parser.parse_known_args(argv)
-    overrides = {}
-    for argument in rest:
-        field = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument)
-        if not field:
-            parser.error(f"unrecognized argument: {argument}")
-        overrides[field[1]] = _literal(field[2])
+    args, overrides = parser.parse_known_args(argv)
     for name in ("batch_per_chip", "repeats", "classes", "tasks"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
     return args, overrides
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 def _check_topology(name: str) -> tuple[str, str]:
@@ -364,26 +345,5 @@ def _mesh(sizes: str | None, devices: list[Any]) -> Any:
     return jax.make_mesh(shape, sharding.AXES, devices=devices, axis_types=auto)
 
 
-def _load_config(path: str, overrides: dict[str, Any]) -> Any:
-    """The config of a file, with overrides; ends the program with one line if it cannot be."""
-    from talora_jax import config as config_lib
-
-    if not Path(path).is_file():
-        sys.exit(f"--config: there is no file {path!r}")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    try:
-        config.update_from_flattened_dict(overrides)
-    except (AttributeError, KeyError) as error:
-        named = re.search(r'"(\w+)"', str(error))
-        sys.exit(f"the config has no field {named[1] if named else error}")
-    except (TypeError, ValueError) as error:
-        sys.exit(" ".join(str(error).split()))
-    config_lib.check(config)
-    return config
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import rich.table
 import safetensors
 import safetensors.numpy
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, run_command
+from talora_jax.files import write_atomically
 
 FILE_NAME = "adapter.safetensors"
 FORMAT = "talora_jax adapter 2"
@@ -31,6 +31,11 @@ FORMAT = "talora_jax adapter 2"
 @dataclasses.dataclass(frozen=True)
 class AdapterFile:
     """What an adapter file holds.
+
+    >>> import talora_jax
+    >>> file = talora_jax.AdapterFile.read("adapter.safetensors")
+    >>> file.tasks, file.class_names["semantic"]
+    (('semantic', 'depth', 'normals'), ['red', 'green', 'blue'])
 
     Attributes:
       tensors: what was learnt, by path in the model. Rows of U3, no-mask rows and mask decoders are
@@ -91,9 +96,6 @@ class AdapterFile:
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        # Orbax comes with it, which reading does not need.
-        from talora_jax.checkpoint import write_atomically
-
         metadata = {name: json.dumps(getattr(self, name)) for name in self._metadata_names()}
         metadata |= {"format": FORMAT, "tensors_sha256": _digest(self.tensors)}
         write_atomically(path, safetensors.numpy.save(dict(self.tensors), metadata))
@@ -192,14 +194,5 @@ def main(argv: list[str] | None = None) -> None:
     describe(find(parser.parse_args(argv).file), rich.console.Console(markup=False))
 
 
-def cli() -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    cli()
+    run_command(main)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import nnx
-from jaxtyping import DTypeLike
+from jaxtyping import Array, DTypeLike
 
 from talora_jax.errors import UserError
 from talora_jax.models.image_encoder import ImageEncoderConfig
@@ -123,6 +123,11 @@ def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Descripti
 def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
     """The promptable SAM of a base.
 
+    >>> import talora_jax
+    >>> sam = talora_jax.load_sam("sam_micro.safetensors")
+    >>> sam.config.encoder.image_size, sam.config.encoder.depth
+    (64, 4)
+
     Args:
       path: of the base.
       dtype: to compute in; parameters stay float32.
@@ -156,7 +161,7 @@ def build(
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(abstract)
-    names = {path: ".".join(map(str, path)) for path, _ in flat}
+    names = {path: name_of(path) for path, _ in flat}
     tensors: dict[str, np.ndarray] = {}
     if base is not None:
         model = nnx.merge(graphdef, abstract)
@@ -201,12 +206,35 @@ def build(
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
+def name_of(path: tuple) -> str:
+    """The name of a parameter in files, by its path in the model."""
+    return ".".join(map(str, path))
+
+
+def filled(
+    abstract: nnx.State, tensors: Mapping[str, Array], module: tuple[str, ...] = ()
+) -> nnx.State:
+    """A state with its values.
+
+    Args:
+      abstract: what belongs into it.
+      tensors: by their path in the whole model; there may be more of them.
+      module: where in the model the state is.
+
+    Raises:
+      KeyError: a tensor is missing.
+    """
+    return nnx.from_flat_state(
+        [
+            (path, variable.replace(tensors[name_of((*module, *path))]))
+            for path, variable in nnx.to_flat_state(abstract)
+        ]
+    )
+
+
 def tensors_of(state: nnx.State) -> dict[str, np.ndarray]:
     """The values of a state by their path in the model, on the host."""
-    return {
-        ".".join(map(str, path)): np.asarray(variable[...])
-        for path, variable in nnx.to_flat_state(state)
-    }
+    return {name_of(path): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(state)}
 
 
 def fingerprint(frozen: nnx.State) -> str:
@@ -269,7 +297,7 @@ def merged(model: MSam, task: str) -> dict[str, np.ndarray]:
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if "adapter" in path:
             continue
-        name, x = ".".join(map(str, path)), np.asarray(variable[...], np.float32)
+        name, x = name_of(path), np.asarray(variable[...], np.float32)
         if path[0] == "mask_decoders":
             name, x = name.replace("mask_decoders", f"mask_decoders.{task}", 1), x[number]
         elif path[0] == "no_mask_embed":

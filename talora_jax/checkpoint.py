@@ -3,7 +3,6 @@
 They are written atomically: a killed run leaves the last whole checkpoint, never half of one.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -62,13 +61,3 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the path and renames: readers see the old file or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -1,14 +1,17 @@
-"""The command line of `talora_jax.main`: flags read, mistakes told in one line, help for people."""
+"""Configs and flags from a command line: mistakes told in one line, help for people."""
 
 import argparse
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 from absl import flags
+from ml_collections import config_flags
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 
 
 def parse(argv: list[str], doc: str) -> list[str]:
@@ -22,6 +25,25 @@ def parse(argv: list[str], doc: str) -> list[str]:
         print(_help(doc))
         sys.exit(0)
     return parse_flags(one_flag_each(argv, "images"), flags.FLAGS)
+
+
+def load_config(file: str, arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of a file, for a command with flags of its own.
+
+    Args:
+      arguments: changes of fields, --config.FIELD=VALUE, as `talora_jax.main` understands them.
+
+    Raises:
+      UserError: an argument that is none of these, or as `parse_flags`.
+    """
+    for argument in arguments:
+        if not argument.startswith("--config.") or "=" not in argument:
+            raise UserError(f"unexpected argument {argument!r}; see --help")
+    argv = ["", f"--config={file}", *arguments]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    parse_flags(argv, values)
+    return config.value
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
@@ -39,7 +61,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
         nearest = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
         raise UserError(f"the config has no field {named[0]}{nearest}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
 
 
 def _check_config_file(argv: list[str]) -> None:

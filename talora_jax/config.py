@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from talora_jax import balancing, tasks, weighting
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 from talora_jax.models import adapters, image_encoder, kernels, sam
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -149,7 +149,7 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
         config.update(fields)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"a config that this talora_jax does not understand ({' '.join(str(error).split())})"
+            f"a config that this talora_jax does not understand ({one_line(error)})"
         ) from None
     return config
 

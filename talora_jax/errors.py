@@ -1,14 +1,23 @@
 """Mistakes of the person at the keyboard."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake that the user can mend, told in one sentence.
 
-    The message names the thing that is wrong and what was expected. `talora_jax.main` prints it
-    without a traceback and exits with status 2.
+    The message names the thing that is wrong and what was expected. Commands print it without a
+    traceback and exit with status 2; see `run_command`.
+
+    >>> import talora_jax
+    >>> try:
+    ...     talora_jax.load("no_such_run")
+    ... except talora_jax.UserError as error:
+    ...     print(error)
+    no adapter at no_such_run
     """
 
 
@@ -26,3 +35,19 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command; a user's mistake is told in one line, and is exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if status:
+        sys.exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, as part of a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__

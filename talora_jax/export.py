@@ -16,22 +16,19 @@ A merged file is a base with the one task's decoder. Train on from it with
 --config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
 under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
 
-  python -m talora_jax.export /tmp/rooms exported
-  python -m talora_jax.export /tmp/rooms exported --platforms tpu --tasks depth --size 480 640
-  python -m talora_jax.export /tmp/rooms exported --parts merged --base sam_vit_b.safetensors
+  python -m talora_jax.export /tmp/rooms_tiny exported
+  python -m talora_jax.export /tmp/rooms_tiny exported --platforms tpu --tasks depth --size 480 640
+  python -m talora_jax.export /tmp/rooms_tiny exported --parts merged --base sam_vit_b.safetensors
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -47,8 +44,9 @@ from jaxtyping import Array, UInt8
 
 from talora_jax import run_exported
 from talora_jax.adapter import AdapterFile, find
-from talora_jax.base import Description, build, fingerprint, merged
-from talora_jax.errors import UserError
+from talora_jax.base import Description, build, filled, fingerprint, merged, name_of
+from talora_jax.errors import UserError, run_command
+from talora_jax.files import replacing
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SamConfig
 from talora_jax.run import adapter_config, make_model, sizes_and_base
@@ -117,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--size is missing: the run's images have sizes of their own; give H W")
 
     trained = load(file, path, config)
-    with _replacing(args.out) as folder:
+    with replacing(args.out) as folder:
+        folder.mkdir(parents=True)
         if "program" in args.parts:
             write_program(trained, folder, chosen, size, args.platforms, args.batch_size)
         if "merged" in args.parts:
@@ -135,18 +134,13 @@ def load(file: AdapterFile, path: Path, config: ml_collections.ConfigDict) -> Tr
     """
     tasks = tasks_of(file)
     sam, base = sizes_and_base(config)
-    model = build(lambda: make_model(config, tasks, sam), base)
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    model = build(lambda: make_model(config, tasks, sam), base, file.tensors)
+    _, _, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
     if fingerprint(frozen) != file.base_fingerprint:
         raise UserError(
             f"{path} was trained on another base than {config.model.weights or 'this one'}: on "
             f"{file.base}; name it with --base"
         )
-    leaves = [
-        (where, variable.replace(jnp.asarray(file.tensors[".".join(map(str, where))])))
-        for where, variable in nnx.to_flat_state(learnt)
-    ]
-    model = nnx.merge(graphdef, nnx.from_flat_state(leaves), frozen)
     prompts = {k: x for k, x in (base or {}).items() if k.startswith("prompt_encoder.")}
     return Trained(config, tasks, sam, model, prompts, path)
 
@@ -164,17 +158,9 @@ def make_program(
     graphdef, abstract = nnx.split(
         nnx.eval_shape(lambda: make_model(config, trained.tasks, trained.sam))
     )
-    flat = nnx.to_flat_state(abstract)
-    names = tuple(task.name for task in tasks)
 
     def predict(weights, images):
-        leaves = [(path, v.replace(weights[".".join(map(str, path))])) for path, v in flat]
-        model = nnx.merge(graphdef, nnx.from_flat_state(leaves))
-        maps = model(images.astype(jnp.float32) / 255, names)
-        arrays: dict[str, Array] = {}
-        for task in tasks:
-            arrays |= task.outputs(maps[task.name])
-        return arrays
+        return _outputs(nnx.merge(graphdef, filled(abstract, weights)), tasks, images)
 
     if batch_size:
         return predict
@@ -188,9 +174,20 @@ def make_program(
     return in_turn
 
 
+def _outputs(
+    model: MSam, tasks: Sequence[Task], images: UInt8[Array, "B H W 3"]
+) -> dict[str, Array]:
+    """What the users of these tasks want of a batch of images."""
+    maps = model(images.astype(jnp.float32) / 255, tuple(task.name for task in tasks))
+    arrays: dict[str, Array] = {}
+    for task in tasks:
+        arrays |= task.outputs(maps[task.name])
+    return arrays
+
+
 def weights_of(model: MSam) -> Weights:
     """All parameters by their path in the model."""
-    return {".".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(model))}
+    return {name_of(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model))}
 
 
 def write_program(
@@ -356,7 +353,8 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
     print(f"{here}: loads in {loaded - start:.2f} s, the first call took {ended - loaded:.2f} s")
 
     tasks = [task for task in trained.tasks if task.name in described["tasks"]]
-    expected = _live(trained.model, tasks, images)
+    live = nnx.jit(lambda model, images: _outputs(model, tasks, images))
+    expected = jax.device_get(live(trained.model, jnp.asarray(images)))
     distance = {
         name: _distance(found[name], x) for name, x in expected.items() if x.dtype.kind == "f"
     }
@@ -370,37 +368,9 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
         )
 
 
-def _live(model: MSam, tasks: Sequence[Task], images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the model itself gives for a batch of images."""
-
-    @nnx.jit
-    def predict(model, images):
-        maps = model(images)
-        arrays: dict[str, Array] = {}
-        for task in tasks:
-            arrays |= task.outputs(maps[task.name])
-        return arrays
-
-    return jax.device_get(predict(model, jnp.asarray(images, jnp.float32) / 255))
-
-
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
     """The largest difference, relative where values exceed 1."""
     return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b))))
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it when all is written, and removed when not."""
-    temporary = out.absolute().with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out} could not be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -465,14 +435,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cli(argv: list[str] | None = None) -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
-    try:
-        main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    cli()
+    run_command(main)

@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from talora_jax.checkpoint import write_atomically
+from talora_jax.files import write_atomically
 
 
 class RunLog:

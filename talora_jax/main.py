@@ -1,4 +1,4 @@
-"""python -m talora_jax.main --config configs/rooms_tiny.py --workdir /tmp/rooms
+"""python -m talora_jax.main --config configs/rooms_tiny.py --workdir /tmp/rooms_tiny
 
 Trains, or evaluates, what a config describes. The same command again resumes; a finished run says
 so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lora_shared
@@ -9,12 +9,12 @@ python -m talora_jax.main --mode describe --config configs/nyuv2_vit_l.py --conf
 
 What was trained predicts on images, from the workdir or from the adapter file it left:
 
-python -m talora_jax.main --mode predict --workdir /tmp/rooms --images photo.jpg album/ --out seen
+python -m talora_jax.main --mode predict --workdir /tmp/rooms_tiny --images photo.jpg album/
+    --out seen
 python -m talora_jax.main --mode predict --adapter adapter.safetensors --base sam_vit_b.safetensors
     --images 'album/*.png' --out seen
 """
 
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from talora_jax import command_line
 from talora_jax import config as config_lib
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, a file in configs/. All its fields: talora_jax/config.py."
@@ -129,12 +129,8 @@ def _predict() -> None:
 
 
 def cli() -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
-    try:
-        app.run(main, flags_parser=lambda argv: command_line.parse(argv, __doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """`main`, with the command line read."""
+    run_command(lambda: app.run(main, flags_parser=lambda a: command_line.parse(a, __doc__)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-from talora_jax.checkpoint import write_atomically
 from talora_jax.errors import UserError
+from talora_jax.files import write_atomically
 from talora_jax.pictures import picture
 from talora_jax.png import Png
 from talora_jax.rgb import read_rgb

@@ -69,7 +69,15 @@ class Prediction:
 
 
 class SamPredictor:
-    """A promptable SAM that remembers the embeddings of the images it was set."""
+    """A promptable SAM that remembers the embeddings of the images it was set.
+
+    >>> import talora_jax
+    >>> predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_micro.safetensors"))
+    >>> predictor.set_image(Image.open("photo.jpg"))
+    >>> prediction = predictor.predict(points=[[[40, 30]]], labels=[[1]])
+    >>> prediction.masks().shape, prediction.iou.shape
+    ((1, 3, 60, 80), (1, 3))
+    """
 
     def __init__(self, sam: Sam):
         graphdef, self._state = nnx.split(sam)

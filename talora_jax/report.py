@@ -8,7 +8,6 @@ What the rows and the relative improvements Δp and Δm are: talora_jax/comparis
 import csv
 import io
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,7 +19,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.markup import escape
 
-from talora_jax.checkpoint import write_atomically
 from talora_jax.comparison import (
     DELTA_M,
     DELTA_P,
@@ -30,7 +28,8 @@ from talora_jax.comparison import (
     Table,
     make_tables,
 )
-from talora_jax.errors import ArgumentParser, UserError
+from talora_jax.errors import ArgumentParser, UserError, run_command
+from talora_jax.files import write_atomically
 from talora_jax.tasks import TASKS
 from talora_jax.workdirs import FinishedRun, key, read_run, settings
 
@@ -262,14 +261,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(told.workdirs, told.out, told.baseline)
 
 
-def cli() -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    cli()
+    run_command(main)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 
 # Pillow's modes whose values do not fit 8 bits; its own conversion would clip them.
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -53,7 +53,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     except UnidentifiedImageError:
         reason = "not an image that Pillow can read"
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
     raise UserError(f"{path}: {reason}")
 
 

@@ -24,13 +24,12 @@ from pathlib import Path
 import jax
 import ml_collections
 import rich.console
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from talora_jax import adapter
 from talora_jax import config as config_lib
-from talora_jax.command_line import parse_flags
-from talora_jax.errors import ArgumentParser, UserError
+from talora_jax.command_line import load_config
+from talora_jax.errors import ArgumentParser, run_command
 from talora_jax.models.adapters import KINDS, ORTHOGONAL_PARTS
 from talora_jax.report import report
 from talora_jax.train import claim_workdir, train
@@ -164,13 +163,12 @@ def _train(fields: dict, workdir: Path, log: Path) -> None:
     # What one run has compiled for evaluation, other seeds and a resumed run need not.
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
-    config = config_lib.default()
-    config.update(fields)
-    try:
+    config = config_lib.from_fields(fields)
+
+    def run() -> None:
         train(config, workdir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    run_command(run)
 
 
 def _end_with_parent() -> None:
@@ -191,13 +189,7 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
       UserError: an argument, a field or a value that is not allowed.
     """
     told, overrides = _parser().parse_known_args(arguments)
-    for argument in overrides:
-        if not argument.startswith("--config.") or "=" not in argument:
-            raise UserError(f"unexpected argument {argument!r}; see --help")
-    argv = ["sweep", f"--config={told.config}", *overrides]
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    parse_flags(argv, values)
+    config = load_config(told.config, overrides)
     grid = Grid(
         tuple(dict.fromkeys(told.methods)),
         tuple(dict.fromkeys(told.seeds)),
@@ -206,7 +198,7 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
         tuple(told.orthogonal_parts),
         told.stl_adapter,
     )
-    return config.value, told.workdir.expanduser(), grid
+    return config, told.workdir.expanduser(), grid
 
 
 def _parser() -> ArgumentParser:
@@ -250,12 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cli() -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
+    """`main`, which can be stopped and started again."""
     try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_command(main)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

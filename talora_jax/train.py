@@ -15,10 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
 from talora_jax import adapter, gradients
-from talora_jax import checkpoint as checkpoint_lib
+from talora_jax.checkpoint import Checkpoints
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
 from talora_jax.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
+from talora_jax.files import write_atomically
 from talora_jax.logs import RunLog
 from talora_jax.optim import make_optimizer, make_schedule
 from talora_jax.run import Run, learnt_file, prepare
@@ -96,7 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     claim_workdir(config, workdir, write=main_process)
 
     # Resume
-    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir)
     state = init_state(run)
     iterator = train_iterator(
         run.dataset.splits["train"],
@@ -201,7 +202,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, *, write: bo
             )
     elif write:
         workdir.mkdir(parents=True, exist_ok=True)
-        checkpoint_lib.write_atomically(path, json.dumps(ours, indent=2).encode())
+        write_atomically(path, json.dumps(ours, indent=2).encode())
 
 
 def flat_fields(config: dict[str, Any], prefix: str = "config") -> dict[str, Any]:

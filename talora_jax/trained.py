@@ -29,7 +29,7 @@ from PIL import Image
 
 from talora_jax import config as config_lib
 from talora_jax.adapter import AdapterFile, find
-from talora_jax.base import build, fingerprint, for_msam
+from talora_jax.base import build, filled, fingerprint, for_msam, name_of
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry, normalise, resize
@@ -95,7 +95,7 @@ class TrainedModel:
         self._encoder, encoder = nnx.split(msam.image_encoder)
         self._decoder, decoder = nnx.split(msam.mask_decoders)
         self._positions, positions = nnx.split(msam.positions)
-        self._frequencies = _filled_in(positions, ("positions",), tensors)
+        self._frequencies = filled(positions, tensors, ("positions",))
         ends = itertools.accumulate(file.channels.values())
         self._parts = {}
         for t, (task, end) in enumerate(zip(self.tasks, ends, strict=True)):
@@ -109,8 +109,8 @@ class TrainedModel:
             decoders = {n: x[t] for n, x in tensors.items() if n.startswith("mask_decoders.")}
             rows = tensors["no_mask_embed"][end - task.channels : end]
             self._parts[task.name] = Parts(
-                _filled_in(encoder, ("image_encoder",), own),
-                _filled_in(decoder, ("mask_decoders",), decoders),
+                filled(encoder, own, ("image_encoder",)),
+                filled(decoder, decoders, ("mask_decoders",)),
                 [rows[i : i + 1] for i in range(task.channels)],
             )
 
@@ -257,8 +257,7 @@ class TrainedModel:
                 f"short side would be less than one patch; expected at most {encoder.grid} times "
                 "as long as wide"
             )
-        patch = encoder.patch_size if self._native_aspect else None
-        return Geometry.of((height, width), encoder.image_size, patch)
+        return encoder.geometry((height, width), native_aspect=self._native_aspect)
 
 
 def load(
@@ -302,11 +301,11 @@ def load(
         given = for_msam(tensors, msam)
         given = {n: jnp.asarray(x, jnp.float32) for n, x in given.items() if n not in file.tensors}
         _check_shapes(path, weights, frozen, given)
-        frozen = _filled_in(frozen, (), given)
+        frozen = filled(frozen, given)
     digest = fingerprint(frozen)
     _check_base(file, path, digest, weights or "the random numbers drawn here", force)
     dtype = resolve_dtype(config.model.param_dtype)
-    frozen = {_name(p): v[...].astype(dtype) for p, v in nnx.to_flat_state(frozen)}
+    frozen = {name_of(p): v[...].astype(dtype) for p, v in nnx.to_flat_state(frozen)}
     return TrainedModel(file, Base(sam, frozen, digest), path)
 
 
@@ -380,7 +379,7 @@ def _check_shapes(
     path: Path, what: str, expected: nnx.State, found: Mapping[str, np.ndarray | jax.Array]
 ) -> None:
     """Refuses tensors that are not those of the model that an adapter's config describes."""
-    wanted = {_name(p): v.shape for p, v in nnx.to_flat_state(expected)}
+    wanted = {name_of(p): v.shape for p, v in nnx.to_flat_state(expected)}
     given = {name: x.shape for name, x in found.items()}
     differing = sorted(n for n in wanted | given if wanted.get(n) != given.get(n))
     if differing:
@@ -412,19 +411,3 @@ def _abstract_msam(
 ) -> MSam:
     how = {"remat": "none", "dtype": dtype}
     return nnx.eval_shape(lambda: MSam(sam, adapter, dict(channels), **how, rngs=nnx.Rngs(0)))
-
-
-def _filled_in(
-    abstract: nnx.State, module: tuple[str, ...], tensors: Mapping[str, jax.Array]
-) -> nnx.State:
-    """A module's state with its tensors, which go by their path in the whole model."""
-    return nnx.from_flat_state(
-        [
-            (path, variable.replace(tensors[_name((*module, *path))]))
-            for path, variable in nnx.to_flat_state(abstract)
-        ]
-    )
-
-
-def _name(path: tuple) -> str:
-    return ".".join(map(str, path))

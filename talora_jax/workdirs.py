@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from talora_jax import config as config_lib
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 from talora_jax.logs import read_metrics
 from talora_jax.train import flat_fields
 
@@ -107,13 +107,12 @@ def _read_config(workdir: Path) -> ml_collections.ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"{workdir}: not a run's workdir, config.json is missing")
-    config = config_lib.default()
     try:
-        config.update(json.loads(path.read_text()))
+        config = config_lib.from_fields(json.loads(path.read_text()))
         config_lib.check(config)
-    except (UserError, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         raise UserError(
-            f"{workdir}: config.json is not a config of this version: {_one_line(error)}"
+            f"{workdir}: config.json is not a config of this version: {one_line(error)}"
         ) from error
     return config
 
@@ -123,12 +122,8 @@ def _read_rows(workdir: Path) -> list[dict]:
     try:
         rows = read_metrics(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not {"step", "split"} <= row.keys():
             raise UserError(f"{path}: line {number} is not of a run: no step and split")
     return rows
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ import talora_jax
 from talora_jax import adapter
 from talora_jax.adapter import AdapterFile
 from talora_jax.base import tensors_of
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, run_command
 from talora_jax.models.adapters import KINDS, AdapterConfig
 from talora_jax.models.msam import new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES
@@ -44,7 +44,7 @@ def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
 def test_a_file_that_is_no_adapter(shelf, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["adapter", str(shelf / "photo.jpg")])
     with pytest.raises(SystemExit, match="2"):
-        adapter.cli()
+        run_command(adapter.main)
     errors = capsys.readouterr().err
     assert "cut short or no adapter" in errors and len(errors.strip().splitlines()) == 1
 

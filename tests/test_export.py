@@ -18,6 +18,7 @@ from talora_jax import config as config_lib
 from talora_jax import export
 from talora_jax.adapter import AdapterFile
 from talora_jax.base import Description, build, fingerprint, merged, read_base, tensors_of
+from talora_jax.errors import run_command
 from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
@@ -240,7 +241,7 @@ def test_mistakes_are_told_in_one_line(finished, tmp_path, capsys, arguments, to
 
 def refused(arguments, told, capsys):
     with pytest.raises(SystemExit) as stop:
-        export.cli(arguments)
+        run_command(lambda: export.main(arguments))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert told in error and len(error.strip().splitlines()) == 1, error

@@ -13,7 +13,7 @@ from PIL import Image
 
 import talora_jax
 from talora_jax import config as config_lib
-from talora_jax import pictures, trained
+from talora_jax import trained
 from talora_jax.adapter import AdapterFile
 from talora_jax.base import build
 from talora_jax.errors import UserError
@@ -37,14 +37,16 @@ def msam(shelf, model):
     return build(lambda: make_model(config, model.tasks, sam), base, model.file.tensors)
 
 
-@pytest.mark.parametrize("documented", [trained, pictures.picture], ids=lambda x: x.__name__)
-def test_examples_run(documented, shelf, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", talora_jax.__all__[1:])
+def test_every_name_has_an_example_that_runs(name, shelf, tmp_path, monkeypatch):
     folder = tmp_path / "shelf"
     shutil.copytree(shelf, folder)
     monkeypatch.chdir(folder)
     names = {"talora_jax": talora_jax, "Image": Image, "np": np, "jnp": jnp}
+    documented = getattr(talora_jax, name)
     tests = [t for t in doctest.DocTestFinder().find(documented, globs=names) if t.examples]
-    assert len(tests) == (5 if documented is trained else 1)
+    methods = 4 if documented is talora_jax.TrainedModel else 1
+    assert len(tests) == methods
     for test in tests:
         runner = doctest.DocTestRunner()
         told = []

@@ -19,10 +19,9 @@ model.safetensors from Hugging Face (or the folder around it), or a base.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, run_command
 from weights_convert.checkpoint import Checkpoint, check_finite, open_checkpoint
 from weights_convert.download import FILES, URL, download, sha256
 from weights_convert.resize import resized
@@ -154,14 +153,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cli(argv: list[str] | None = None) -> None:
-    """`main` with a user's mistakes told in one line and exit status 2."""
-    try:
-        main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    cli()
+    run_command(main)

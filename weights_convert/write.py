@@ -1,14 +1,12 @@
 """Writes a checkpoint: as a base, under the official names, or as a Hugging Face folder."""
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from talora_jax.base import Description
 from talora_jax.errors import UserError
+from talora_jax.files import replacing
 from talora_jax.models.prompt_encoder import MASK_CHANNELS
 from talora_jax.models.sam import SamConfig
 from weights_convert.checkpoint import Checkpoint
@@ -43,7 +41,7 @@ def write(checkpoint: Checkpoint, output: Path, source: Mapping[str, object]) ->
     Raises:
       UserError: it cannot be written, or Hugging Face has no names for it.
     """
-    with _replacing(output) as temporary:
+    with replacing(output) as temporary:
         if output.suffix == ".safetensors":
             _write_base(checkpoint, temporary, source)
         elif output.suffix == ".pth":
@@ -124,22 +122,3 @@ def huggingface_config(sam: SamConfig) -> dict:
             "layer_norm_eps": 1e-5,
         },
     }
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A path beside the output, renamed to it when all is written and removed when not."""
-    temporary = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        yield temporary
-        for path in temporary.iterdir() if temporary.is_dir() else [temporary]:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        temporary.rename(output)
-    except OSError as error:
-        raise UserError(f"{output} could not be written: {error.strerror or error}") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ from zipfile import Path as ZipPath
 
 import numpy as np
 
+from talora_jax.errors import one_line
+
 
 class BadFile(Exception):
     """A file does not hold what it should. The message says what was expected."""
@@ -24,7 +26,3 @@ def read_npy(path: Path | ZipPath) -> np.ndarray:
     if not isinstance(values, np.ndarray) or not values.size:
         raise BadFile("expected an npy file of one array that is not empty")
     return values
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -97,7 +97,8 @@ def convert(*args, max_file_size: int = -1) -> subprocess.CompletedProcess:
     """Runs the command in its own process; a limit on the size of files stands in for a disk."""
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_size},) * 2); "
-        "from weights_convert.__main__ import cli; cli()"
+        "from talora_jax.errors import run_command; "
+        "from weights_convert.__main__ import main; run_command(main)"
     )
     command = [sys.executable, "-c", program, *map(str, args)]
     root = Path(__file__).parents[2]

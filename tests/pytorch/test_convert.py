@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from talora_jax.base import build, read_base
+from talora_jax.errors import run_command
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
 from weights_convert.__main__ import main
@@ -144,11 +145,9 @@ class Bomb:
 
 
 def refuse(capsys, tmp_path, path):
-    from weights_convert.__main__ import cli
-
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        cli([str(path), str(tmp_path / "out.safetensors")])
+        run_command(lambda: main([str(path), str(tmp_path / "out.safetensors")]))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

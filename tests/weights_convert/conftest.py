@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from weights_convert.__main__ import cli
+from talora_jax.errors import run_command
+from weights_convert.__main__ import main
 from weights_convert.architecture import Architecture, entries_of, expected_shapes
 
 
@@ -47,7 +48,7 @@ def run(capsys):
     def run(*args):
         try:
             # The tiny decoder has two heads.
-            cli([str(a) for a in args] + ["--decoder-heads=2"])
+            run_command(lambda: main([*map(str, args), "--decoder-heads=2"]))
             status = 0
         except SystemExit as stop:
             status = stop.code

@@ -143,7 +143,8 @@ def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
     half = checkpoint.stat().st_size // 2
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({half}, {half})); "
-        "from weights_convert.__main__ import cli; cli()"
+        "from talora_jax.errors import run_command; "
+        "from weights_convert.__main__ import main; run_command(main)"
     )
     command = [sys.executable, "-c", program, checkpoint, tmp_path / output]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -156,7 +157,8 @@ def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
 def test_without_pytorch_the_error_names_the_extra(checkpoint, tmp_path):
     # Conversions without .pth run without PyTorch; those with say what to install.
     program = (
-        "import sys; sys.modules['torch'] = None; from weights_convert.__main__ import cli; cli()"
+        "import sys; sys.modules['torch'] = None; from talora_jax.errors import run_command; "
+        "from weights_convert.__main__ import main; run_command(main)"
     )
     command = [sys.executable, "-c", program, checkpoint, "--decoder-heads=2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,7 +10,8 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, ImageOps
 
 from talora_jax.data.folder.settings import Settings
-from talora_jax.data.npy import BadFile, one_line, read_npy
+from talora_jax.data.npy import BadFile, read_npy
+from talora_jax.errors import one_line
 
 # In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
 _IGNORED_IN_UINT8 = 255

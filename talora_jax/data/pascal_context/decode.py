@@ -18,7 +18,7 @@ import scipy.io
 from jaxtyping import Bool, Int8, Int32, Shaped, UInt8
 
 from talora_jax.data.folder.decode import open_image
-from talora_jax.data.npy import BadFile, one_line
+from talora_jax.data.npy import BadFile
 from talora_jax.data.pascal_context.classes import (
     HUMAN_PARTS,
     LAST_CONTEXT_CLASS,
@@ -29,7 +29,7 @@ from talora_jax.data.pascal_context.classes import (
 from talora_jax.data.pascal_context.layout import Frame
 from talora_jax.data.pascal_context.thin import thin
 from talora_jax.data.transforms import resize_nearest
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 
 _IGNORED = 255
 

@@ -1,0 +1,43 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from talora_jax.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the path and renames: readers see the old file or the new one, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A path beside `output`, for a file or a folder: renamed to it in the end, or removed.
+
+    Raises:
+      UserError: the disk refuses; nothing is left behind.
+    """
+    temporary = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            if path.is_file():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output} could not be written: {error.strerror or error}") from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
