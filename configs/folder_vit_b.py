@@ -1,0 +1,32 @@
+"""Your own folder of data on SAM ViT-B: three tasks, equally weighted.
+
+    python -m weights_convert --download vit_b sam_vit_b.safetensors
+    python -m talora_jax.main --config configs/folder_vit_b.py --config.data.path=DATA \\
+        --config.model.weights=sam_vit_b.safetensors --workdir /tmp/mine
+
+What DATA holds: `talora_jax.data.folder`; `python -m talora_jax.data.rooms DATA` writes an example.
+Normals are derived from depth where the camera's intrinsics are known. For the tasks you have:
+--config.tasks="('semantic', 'depth')".
+
+Hardware: one accelerator of 16 GB takes the four images of a step one after the other
+(`accumulate`), eight of them --config.accumulate=1 --config.batch_size=8. There are no published
+numbers for your data: the run prints what the best constant scores beside every metric.
+"""
+
+from talora_jax import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.tasks = ("semantic", "depth", "normals")
+    config.data.name = "folder"
+    config.data.image_size = ()
+    config.model.size = "vit_b"
+    config.model.native_aspect = True
+    config.weighting.kind = "equal"
+    config.batch_size = 4
+    config.accumulate = 4
+    config.steps = 4000
+    config.eval_every = 1000
+    config.checkpoint_every = 200
+    return config
