@@ -1,0 +1,177 @@
+"""Every notebook runs from top to bottom, one after another as for a person, on a tiny model."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from talora_jax.base import Description, build, tensors_of
+from talora_jax.data.rooms.__main__ import write_folder
+from talora_jax.logs import read_metrics
+from talora_jax.models.sam import SIZES, Sam
+from weights_convert.__main__ import main as convert
+
+REPOSITORY = Path(__file__).parent.parent
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+# Seconds that a notebook may take.
+LIMIT = 180
+
+
+def read(name):
+    return nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where all notebooks keep what they make, and three flags of the tiny trainings."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def execute(place):
+    """Runs a notebook in settings from the environment; gives what it printed and showed."""
+
+    def execute(name, **settings):
+        notebook = read(name)
+        if name == "finetune_tpu":
+            # Before training, the notebook must not have touched a TPU: it serves one process.
+            (training,) = (
+                i for i, cell in enumerate(notebook.cells) if "-m talora_jax.main" in cell.source
+            )
+            untouched = "import jax._src.xla_bridge as b; assert not b.backends_are_initialized()"
+            notebook.cells.insert(training, nbformat.v4.new_code_cell(untouched))
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
+            "TALORA_KEPT": str(place),
+            **{f"TALORA_{name}": str(value) for name, value in settings.items()},
+        }
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=LIMIT,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(REPOSITORY / "notebooks")}},
+        )
+        begun = time.monotonic()
+        client.execute(env=environment)
+        assert time.monotonic() - begun < LIMIT
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+        text = "".join(output.get("text", "") for output in outputs)
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert "Traceback" not in text and "error: " not in text, text
+        return text, pictures
+
+    return execute
+
+
+@pytest.fixture(scope="module")
+def converted(place, execute):
+    """The base that the first notebook makes, from a tiny SAM under Hugging Face's names."""
+    sizes = SIZES["tiny"]()
+    tensors = tensors_of(nnx.state(build(lambda: Sam(sizes, rngs=nnx.Rngs(0)))))
+    base, folder = place / "random.safetensors", place / "huggingface"
+    description = Description(sizes, None, {"file": "random", "sha256": "…"})
+    safetensors.numpy.save_file(tensors, base, description.header())
+    convert([str(base), str(folder)])
+    told = execute("convert_and_prompt", SIZE="tiny", CHECKPOINT=folder)
+    return place / "sam_tiny.safetensors", tensors, told
+
+
+FLAGS = [
+    "--config.model.size=tiny",
+    "--config.model.remat=none",
+    "--config.adapter.ranks=(4, 4, 3)",
+    "--config.batch_size=2",
+    "--config.eval_batch_size=2",
+    "--config.accumulate=1",
+    "--config.steps=8",
+    "--config.log_every=1",
+    "--config.checkpoint_every=2",
+    "--config.eval_every=0",
+    "--config.num_pictures=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finetuned(place, execute, converted):
+    """The workdir that the second notebook goes on with after its first run was cut off."""
+    data, workdir = place / "data", place / "folder"
+    write_folder(data, 6, (48, 64), seed=0)
+    flags = [*FLAGS, f"--config.data.dir={place / 'records'}"]
+    command = [
+        *(sys.executable, "-m", "talora_jax.main"),
+        *("--config", "../configs/folder_vit_b.py", f"--workdir={workdir}", *flags),
+        *(f"--config.data.path={data}", f"--config.model.weights={converted[0]}"),
+    ]
+    cwd = REPOSITORY / "notebooks"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(
+        row["step"] >= 4 for row in read_metrics(workdir / "metrics.jsonl")
+    ):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "ended before it was killed"
+    assert not (workdir / "adapter.safetensors").exists()
+    told = execute("finetune_tpu", DATA=data, BASE=converted[0], FLAGS=shlex.join(flags))
+    return workdir, told
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs_and_begin_alike(path):
+    cells = read(path.stem).cells
+    for cell in cells:
+        assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
+    first = read(NOTEBOOKS[0].stem).cells
+    assert "**Runtime:**" in cells[0].source and "%pip install" in cells[1].source
+    assert cells[1].source == first[1].source
+    assert all("%pip" not in cell.source for cell in cells[2:])
+
+
+def test_convert_and_prompt(converted):
+    base, tensors, (text, pictures) = converted
+    assert f"wrote {base}" in text and len(pictures) == 2
+    stored = safetensors.numpy.load_file(base)
+    assert stored.keys() == tensors.keys()
+    for name, x in tensors.items():
+        np.testing.assert_array_equal(stored[name], x)
+
+
+def test_finetune_resumes_and_shows_what_was_learnt(finetuned):
+    workdir, (text, pictures) = finetuned
+    assert "Resuming after step" in text
+    assert "semantic/miou" in text and "(constant: " in text
+    # Data, losses, and a panel of the one validation picture.
+    assert len(pictures) == 3
+    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+    assert steps == list(range(1, 9))
+
+
+def test_finetune_on_nyuv2(execute, converted, published, place):
+    data = published.WRITE["nyuv2_mtan"](place / "download", size=(48, 64))
+    flags = [*FLAGS, "--config.steps=1", f"--config.data.dir={place / 'records'}"]
+    flags.append("--config.data.image_size=(48, 64)")
+    settings = {"EXPERIMENT": "nyuv2", "DATA": data, "BASE": converted[0]}
+    text, pictures = execute("finetune_tpu", **settings, FLAGS=shlex.join(flags))
+    assert "semantic/miou" in text and len(pictures) >= 3
+    assert (place / "nyuv2" / "adapter.safetensors").is_file()
+
+
+def test_predict_and_export(execute, finetuned):
+    text, pictures = execute("predict_and_export", WORKDIR=finetuned[0])
+    assert "4 of 4 images predicted" in text
+    # From the command line, from Python, from the program.
+    assert len(pictures) == 3
+    differences = [line.split()[-1] for line in text.splitlines() if "differ by at most" in line]
+    assert len(differences) == 2 * 3 and all(float(x) < 1e-3 for x in differences)
