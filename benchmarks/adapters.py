@@ -17,8 +17,8 @@ import sys
 
 from rich.table import Table
 
-from benchmarks import harness
-from benchmarks.harness import Contender
+from benchmarks import arguments, report
+from benchmarks.harness import Contender, ask
 
 KINDS = ("talora", "lora_shared", "lora_per_task")
 NUM_TASKS = 3
@@ -27,11 +27,11 @@ LIMITS = {"adapters": 2.0, "joint": 8.0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = harness.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument(
         "--count",
         nargs="*",
-        choices=harness.SIZES,
+        choices=arguments.SIZES,
         default=["vit_b", "vit_l", "vit_h"],
         help="sizes to count operations for; --count without a name: none (default: vit_b vit_l "
         "vit_h)",
@@ -43,33 +43,33 @@ def main(argv: list[str] | None = None) -> int:
         default=list(KINDS),
         help="kinds of adapters to count and to time (default: all)",
     )
-    harness.add_model_arguments(parser, peers=None)
+    arguments.add_model_arguments(parser, peers=None)
     args = parser.parse_args(argv)
 
-    console = harness.make_console()
+    console = report.make_console()
     rows = [row for size in args.count for row in count(size, args.kinds)]
     if rows:
         console.print(f"operations for {NUM_TASKS} tasks, 17 channels", style="bold")
         console.print(_table(rows))
     if args.repeats == 0:
-        report = {"benchmark": "adapters", "versions": harness.versions(), "flops": rows}
-        harness.write_json(args, report, console)
+        counts = {"benchmark": "adapters", "versions": report.versions(), "flops": rows}
+        report.write_json(args, counts, console)
         return 0
 
-    architecture = harness.describe(args.size, args.image_size)
+    architecture = arguments.describe(args.size, args.image_size)
     side = architecture["encoder"]["image_size"]
     contenders = [_encodings(kind, architecture, ours=True) for kind in args.kinds]
     contenders.append(_encodings("none", architecture, ours=False))
     work = {"size": args.size, "input": [1, side, side, 3], "tasks": NUM_TASKS, "dtype": "float32"}
-    return harness.compare(
+    return report.compare(
         "encodings with adapters", args, contenders, work, lambda _: {"flops": rows}
     )
 
 
 def count(size: str, kinds: list[str]) -> list[dict]:
     """One row per kind: operations, and in per cent what they are beyond frozen passes."""
-    options = harness.joint_options(harness.describe(size, None)) | {"kinds": kinds}
-    counted = harness.ask("benchmarks.ours:adapter_flops", options)
+    options = arguments.joint_options(arguments.describe(size, None)) | {"kinds": kinds}
+    counted = ask("benchmarks.ours:adapter_flops", options)
     frozen = counted["frozen"]
     return [
         {

@@ -9,18 +9,18 @@ transformers uses its fused attention (SDPA). Ours has no adapters here.
 
 import sys
 
-from benchmarks import harness
+from benchmarks import arguments, report
 from benchmarks.harness import Contender
 
 PEERS = ("transformers", "segment_anything")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = harness.parser(__doc__)
-    harness.add_model_arguments(parser, peers=PEERS)
+    parser = arguments.parser(__doc__)
+    arguments.add_model_arguments(parser, peers=PEERS)
     args = parser.parse_args(argv)
-    harness.check_peers(args.peers)
-    options = {"architecture": harness.describe(args.size, args.image_size)}
+    arguments.check_peers(args.peers)
+    options = {"architecture": arguments.describe(args.size, args.image_size)}
     contenders = [Contender("ours", "benchmarks.ours:encoder", options, ours=True)]
     contenders += [
         Contender(peer, "benchmarks.pytorch_peers:encoder", options | {"package": peer})
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     side = options["architecture"]["encoder"]["image_size"]
     work = {"size": args.size, "input": [1, side, side, 3], "dtype": "float32"}
-    return harness.compare("image encoder", args, contenders, work)
+    return report.compare("image encoder", args, contenders, work)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ cores that also read, the two are in each other's way, as they are in training t
 import sys
 import tempfile
 
-from benchmarks import harness
-from benchmarks.harness import Contender
+from benchmarks import arguments, report
+from benchmarks.harness import Contender, Result, ask
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = harness.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument(
         "--dataset",
         choices=("rooms", "nyuv2_mtan"),
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="training steps whose waiting is measured; 0: no training (default: %(default)s)",
     )
-    harness.add_model_arguments(parser, peers=None, size="tiny")
+    arguments.add_model_arguments(parser, peers=None, size="tiny")
     args = parser.parse_args(argv)
     if (args.path is None) == (args.dataset == "nyuv2_mtan"):
         parser.error("--path and --dataset=nyuv2_mtan go together")
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             }
         else:
             data |= {"path": args.path, "image_size": []}
-        return _measure(args, data, harness.ask("benchmarks.ours:prepare_data", data))
+        return _measure(args, data, ask("benchmarks.ours:prepare_data", data))
 
 
 def _measure(args, data: dict, prepared: dict) -> int:
@@ -106,13 +106,13 @@ def _measure(args, data: dict, prepared: dict) -> int:
         "batch size": args.batch_size,
         "images per turn": args.batch_size * args.batches,
     }
-    console = harness.make_console()
+    console = report.make_console()
     console.print(
         f"preparing {prepared['samples']} samples: {prepared['seconds']:.0f} s, at most "
         f"{prepared['peak_rss'] / 1e9:.2f} GB"
     )
 
-    def rates_and_waiting(results: list[harness.Result]) -> dict:
+    def rates_and_waiting(results: list[Result]) -> dict:
         rates = {r.name: r.facts["images"] / r.median for r in results if r.seconds}
         for name, rate in rates.items():
             console.print(f"{name}, {rate:.1f} images/s")
@@ -122,11 +122,11 @@ def _measure(args, data: dict, prepared: dict) -> int:
         console.print(_sentence(args, training))
         return {"prepared": prepared, "images_per_second": rates, "training": training}
 
-    return harness.compare("input pipeline", args, contenders, work, rates_and_waiting)
+    return report.compare("input pipeline", args, contenders, work, rates_and_waiting)
 
 
 def _training(args, data: dict) -> dict:
-    architecture = harness.describe(args.size, args.image_size)
+    architecture = arguments.describe(args.size, args.image_size)
     options = {
         "architecture": architecture,
         "data": data,
@@ -134,7 +134,7 @@ def _training(args, data: dict) -> dict:
         "steps": args.steps,
         "threads": max(args.threads),
     }
-    took = harness.ask("benchmarks.ours:input_wait", options)
+    took = ask("benchmarks.ours:input_wait", options)
     return took | {"share_waiting": sum(took["waiting"]) / sum(took["total"])}
 
 

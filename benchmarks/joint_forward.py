@@ -12,30 +12,31 @@ with the dense update of every layer and the decoder once per channel; see
 
 import sys
 
-from benchmarks import harness
+from benchmarks import arguments, report
+from benchmarks.harness import Contender
 
 PEERS = ("transformers", "segment_anything")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = harness.parser(__doc__)
-    harness.add_model_arguments(parser, peers=PEERS)
-    harness.add_geometry_arguments(parser)
+    parser = arguments.parser(__doc__)
+    arguments.add_model_arguments(parser, peers=PEERS)
+    arguments.add_geometry_arguments(parser)
     args = parser.parse_args(argv)
-    harness.check_peers(args.peers)
-    architecture = harness.describe(args.size, args.image_size)
-    options = harness.joint_options(architecture, args.original)
-    contenders = harness.our_contenders(args, "benchmarks.ours:joint_forward", options)
+    arguments.check_peers(args.peers)
+    architecture = arguments.describe(args.size, args.image_size)
+    options = arguments.joint_options(architecture, args.original)
+    contenders = arguments.our_contenders(args, "benchmarks.ours:joint_forward", options)
     contenders += [
-        harness.Contender(
+        Contender(
             f"mSAM on {peer}",
             "benchmarks.pytorch_peers:joint_forward",
             options | {"package": peer},
         )
         for peer in args.peers
     ]
-    work = harness.joint_work(args, options)
-    return harness.compare("joint forward pass", args, contenders, work)
+    work = arguments.joint_work(args, options)
+    return report.compare("joint forward pass", args, contenders, work)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.harness import INSTALL_PEERS
+from benchmarks.arguments import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.base import load_sam
 from talora_jax.errors import UserError, run_command

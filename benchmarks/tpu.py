@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import harness
+from benchmarks import arguments, report
 from talora_jax.command_line import load_config
 from talora_jax.errors import run_command
 
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.weighting.task_weights = (1.0,) * len(tasks)
 
     sizes = args.size or [config.model.size]
-    console = harness.make_console()
-    head = harness.print_head(
+    console = report.make_console()
+    head = report.print_head(
         console,
         "train step, compiled ahead of time",
         {
@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.model.size = size
         measured[size] = measure(config, mesh, tasks, args.repeats, args.hlo)
     console.print(_table(measured, len(devices)))
-    report = head | {"sizes": {size: dataclasses.asdict(m) for size, m in measured.items()}}
-    harness.write_json(args, report, console)
+    numbers = {"sizes": {size: dataclasses.asdict(m) for size, m in measured.items()}}
+    report.write_json(args, head | numbers, console)
     return 0
 
 
@@ -220,7 +220,7 @@ def _table(measured: dict[str, Measured], chips: int) -> Table:
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what in it changes the config."""
-    parser = harness.parser(__doc__)
+    parser = arguments.parser(__doc__)
     parser.add_argument(
         "--topology",
         default="v5e:2x4",
@@ -236,7 +236,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--size",
         nargs="+",
-        choices=harness.SIZES,
+        choices=arguments.SIZES,
         help="which SAM; several are compared with the first of them (default: the config's)",
     )
     parser.add_argument(

@@ -16,32 +16,33 @@ tasks, which at ViT-B may need more than 24 GB and is therefore not measured unl
 
 import sys
 
-from benchmarks import harness
+from benchmarks import arguments, report
+from benchmarks.harness import Contender
 
 PEERS = ("transformers_by_task", "segment_anything_by_task", "transformers", "segment_anything")
 BY_TASK = "_by_task"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = harness.parser(__doc__)
-    harness.add_model_arguments(parser, peers=PEERS, default=PEERS[:2])
-    harness.add_geometry_arguments(parser)
+    parser = arguments.parser(__doc__)
+    arguments.add_model_arguments(parser, peers=PEERS, default=PEERS[:2])
+    arguments.add_geometry_arguments(parser)
     args = parser.parse_args(argv)
     packages = {peer: peer.removesuffix(BY_TASK) for peer in args.peers}
-    harness.check_peers(list(packages.values()))
-    architecture = harness.describe(args.size, args.image_size)
-    options = harness.joint_options(architecture, args.original)
-    contenders = harness.our_contenders(args, "benchmarks.ours:training", options)
+    arguments.check_peers(list(packages.values()))
+    architecture = arguments.describe(args.size, args.image_size)
+    options = arguments.joint_options(architecture, args.original)
+    contenders = arguments.our_contenders(args, "benchmarks.ours:training", options)
     contenders += [
-        harness.Contender(
+        Contender(
             f"mSAM on {package}" + (", by task" if peer.endswith(BY_TASK) else ""),
             "benchmarks.pytorch_peers:training",
             options | {"package": package, "by_task": peer.endswith(BY_TASK)},
         )
         for peer, package in packages.items()
     ]
-    work = harness.joint_work(args, options)
-    return harness.compare("train step", args, contenders, work)
+    work = arguments.joint_work(args, options)
+    return report.compare("train step", args, contenders, work)
 
 
 if __name__ == "__main__":

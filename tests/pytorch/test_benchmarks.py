@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import harness, ours
+from benchmarks import arguments, ours
+from benchmarks.harness import Contender
+from benchmarks.report import compare
 from talora_jax.base import build, for_msam
 from talora_jax.models.msam import trainable
 from talora_jax.run import adapter_config, make_model
@@ -243,23 +245,23 @@ def test_counts_alone_need_no_turns(tmp_path):
 
 
 def test_a_contender_that_fails_leaves_the_others_and_the_exit_code_tells(capfd):
-    args = harness.parser("").parse_args([])
+    args = arguments.parser("").parse_args([])
     args.repeats = 1
     architecture = ours.describe("tiny", 64)[1]
-    works = harness.Contender("good", "benchmarks.ours:encoder", {"architecture": architecture})
-    fails = harness.Contender("bad", "benchmarks.ours:encoder", {}, ours=True)
-    assert harness.compare("failure", args, [fails, works], {}) == 1
+    works = Contender("good", "benchmarks.ours:encoder", {"architecture": architecture})
+    fails = Contender("bad", "benchmarks.ours:encoder", {}, ours=True)
+    assert compare("failure", args, [fails, works], {}) == 1
     assert "bad: ended with exit code 1" in capfd.readouterr().out
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
-    found = harness.importlib.util.find_spec
+    found = arguments.importlib.util.find_spec
     monkeypatch.setattr(
-        harness.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+        arguments.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
     )
     with pytest.raises(SystemExit, match=r"need torch: pip install 'talora_jax\[torch\]'"):
-        harness.check_peers(["transformers"])
-    harness.check_peers([])
+        arguments.check_peers(["transformers"])
+    arguments.check_peers([])
 
 
 @pytest.mark.parametrize("size", ["100", "48"])
