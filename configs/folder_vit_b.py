@@ -8,9 +8,9 @@ What DATA holds: `talora_jax.data.folder`; `python -m talora_jax.data.rooms DATA
 Normals are derived from depth where the camera's intrinsics are known. For the tasks you have:
 --config.tasks="('semantic', 'depth')".
 
-Hardware: one accelerator. Compiled for a TPU v5e chip, a step on four images of 480×640 takes 3.3 GB,
-and 1.8 GB with --config.accumulate=4. There are no published numbers for your data: the run prints
-what the best constant scores beside every metric.
+Hardware: one accelerator. Compiled for a TPU v5e chip, a step on four images of 480×640 takes
+3.3 GB, and 1.8 GB with --config.accumulate=4. There are no published numbers for your data: the run
+prints what the best constant scores beside every metric.
 """
 
 from talora_jax import config as config_lib
