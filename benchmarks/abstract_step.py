@@ -20,7 +20,7 @@ from talora_jax import sharding
 from talora_jax.models.sam import SIZES
 from talora_jax.run import abstract
 from talora_jax.tasks import TASKS, Task
-from talora_jax.train import abstract_state, make_train_step
+from talora_jax.train_step import abstract_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

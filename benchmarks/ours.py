@@ -27,7 +27,7 @@ from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.run import assemble, make_model
 from talora_jax.tasks import Task, make_task
-from talora_jax.train import init_state, make_train_step
+from talora_jax.train_step import init_state, make_train_step
 
 # NYUv2 as MTAN packs it.
 TASKS = ("semantic", "depth", "normals")

@@ -23,7 +23,7 @@ from talora_jax.errors import UserError
 from talora_jax.optim import group_of
 from talora_jax.run import Run, abstract, parent_of, sizes
 from talora_jax.tasks import make_task
-from talora_jax.train import abstract_state
+from talora_jax.train_step import abstract_state
 
 FROZEN = "frozen"
 # As data flows. Inside a part, tensors are in alphabetical order.

@@ -12,13 +12,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from talora_jax import checkpoint as checkpoint_lib
 from talora_jax import pictures
+from talora_jax.checkpoint import Checkpoints
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.run import Run
 from talora_jax.sharding import batch_sharding, replicated, shard_batch
 from talora_jax.tasks.base import Sums
+from talora_jax.train_step import init_state
 
 Batches = Iterable[dict[str, np.ndarray]]
 
@@ -104,9 +105,7 @@ def evaluate(run: Run, workdir: Path, print_line: Callable[[str], None]) -> dict
     Raises:
       UserError: the workdir has no checkpoint.
     """
-    from talora_jax.train import init_state  # train uses this module, too
-
-    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir)
     step = checkpoints.latest_step()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")

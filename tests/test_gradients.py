@@ -15,7 +15,7 @@ from talora_jax.data.dataset import Dataset
 from talora_jax.models.msam import shared, trainable
 from talora_jax.run import Run, adapter_config, make_model
 from talora_jax.tasks import make_task
-from talora_jax.train import init_state
+from talora_jax.train_step import init_state
 
 TASKS = ("depth", "normals", "semantic")
 CLASSES = ("a", "b")

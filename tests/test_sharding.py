@@ -17,7 +17,7 @@ from talora_jax import config as config_lib, sharding
 from talora_jax.data.dataset import Dataset
 from talora_jax.run import assemble
 from talora_jax.tasks import make_task
-from talora_jax.train import init_state, make_train_step
+from talora_jax.train_step import init_state, make_train_step
 
 sys.path.insert(0, "tests")
 import micro

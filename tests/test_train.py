@@ -15,7 +15,8 @@ from talora_jax.errors import UserError
 from talora_jax.evaluate import constant_baselines, evaluate
 from talora_jax.logs import read_metrics
 from talora_jax.run import prepare
-from talora_jax.train import flat_fields, init_state, make_train_step, train
+from talora_jax.train import flat_fields, train
+from talora_jax.train_step import init_state, make_train_step
 
 
 def first_batch(run):
