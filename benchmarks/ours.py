@@ -88,7 +88,7 @@ def training(
     dataset = Dataset(
         config.data.name, TASKS, CLASSES, tuple(original), {"train": range(1000), "val": ()}
     )
-    run = assemble(config, mesh, dataset, make_tasks())
+    run = assemble(config, mesh, dataset, make_tasks(), parent=None)
     step = make_train_step(run)
     with jax.set_mesh(mesh):
         batch = sharding.shard_batch(random_batch(original), mesh)
@@ -231,7 +231,7 @@ def input_wait(
     dataset = open_dataset(config.data, TASKS)
     mesh = sharding.make_mesh(**config.mesh)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in TASKS)
-    run = assemble(config, mesh, dataset, tasks)
+    run = assemble(config, mesh, dataset, tasks, parent=None)
     train_step, state = make_train_step(run), init_state(run)
     iterator = batches_of(config, dataset, batch_size, threads)
     total, waiting = [], []

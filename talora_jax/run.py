@@ -63,10 +63,10 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
 
     # What files cannot be is told before data is prepared, which may take long.
     sizes(config)
-    parent_of(config)
+    parent = parent_of(config)
     dataset = open_dataset(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
-    return assemble(config, mesh, dataset, tasks)
+    return assemble(config, mesh, dataset, tasks, parent)
 
 
 def assemble(
@@ -74,20 +74,20 @@ def assemble(
     mesh: jax.sharding.Mesh,
     dataset: Dataset,
     tasks: tuple[Task, ...],
+    parent: AdapterFile | None,
 ) -> Run:
     """The run of a checked config on an opened data set.
 
     With `config.adapter.extend`, everything that the old tasks have in common comes from that
-    adapter and is frozen, and only what belongs to the new tasks alone trains: for TA-LoRA rows of
-    U3, no-mask rows and mask decoders. The old tasks' own entries are put beside them when the run
-    is over, see `learnt_file`; in training they would do nothing.
+    adapter, the `parent` (see `parent_of`), and is frozen, and only what belongs to the new tasks
+    alone trains: for TA-LoRA rows of U3, no-mask rows and mask decoders. The old tasks' own entries
+    are put beside them when the run is over, see `learnt_file`; in training they would do nothing.
 
     Raises:
       UserError: the base of `config.model.weights` or the adapter to extend does not fit.
     """
     adapter = adapter_config(config)
     sam, base = sizes_and_base(config)
-    parent = parent_of(config)
     shared = parent and {
         name: x for name, x in parent.tensors.items() if task_axis(adapter, name.split(".")) is None
     }

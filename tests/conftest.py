@@ -36,7 +36,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam
-from talora_jax.run import Run, assemble, learnt_file
+from talora_jax.run import Run, assemble, learnt_file, parent_of
 from talora_jax.tasks import make_task
 from weights_convert.official import from_official
 
@@ -205,7 +205,8 @@ def learn(micro):
         classes = ("red", "green", "blue")
         tasks = tuple(make_task(name, class_names=classes) for name in config.tasks)
         dataset = Dataset("folder", tuple(config.tasks), classes, (24, 32), {})
-        run = assemble(config, sharding.make_mesh(**config.mesh), dataset, tasks)
+        mesh = sharding.make_mesh(**config.mesh)
+        run = assemble(config, mesh, dataset, tasks, parent_of(config))
         rng = np.random.default_rng(seed)
         learnt = jax.tree.map(
             lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), run.trainable

@@ -46,7 +46,7 @@ for data, fsdp, task in json.loads(sys.argv[1]):
     else:
         mesh = sharding.make_mesh(data, fsdp, task)
     tasks = tuple(make_task(t, class_names=names) for t in config.tasks)
-    run = assemble(config, mesh, dataset, tasks)
+    run = assemble(config, mesh, dataset, tasks, parent=None)
     step = make_train_step(run)
     with jax.set_mesh(mesh):
         state, scalars = step(init_state(run), run.frozen, sharding.shard_batch(batch, mesh))
