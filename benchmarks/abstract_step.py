@@ -18,9 +18,9 @@ from jaxtyping import PyTree
 
 from talora_jax import sharding
 from talora_jax.models.sam import SIZES
-from talora_jax.run import abstract
 from talora_jax.tasks import TASKS, Task
-from talora_jax.train_step import abstract_state, make_train_step
+from talora_jax.training.setup import abstract
+from talora_jax.training.step import abstract_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AbstractStep:
     """A train step and what it is called with, all of it shapes.
 
     Attributes:
-      step: the jitted step of `talora_jax.train`.
+      step: the jitted step of `talora_jax.training.loop`.
       arguments: (state, frozen, batch), laid over the mesh as in training.
       trainable_bytes, frozen_bytes: of the parameters, before they are laid over the mesh.
     """

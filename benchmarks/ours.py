@@ -16,7 +16,6 @@ from benchmarks.flops import count_flops
 from benchmarks.harness import cores, peak_rss
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import build
 from talora_jax.data import open_dataset
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import train_iterator
@@ -25,9 +24,10 @@ from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
-from talora_jax.run import assemble, make_model
 from talora_jax.tasks import Task, make_task
-from talora_jax.train_step import init_state, make_train_step
+from talora_jax.training.setup import assemble, make_model
+from talora_jax.training.step import init_state, make_train_step
+from talora_jax.weights.assemble import build
 
 # NYUv2 as MTAN packs it.
 TASKS = ("semantic", "depth", "normals")
@@ -220,7 +220,7 @@ def pipeline(data: dict[str, Any], batch_size: int, batches: int, threads: int) 
 def input_wait(
     architecture: dict[str, Any], data: dict[str, Any], batch_size: int, steps: int, threads: int
 ) -> tuple[None, dict[str, Any]]:
-    """Trains for some steps, as `talora_jax.train` does, and says what it waited for.
+    """Trains for some steps, as `talora_jax.training.loop` does, and says what it waited for.
 
     Returns:
       No step, and seconds by step, {"total": [...], "waiting": [...]}; the first two are left out.

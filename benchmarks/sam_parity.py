@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw
 
 from benchmarks.arguments import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
-from talora_jax.base import load_sam
 from talora_jax.errors import UserError, run_command
-from talora_jax.predictor import SamPredictor
-from talora_jax.rgb import as_rgb
+from talora_jax.inference.prompts import SamPredictor
+from talora_jax.inference.rgb import as_rgb
+from talora_jax.weights.assemble import load_sam
 from weights_convert.__main__ import main as convert
 
 # The released models, by the width of their image encoder.

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from benchmarks import abstract_step
     from talora_jax import config as config_lib
-    from talora_jax.models import kernels
+    from talora_jax.models import attention_kernels
 
     jax.config.update("jax_enable_compilation_cache", False)
     devices = _devices(args.topology, generation)
@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for field in ("dtype", "param_dtype"):
         if config.model[field] == "auto":
             config.model[field] = "float32" if generation == "cpu" else "bfloat16"
-    kernels.check(config.model.attention, devices[0], config.model.dtype)
-    config.model.attention = kernels.choose(config.model.attention, devices[0].platform)
+    attention_kernels.check(config.model.attention, devices[0], config.model.dtype)
+    config.model.attention = attention_kernels.choose(config.model.attention, devices[0].platform)
     images = args.batch_per_chip * mesh.shape["data"] * mesh.shape["fsdp"]
     config.batch_size = config.eval_batch_size = images * config.accumulate
     tasks = abstract_step.choose_tasks(

@@ -14,12 +14,12 @@ __version__ = "0.1.0"
 
 # What the package gives, and the module that it is in.
 _EXPORTS = {
-    "load": "trained",
-    "TrainedModel": "trained",
-    "picture": "pictures",
-    "load_sam": "base",
-    "SamPredictor": "predictor",
-    "AdapterFile": "adapter",
+    "load": "inference.model",
+    "TrainedModel": "inference.model",
+    "picture": "inference.pictures",
+    "load_sam": "weights.assemble",
+    "SamPredictor": "inference.prompts",
+    "AdapterFile": "weights.adapter_file",
     "UserError": "errors",
 }
 

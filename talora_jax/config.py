@@ -11,12 +11,13 @@ from typing import Any
 
 import ml_collections
 
-from talora_jax import balancing, tasks, weighting
+from talora_jax import tasks
 from talora_jax.errors import UserError, one_line
-from talora_jax.models import adapters, image_encoder, kernels, sam
+from talora_jax.models import adapters, attention_kernels, image_encoder, sam
+from talora_jax.weighting import gradients, losses
 
 DTYPES = ("auto", "float32", "bfloat16")
-# Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.optim`.
+# Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
 GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "weighting")
 
 
@@ -61,7 +62,7 @@ def default() -> ml_collections.ConfigDict:
     model.native_aspect = False
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters
-    # auto | xla | splash | cudnn, of the encoder's global blocks; see `talora_jax.models.kernels`.
+    # auto | xla | splash | cudnn, of the encoder's global blocks; see `models.attention_kernels`.
     model.attention = "auto"
     # What the backward pass computes again: none | dots | block_but_attention | block, from the
     # fastest to the one that needs the least memory.
@@ -167,12 +168,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     if len(set(config.tasks)) < len(config.tasks):
         raise UserError(f"config.tasks names a task twice: {', '.join(config.tasks)}")
     _one_of("config.model.size", config.model.size, sam.SIZES)
-    _one_of("config.model.attention", config.model.attention, kernels.ATTENTION)
+    _one_of("config.model.attention", config.model.attention, attention_kernels.ATTENTION)
     _one_of("config.model.remat", config.model.remat, image_encoder.REMAT)
     _one_of("config.model.dtype", config.model.dtype, DTYPES)
     _one_of("config.model.param_dtype", config.model.param_dtype, DTYPES)
     _one_of("config.adapter.kind", config.adapter.kind, adapters.KINDS)
-    _one_of("config.weighting.kind", config.weighting.kind, weighting.KINDS + balancing.KINDS)
+    _one_of("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
 
     width = sam.SIZES[config.model.size]().encoder.width
     for rank, most, name in zip(

@@ -85,14 +85,14 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value).expanduser()
     # Imported here: --help and a mistyped flag need not wait for JAX.
     if _MODE.value == "train":
-        from talora_jax.train import train
+        from talora_jax.training.loop import train
 
         if _CONFIG.value is None:
             raise UserError("--config is missing: name a file in configs/")
         train(_CONFIG.value, workdir)
     else:
-        from talora_jax.evaluate import evaluate
-        from talora_jax.run import prepare
+        from talora_jax.training.evaluate import evaluate
+        from talora_jax.training.setup import prepare
 
         evaluate(prepare(config_lib.read(workdir / "config.json")), workdir, print)
 
@@ -102,7 +102,7 @@ def _describe() -> None:
         raise UserError("--config is missing: name a file in configs/, or --workdir of a run")
     from rich.console import Console
 
-    from talora_jax.describe import describe
+    from talora_jax.experiments.describe import describe
 
     console = Console(highlight=False, markup=False)
     # Wide enough for the tables where the output is no terminal.
@@ -119,8 +119,8 @@ def _predict() -> None:
         raise UserError("--mode predict needs --workdir or --adapter, one of them")
     if not _OUT.value:
         raise UserError("--out is missing: where should the predictions go?")
-    from talora_jax.predict import find_images, predict
-    from talora_jax.trained import load
+    from talora_jax.inference.model import load
+    from talora_jax.inference.to_files import find_images, predict
 
     out = Path(_OUT.value).expanduser()
     inputs = find_images(_IMAGES.value, out)

@@ -30,14 +30,15 @@ from PIL import Image
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.base import Description, build, for_msam, tensors_of
 from talora_jax.data import Dataset
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam
-from talora_jax.run import Run, assemble, learnt_file, parent_of
 from talora_jax.tasks import make_task
+from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
+from talora_jax.weights.assemble import build, for_msam, tensors_of
+from talora_jax.weights.base_file import Description
 from weights_convert.official import from_official
 
 TESTS = Path(__file__).parent

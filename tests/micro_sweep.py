@@ -3,6 +3,6 @@
 import micro  # noqa: F401  # adds the size, in the processes of the runs, too
 
 if __name__ == "__main__":
-    from talora_jax.sweep import cli
+    from talora_jax.experiments.sweep import cli
 
     cli()

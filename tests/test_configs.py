@@ -14,10 +14,10 @@ from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
 from talora_jax.models.sam import SIZES
-from talora_jax.run import abstract, prepare
 from talora_jax.tasks import make_task
-from talora_jax.train import train
-from talora_jax.train_step import abstract_state, make_train_step
+from talora_jax.training.loop import train
+from talora_jax.training.setup import abstract, prepare
+from talora_jax.training.step import abstract_state, make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 CLASSES = tuple(f"class {i}" for i in range(13))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talora_jax.logs import read_metrics
-from talora_jax.train import flat_fields
+from talora_jax.training.log import read_metrics
+from talora_jax.training.loop import flat_fields
 
 
 def flags(config, workdir):

@@ -15,10 +15,11 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from talora_jax.base import Description, build, tensors_of
 from talora_jax.data.rooms.__main__ import write_folder
-from talora_jax.logs import read_metrics
 from talora_jax.models.sam import SIZES, Sam
+from talora_jax.training.log import read_metrics
+from talora_jax.weights.assemble import build, tensors_of
+from talora_jax.weights.base_file import Description
 from weights_convert.__main__ import main as convert
 
 REPOSITORY = Path(__file__).parent.parent

@@ -15,9 +15,9 @@ import json, sys
 import jax, numpy as np
 from talora_jax import config as config_lib, sharding
 from talora_jax.data.dataset import Dataset
-from talora_jax.run import assemble
+from talora_jax.training.setup import assemble
 from talora_jax.tasks import make_task
-from talora_jax.train_step import init_state, make_train_step
+from talora_jax.training.step import init_state, make_train_step
 
 sys.path.insert(0, "tests")
 import micro

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from talora_jax.base import HEADER_KEY, Description
 from talora_jax.errors import UserError
+from talora_jax.weights.base_file import HEADER_KEY, Description
 from weights_convert.architecture import (
     Architecture,
     count,

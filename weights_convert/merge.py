@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from talora_jax.adapter import AdapterFile
-from talora_jax.base import fingerprint
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig, make_adapter
+from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.assemble import fingerprint
 from weights_convert.checkpoint import Checkpoint, our_tensors
 from weights_convert.names import Entry
 

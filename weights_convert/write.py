@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from talora_jax.base import Description
 from talora_jax.errors import UserError
 from talora_jax.files import replacing
 from talora_jax.models.prompt_encoder import MASK_CHANNELS
 from talora_jax.models.sam import SamConfig
+from talora_jax.weights.base_file import Description
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.names import GAUSSIAN, HUGGINGFACE_ALIAS, by_our_names
 from weights_convert.pytorch_file import write_pytorch

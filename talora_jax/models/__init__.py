@@ -1,1 +1,2 @@
-"""SAM's parts, the TA-LoRA adapters and the multi-task model built from them."""
+"""SAM's parts, the TA-LoRA adapters and the multi-task model built of them; imports nothing but
+`errors` and `sharding`, and may be imported by all."""

@@ -24,8 +24,8 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import join_windows, split_windows
+from talora_jax.models.attention_kernels import KERNELS
 from talora_jax.models.geometry import Geometry
-from talora_jax.models.kernels import KERNELS
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
@@ -144,7 +144,7 @@ class Neck(nnx.Module):
 class ImageEncoder(nnx.Module):
     """Images to embeddings, one per task.
 
-    The global blocks attend by the kernel `attention` (see `kernels.KERNELS`), windows by `xla`.
+    The global blocks attend by the kernel `attention` (see `attention_kernels`), windows by `xla`.
 
     Without a checkpoint, linear layers start LeCun-normal, relative positions at zero and absolute
     positions as MAE's sines and cosines, from which SAM's own encoder started.

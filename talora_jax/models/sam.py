@@ -2,7 +2,7 @@
 
 Source: `segment_anything/modeling/sam.py` and `build_sam.py`. What differs: images, prompts and
 maps are batches of one shape (P prompts for each of B images); resizing to SAM's square and back
-belongs to `geometry`, and `talora_jax.predictor` puts all together.
+belongs to `geometry`, and `talora_jax.inference.prompts` puts all together.
 """
 
 import dataclasses

@@ -12,8 +12,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
-from talora_jax.legends import Bar, Legend
-from talora_jax.png import Png, scaled
+from talora_jax.tasks.legends import Bar, Legend
+from talora_jax.tasks.png import Png, scaled
 
 Maps = Float[Array, "B H W C"]  # what the model gives: raw, of any float type
 Target = Num[Array, "B H W *c"]

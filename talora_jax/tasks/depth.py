@@ -8,8 +8,6 @@ import matplotlib
 import numpy as np
 from jaxtyping import Array, Float
 
-from talora_jax.legends import Bar, Legend
-from talora_jax.png import Png, scaled
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -23,6 +21,8 @@ from talora_jax.tasks.base import (
     error_means,
     error_sums,
 )
+from talora_jax.tasks.legends import Bar, Legend
+from talora_jax.tasks.png import Png, scaled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from talora_jax.legends import Key, Legend
-from talora_jax.png import Png
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -23,6 +21,8 @@ from talora_jax.tasks.base import (
     error_means,
     error_sums,
 )
+from talora_jax.tasks.legends import Key, Legend
+from talora_jax.tasks.png import Png
 
 
 @dataclasses.dataclass(frozen=True)

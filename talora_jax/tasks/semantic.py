@@ -15,8 +15,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.colors import hsv_to_rgb
 
 from talora_jax.errors import UserError
-from talora_jax.legends import Legend, Swatches
-from talora_jax.png import Png
 from talora_jax.tasks.base import (
     AnyTarget,
     Labelled,
@@ -29,6 +27,8 @@ from talora_jax.tasks.base import (
     Truth,
     bincount,
 )
+from talora_jax.tasks.legends import Legend, Swatches
+from talora_jax.tasks.png import Png
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.flops import count_flops
 from benchmarks.ours import adapter_flops, describe
-from talora_jax.models.kernels import splash
+from talora_jax.models.attention_kernels import splash
 
 A = jax.ShapeDtypeStruct((3, 5), jnp.float32)
 B = jax.ShapeDtypeStruct((5, 7), jnp.float32)

@@ -17,7 +17,7 @@ from talora_jax.data.pascal_context.decode import edges_of
 from talora_jax.data.pascal_context.thin import thin
 from talora_jax.data.pipeline import eval_batches, train_iterator
 from talora_jax.errors import UserError
-from talora_jax.train import train
+from talora_jax.training.loop import train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pascal_context_vit_l.py"
 TASKS = ("semantic", "human_parts", "saliency", "normals", "edges")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from talora_jax.base import build
 from talora_jax.models import image_encoder
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES
+from talora_jax.weights.assemble import build
 
 CHANNELS = {"semantic": 5, "depth": 1, "normals": 3, "edges": 1}
 

@@ -12,9 +12,9 @@ from flax import nnx
 from talora_jax import config
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import trainable
-from talora_jax.optim import make_optimizer
 from talora_jax.tasks import make_task
-from talora_jax.weighting import Fixed
+from talora_jax.training.optim import make_optimizer
+from talora_jax.weighting.losses import Fixed
 
 
 def under(arrays, prefix):

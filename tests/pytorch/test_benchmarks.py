@@ -12,9 +12,9 @@ from flax import nnx
 from benchmarks import arguments, ours
 from benchmarks.harness import Contender
 from benchmarks.report import compare
-from talora_jax.base import build, for_msam
 from talora_jax.models.msam import trainable
-from talora_jax.run import adapter_config, make_model
+from talora_jax.training.setup import adapter_config, make_model
+from talora_jax.weights.assemble import build, for_msam
 from weights_convert.official import from_official
 
 pytestmark = pytest.mark.torch

@@ -7,11 +7,12 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-import talora_jax.base as base_lib
-from talora_jax.base import build, load_sam, read_base
+import talora_jax.weights.base_file as base_lib
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
+from talora_jax.weights.assemble import build, load_sam
+from talora_jax.weights.base_file import read_base
 from weights_convert.names import HUGGINGFACE_ALIAS
 
 

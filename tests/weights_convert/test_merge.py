@@ -8,10 +8,11 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from talora_jax.adapter import AdapterFile
-from talora_jax.base import build, fingerprint, load_sam, read_base, tensors_of
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
+from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.assemble import build, fingerprint, load_sam, tensors_of
+from talora_jax.weights.base_file import read_base
 
 CHANNELS = {"normals": 3, "depth": 1}
 

@@ -27,8 +27,8 @@ from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import FOCAL, random_scene
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.files import replacing
-from talora_jax.png import Png, scaled
 from talora_jax.tasks import palette
+from talora_jax.tasks.png import Png, scaled
 
 DEPTH_SCALE = 1000
 

@@ -1,0 +1,129 @@
+"""Finished runs read back from their workdirs, and what makes two runs the same experiment."""
+
+import dataclasses
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ml_collections
+
+from talora_jax import config as config_lib
+from talora_jax.errors import UserError, one_line
+from talora_jax.training.log import read_metrics
+from talora_jax.training.loop import flat_fields
+
+# Where a run happens and how often it tells: nothing that its numbers depend on.
+_PLACE = (
+    "config.data.dir",
+    "config.hosts.",
+    "config.log_every",
+    "config.eval_every",
+    "config.checkpoint_every",
+    "config.num_pictures",
+    "config.read_threads",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run came to.
+
+    Attributes:
+      metrics: of the validation split after the last step, by `<task>/<metric>`.
+      parameters: how many train; None in a workdir that does not tell.
+      step_time: median seconds a step; None where it was never measured.
+    """
+
+    workdir: Path
+    config: ml_collections.ConfigDict
+    metrics: dict[str, float]
+    parameters: float | None
+    step_time: float | None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.config.tasks)
+
+
+def read_run(workdir: Path) -> FinishedRun:
+    """The run of a workdir, from config.json and metrics.jsonl alone.
+
+    Raises:
+      UserError: there is no run, it is not finished, or its files are not as a run leaves them.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: there is no such directory")
+    config = _read_config(workdir)
+    rows = _read_rows(workdir)
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    final = [r for r in rows if r["split"] == "val" and r["step"] == config.steps]
+    if not final:
+        reached = f"the last logged step is {max(steps)}" if steps else "no step is logged"
+        raise UserError(f"{workdir}: unfinished, {reached} of {config.steps}")
+    model = next((row for row in rows if row["split"] == "model"), {})
+    # The first step compiles and has no time.
+    times = [t for row in rows if row["split"] == "train" and (t := row.get("step_time"))]
+    return FinishedRun(
+        workdir,
+        config,
+        {name: value for name, value in final[-1].items() if "/" in name},
+        model.get("trainable_parameters"),
+        median(times) if times else None,
+    )
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields that a run's numbers depend on, but for the seed: {"config.batch_size": 4, …}.
+
+    Fields that the run never reads are left out: ranks of a kind without adapters, the
+    regulariser's of a kind without Tucker factors. Runs of equal settings differ by the seed only.
+    """
+    fields = {k: v for k, v in flat_fields(config.to_dict()).items() if not k.startswith(_PLACE)}
+    unread = {"config.seed"}
+    kind = config.adapter.kind
+    if kind in ("none", "full"):
+        unread |= {k for k in fields if k.startswith("config.adapter.")} - {"config.adapter.kind"}
+    if kind.startswith("lora"):
+        fields["config.adapter.rank"] = config.adapter.ranks[0]
+        unread.add("config.adapter.ranks")
+    if kind != "talora" or not config.orthogonal_weight:
+        unread.add("config.orthogonal_parts")
+    if kind != "talora":
+        unread.add("config.orthogonal_weight")
+    if config.weighting.kind != "fixed" or len(config.tasks) == 1:
+        unread.add("config.weighting.task_weights")
+    if config.data.name != "folder":
+        unread.add("config.data.path")  # where the download lies
+    return {name: value for name, value in fields.items() if name not in unread}
+
+
+def key(fields: dict[str, Any]) -> str:
+    """Equal for equal fields, whether they come from a file (lists) or not (tuples)."""
+    return json.dumps(fields, sort_keys=True)
+
+
+def _read_config(workdir: Path) -> ml_collections.ConfigDict:
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir}: not a run's workdir, config.json is missing")
+    try:
+        config = config_lib.from_fields(json.loads(path.read_text()))
+        config_lib.check(config)
+    except (UserError, ValueError, OSError) as error:
+        raise UserError(
+            f"{workdir}: config.json is not a config of this version: {one_line(error)}"
+        ) from error
+    return config
+
+
+def _read_rows(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    try:
+        rows = read_metrics(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not {"step", "split"} <= row.keys():
+            raise UserError(f"{path}: line {number} is not of a run: no step and split")
+    return rows

@@ -1,0 +1,265 @@
+"""python -m talora_jax.report WORKDIR… [--out DIR] [--baseline WORKDIR…]
+
+One table of finished runs, beside what is published on their data set: printed, and written as
+table.md, table.csv (every metric there is) and plot.png (quality against trainable parameters).
+What the rows and the relative improvements Δp and Δm are: talora_jax/comparison.py.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import rich.box
+import rich.console
+import rich.table
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from rich.markup import escape
+
+from talora_jax.errors import ArgumentParser, UserError, run_command
+from talora_jax.experiments.finished_run import FinishedRun, key, read_run, settings
+from talora_jax.experiments.tables import (
+    DELTA_M,
+    DELTA_P,
+    MEASURED,
+    PARAMETERS,
+    SUMMARY,
+    Table,
+    make_tables,
+)
+from talora_jax.files import write_atomically
+from talora_jax.tasks import TASKS
+
+_MARKERS = "osD^vP*X"
+
+
+def report(
+    workdirs: Sequence[Path], out: Path, baseline: Sequence[Path] = ()
+) -> tuple[list[Table], list[str]]:
+    """Reads workdirs, prints the tables and writes table.md, table.csv and plot.png into `out`.
+
+    Args:
+      baseline: workdirs of the single-task runs that Δ is relative to; none: those found.
+
+    Returns:
+      The tables, one per data set, and a sentence for each workdir that was left out.
+
+    Raises:
+      UserError: no workdir is usable, or a baseline is not.
+    """
+    told = [read_run(path) for path in baseline]
+    for run in told:
+        if len(run.tasks) > 1:
+            raise UserError(
+                f"--baseline {run.workdir} has {len(run.tasks)} tasks, expected a single-task run"
+            )
+    console = rich.console.Console(highlight=False)
+    runs, left_out = _read_all(workdirs, told)
+    tables = make_tables(runs, told)
+    for table in tables:
+        _print(table, console)
+    for line in left_out:
+        console.print(f"left out: {line}", markup=False, soft_wrap=True)
+    if not runs:
+        raise UserError(f"none of the {len(workdirs)} workdirs holds a finished run")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "table.md", markdown(tables, left_out).encode())
+    write_atomically(out / "table.csv", comma_separated(tables).encode())
+    picture = io.BytesIO()
+    plot(tables).savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    write_atomically(out / "plot.png", picture.getvalue())
+    console.print(f"Wrote table.md, table.csv and plot.png in {out}", markup=False, soft_wrap=True)
+    return tables, left_out
+
+
+def _read_all(
+    workdirs: Sequence[Path], told: Sequence[FinishedRun]
+) -> tuple[list[FinishedRun], list[str]]:
+    """The finished runs, each once, and a sentence for each workdir without one."""
+    runs, left_out = {}, []
+    experiments: dict[str, Path] = {}
+    for path in [*(run.workdir for run in told), *workdirs]:
+        place = path.resolve()
+        if place in runs:
+            continue
+        try:
+            run = read_run(path)
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        experiment = key(settings(run.config) | {"seed": run.config.seed})
+        if experiment in experiments:
+            left_out.append(f"{path}: the same settings and seed as {experiments[experiment]}")
+            continue
+        experiments[experiment] = path
+        runs[place] = run
+    return list(runs.values()), left_out
+
+
+def markdown(tables: Sequence[Table], left_out: Sequence[str] = ()) -> str:
+    """The tables in Markdown, with what a reader needs to know under them."""
+    lines = []
+    for table in tables:
+        columns = (*SUMMARY, *table.metrics)
+        heads = ["method", "seeds", *columns, "source"]
+        lines += [f"## {table.title}", "", _line(heads), _line(["---"] * len(heads))]
+        for row in table.rows:
+            seeds = "" if row.seeds is None else str(row.seeds)
+            cells = [" ± ".join(_cell(name, row.values.get(name, ()))) for name in columns]
+            lines.append(_line([row.method, seeds, *cells, row.source]))
+        lines += ["", *(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
+    lines.append(
+        "Mean ± standard deviation (n − 1) over seeds. Shares such as mIoU are fractions. A "
+        "single-task row adds up parameters and step times of one run per task. Δp (LibMTL) and Δm "
+        "(ASTMT) are relative to the single-task runs of the same model size; published ones are "
+        "relative to their own table's."
+    )
+    if left_out:
+        lines += ["", "Left out:", "", *(f"- {line}" for line in left_out)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def comma_separated(tables: Sequence[Table]) -> str:
+    """The tables as CSV: every metric that any row has, means and deviations at full precision."""
+    rows = [(table, row) for table in tables for row in table.rows]
+    own = (name for _, row in rows for name in row.values)
+    columns = list(dict.fromkeys((*SUMMARY, *own)))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heads = [head for name in columns for head in (name, f"{name} std")]
+    writer.writerow(["data set", "method", "seeds", *heads, "source"])
+    for table, row in rows:
+        numbers: list[float | str] = []
+        for name in columns:
+            values = row.values.get(name, ())
+            numbers.append(fmean(values) if values else "")
+            numbers.append(stdev(values) if len(values) > 1 else "")
+        seeds = "" if row.seeds is None else row.seeds
+        writer.writerow([table.title, row.method, seeds, *numbers, row.source])
+    return file.getvalue()
+
+
+def _print(table: Table, console: rich.console.Console) -> None:
+    """The table in parts that fit a terminal: the summary, then the metrics of each task."""
+    parts = [SUMMARY] + [
+        tuple(name for name in table.metrics if name.startswith(f"{task}/")) for task in table.tasks
+    ]
+    for number, part in enumerate(parts):
+        title = escape(table.title) if number == 0 else None
+        grid = rich.table.Table(title=title, box=rich.box.SIMPLE, title_justify="left")
+        grid.add_column("method", overflow="fold")
+        for name in part:
+            grid.add_column(name.replace("/", "/\n"), justify="right", no_wrap=True)
+        for row in table.rows:
+            cells = [_cell(name, row.values.get(name, ())) for name in part]
+            if row.source == MEASURED or any(cell != ("–",) for cell in cells):
+                mark = "" if row.source == MEASURED else "*"
+                grid.add_row(escape(row.method) + mark, *("\n±".join(cell) for cell in cells))
+        console.print(grid)
+    for source in dict.fromkeys(row.source for row in table.rows if row.source != MEASURED):
+        methods = ", ".join(row.method for row in table.rows if row.source == source)
+        console.print(f"* {methods}: {source}", markup=False, soft_wrap=True)
+    for note in table.notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def _cell(column: str, values: Sequence[float]) -> tuple[str, ...]:
+    """The mean and, of several seeds, the standard deviation, rounded alike."""
+    if not values:
+        return ("–",)
+    mean = fmean(values)
+    if column == PARAMETERS:
+        return (f"{mean:,.0f}",)
+    if column in (DELTA_P, DELTA_M):
+        # Adding 0 takes the sign off a rounded −0.
+        told, decimals = f"{round(mean, 2) + 0.0:+.2f}", 2
+    else:
+        # Four significant digits of a number that is not 0, nan or inf.
+        known = math.isfinite(mean) and mean != 0
+        decimals = max(0, 3 - math.floor(math.log10(abs(mean)))) if known else 4
+        told = f"{mean:.{decimals}f}"
+    return (told, f"{stdev(values):.{decimals}f}") if len(values) > 1 else (told,)
+
+
+def plot(tables: Sequence[Table]) -> Figure:
+    """Quality against trainable parameters: relative improvements, then each task's metric of Δm.
+
+    Up is better in every panel. Filled, with bars of ± one standard deviation: measured. Hollow:
+    published with its parameters.
+    """
+    most = max(len(_panels(table)) for table in tables)
+    figure = Figure(figsize=(3.4 * most, 4.2 * len(tables)))
+    parts = figure.subfigures(len(tables), 1, squeeze=False)[:, 0]
+    for table, part in zip(tables, parts, strict=True):
+        _plot_table(table, part)
+    return figure
+
+
+def _panels(table: Table) -> dict[str, int]:
+    """Column → 1 where higher is better, else -1."""
+    deltas = {name: 1 for name in (DELTA_P, DELTA_M) if any(name in r.values for r in table.rows)}
+    main = {
+        f"{task}/{metric}": sign
+        for task in table.tasks
+        for metric, sign in TASKS[task].delta_m.items()
+    }
+    return deltas | main
+
+
+def _plot_table(table: Table, figure: SubFigure) -> None:
+    panels = _panels(table)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    entries = {}
+    for number, row in enumerate(row for row in table.rows if PARAMETERS in row.values):
+        measured = row.source == MEASURED
+        label = row.method if measured else f"{row.method} (published)"
+        for ax, name in zip(axes, panels, strict=True):
+            if values := row.values.get(name):
+                entries[label] = ax.errorbar(
+                    fmean(row.values[PARAMETERS]),
+                    fmean(values),
+                    yerr=stdev(values) if len(values) > 1 else None,
+                    # Ten colours, then the same with another marker.
+                    fmt=_MARKERS[number // 10 % len(_MARKERS)],
+                    color=f"C{number % 10}",
+                    markerfacecolor=f"C{number % 10}" if measured else "none",
+                    capsize=3,
+                )
+    for ax, (name, sign) in zip(axes, panels.items(), strict=True):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.tick_params(labelsize=8)
+        ax.set_xlabel(PARAMETERS)
+        ax.set_title(name if sign > 0 else f"{name}\n(lower is better)", fontsize=9)
+        ax.grid(alpha=0.3)
+        if sign < 0:
+            ax.invert_yaxis()
+    figure.subplots_adjust(wspace=0.4, top=0.82, bottom=0.3)
+    figure.suptitle(table.title)
+    if entries:
+        figure.legend(entries.values(), entries, loc="lower center", ncols=4, fontsize=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="of finished runs")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: %(default)s")
+    add("--baseline", nargs="+", type=Path, default=(), metavar="WORKDIR",
+        help="the single-task runs that Δ is relative to; default: those of the same data set "
+        "and model size among the WORKDIRs")  # fmt: skip
+    told = parser.parse_args(arguments)
+    report(told.workdirs, told.out, told.baseline)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,254 @@
+"""python -m talora_jax.sweep --config configs/rooms_tiny.py --workdir /tmp/sweep \\
+    --methods talora lora_shared lora_per_task none full stl --seeds 0 1
+
+Trains and evaluates every combination, one after another, each in a process of its own, and ends
+in the report on all of them. The same command again goes on where it was stopped or killed:
+finished runs are skipped, an interrupted one resumes. A run that fails does not stop the others.
+
+All else is one config's, changed by --config.FIELD=VALUE as in talora_jax.main. `stl` is
+single-task training: for each task a run of its own, in which everything trains (--stl-adapter).
+Ranks, λ and the regulariser's parts are for the methods that have them; others do not run twice.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+import rich.console
+from absl import logging
+
+from talora_jax import config as config_lib
+from talora_jax.command_line import load_config
+from talora_jax.errors import ArgumentParser, run_command
+from talora_jax.experiments.finished_run import key, settings
+from talora_jax.experiments.report import report
+from talora_jax.models.adapters import KINDS, ORTHOGONAL_PARTS
+from talora_jax.training.loop import claim_workdir, train
+from talora_jax.weights import adapter_file
+
+STL = "stl"
+METHODS = (*KINDS, STL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a sweep varies; () leaves the config's value."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = ()
+    ranks: tuple[tuple[int, int, int], ...] = ()
+    orthogonal_weights: tuple[float, ...] = ()
+    orthogonal_parts: tuple[tuple[str, ...], ...] = ()
+    stl_adapter: str = "full"
+
+
+def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collections.ConfigDict]:
+    """The runs in their order, by name: all methods of the first seed, then of the next.
+
+    What a method does not read makes no second run of it.
+
+    Raises:
+      UserError: a run's config cannot work.
+    """
+    runs: dict[str, ml_collections.ConfigDict] = {}
+    known = set()
+    for seed, method, ranks, weight, parts in itertools.product(
+        grid.seeds or (config.seed,),
+        grid.methods,
+        grid.ranks or (None,),
+        grid.orthogonal_weights or (None,),
+        grid.orthogonal_parts or (None,),
+    ):
+        for task in config.tasks if method == STL else (None,):
+            run = config.copy_and_resolve_references()
+            run.seed = seed
+            run.adapter.kind = grid.stl_adapter if method == STL else method
+            if task is not None:
+                run.tasks = (task,)
+                run.weighting.kind, run.weighting.task_weights = "fixed", (1.0,)
+            if ranks is not None:
+                run.adapter.ranks = ranks
+            if weight is not None:
+                run.orthogonal_weight = weight
+            if parts is not None:
+                run.orthogonal_parts = parts
+            read = settings(run)
+            experiment = key(read | {"seed": seed})
+            if experiment in known:
+                continue
+            known.add(experiment)
+            config_lib.check(run)
+
+            name = [method] if task is None else [method, task]
+            if ranks is not None and "config.adapter.ranks" in read:
+                name.append("ranks" + ",".join(map(str, ranks)))
+            if ranks is not None and "config.adapter.rank" in read:
+                name.append(f"rank{ranks[0]}")
+            if weight is not None and "config.orthogonal_weight" in read:
+                name.append(f"lambda{weight}")
+            if parts is not None and "config.orthogonal_parts" in read:
+                name.append("+".join(parts))
+            runs["-".join((*name, f"seed{seed}"))] = run
+    return runs
+
+
+def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[str, str]:
+    """Trains what is not finished, each in a process of its own, and reports on all there is.
+
+    Leaves runs/NAME (workdirs), logs/NAME.txt (what each run printed), report/ and compiled/ (JAX's
+    compilation cache, unless there is another) in `directory`.
+
+    Returns:
+      The runs that failed, each with the last line it printed, or the signal that killed it.
+
+    Raises:
+      UserError: a workdir belongs to another config, or not one run ended well.
+    """
+    for name, config in runs.items():
+        claim_workdir(config, directory / "runs" / name, write=False)
+    console = rich.console.Console(highlight=False)
+    failed = {}
+    for number, (name, config) in enumerate(runs.items(), 1):
+        told = f"[{number}/{len(runs)}] {name}: "
+        workdir = directory / "runs" / name
+        # The adapter file comes last.
+        if (workdir / adapter_file.FILE_NAME).exists():
+            console.print(f"{told}finished before", markup=False, soft_wrap=True)
+            continue
+        begun = time.monotonic()
+        log = directory / "logs" / f"{name}.txt"
+        console.print(f"{told}running, {log}", markup=False, soft_wrap=True)
+        status = _run(config, workdir, log)
+        taken = f"after {time.monotonic() - begun:.0f} s"
+        if status:
+            killed = f"killed by signal {-status}"
+            failed[name] = killed if status < 0 else _last_line(log)
+            console.print(f"{told}failed {taken}: {failed[name]}", markup=False, soft_wrap=True)
+        else:
+            console.print(f"{told}done {taken}", markup=False, soft_wrap=True)
+    # Earlier sweeps' runs in the same place are of the table, too.
+    planned = [directory / "runs" / name for name in runs]
+    report([*planned, *sorted((directory / "runs").glob("*"))], directory / "report")
+    return failed
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path, log: Path) -> int:
+    """Trains in a new process, which begins from nothing: no devices held, no state. Its status."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train, args=(config.to_dict(), workdir, log)
+    )
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _train(fields: dict, workdir: Path, log: Path) -> None:
+    """What the new process does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The descriptors, not sys.stdout: what XLA and other libraries print is kept, too.
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    logging.set_verbosity(logging.WARNING)
+    # What one run has compiled for evaluation, other seeds and a resumed run need not.
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
+    config = config_lib.from_fields(fields)
+
+    def run() -> None:
+        train(config, workdir)
+
+    run_command(run)
+
+
+def _end_with_parent() -> None:
+    # A killed sweep must not leave a run behind that the next sweep would meet in its workdir.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, Grid]:
+    """The config with its overrides, the directory and the grid that a command line tells.
+
+    Raises:
+      UserError: an argument, a field or a value that is not allowed.
+    """
+    told, overrides = _parser().parse_known_args(arguments)
+    config = load_config(told.config, overrides)
+    grid = Grid(
+        tuple(dict.fromkeys(told.methods)),
+        tuple(dict.fromkeys(told.seeds)),
+        tuple(told.ranks),
+        tuple(told.orthogonal_weights),
+        tuple(told.orthogonal_parts),
+        told.stl_adapter,
+    )
+    return config, told.workdir.expanduser(), grid
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--config", required=True, help="the experiment that all runs share, a file in configs/")
+    add("--workdir", required=True, type=Path, help="where runs/, logs/ and report/ go")
+    add("--methods", required=True, nargs="+", choices=METHODS, metavar="METHOD",
+        help=f"of {', '.join(METHODS)}")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=(), metavar="SEED", help="default: the config's")
+    add("--ranks", nargs="+", type=_ranks, default=(), metavar="p,q,v", help="Tucker ranks")
+    add("--orthogonal-weights", nargs="+", type=float, default=(), metavar="λ",
+        help="weights of the regulariser")  # fmt: skip
+    add("--orthogonal-parts", nargs="+", type=_parts, default=(), metavar="PARTS",
+        help=f"what the regulariser looks at, as {','.join(ORTHOGONAL_PARTS)}")  # fmt: skip
+    add("--stl-adapter", choices=KINDS, default="full", metavar="KIND",
+        help="what trains in a single-task run (default: %(default)s, everything)")  # fmt: skip
+    return parser
+
+
+def _ranks(text: str) -> tuple[int, int, int]:
+    try:
+        p, q, v = (int(number) for number in text.split(","))
+    except ValueError:
+        told = f"{text!r}: expected three whole numbers, as 8,8,2"
+        raise argparse.ArgumentTypeError(told) from None
+    return p, q, v
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the sweep; 1 if a run failed."""
+    config, directory, grid = read_command(sys.argv[1:] if arguments is None else arguments)
+    failed = sweep(plan(config, grid), directory)
+    for name, line in failed.items():
+        print(f"failed: {name}: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def cli() -> None:
+    """`main`, which can be stopped and started again."""
+    try:
+        run_command(main)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,440 @@
+"""python -m talora_jax.export WORKDIR OUT
+
+Writes a trained model in forms that need no talora_jax:
+
+  OUT/model_cpu.jaxexport      a program (StableHLO, by jax.export), one for each of --platforms
+  OUT/weights.safetensors      what all of them compute with: base and adapter, kept once
+  OUT/model.json               image size, tasks, class names, what the program gives
+  OUT/run.py, OUT/README.md    how to run it; jax, flatbuffers, numpy and safetensors are enough
+  OUT/merged/TASK.safetensors  for each task a SAM of its own, the adapter merged into its weights
+
+A program takes uint8 RGB images of one size, any number of them, and gives for each task what its
+user wants: class indices and probabilities, metres, unit normals, probabilities of an edge. It
+resizes and normalises by itself.
+
+A merged file is a base with the one task's decoder. Train on from it with
+--config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
+under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
+
+  python -m talora_jax.export /tmp/rooms_tiny exported
+  python -m talora_jax.export /tmp/rooms_tiny exported --platforms tpu --tasks depth --size 480 640
+  python -m talora_jax.export /tmp/rooms_tiny exported --parts merged --base sam_vit_b.safetensors
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import safetensors
+import safetensors.flax
+import safetensors.numpy
+from flax import nnx
+from jaxtyping import Array, UInt8
+
+from talora_jax.errors import UserError, run_command
+from talora_jax.files import replacing
+from talora_jax.inference import run_exported
+from talora_jax.inference.model import config_of, tasks_of
+from talora_jax.models.msam import MSam, trainable
+from talora_jax.models.sam import SamConfig
+from talora_jax.tasks import Task
+from talora_jax.training.setup import adapter_config, make_model, sizes_and_base
+from talora_jax.weights.adapter_file import AdapterFile, find
+from talora_jax.weights.assemble import build, filled, fingerprint, merged, name_of
+from talora_jax.weights.base_file import Description
+
+# As jax.export calls them.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PARTS = ("program", "merged")
+WEIGHTS = "weights.safetensors"
+# Of float32 on a CPU, between program and model: far above rounding, which is 1e-5 but for
+# directions of short vectors, and far below what any mistake would make.
+TOLERANCE = 1e-3
+
+Weights = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+      tasks: in the order of U3's rows.
+      prompts: the base's embeddings of prompts, which mSAM has no use for; by our names.
+      adapter: the file that holds what was learnt.
+    """
+
+    config: ml_collections.ConfigDict
+    tasks: tuple[Task, ...]
+    sam: SamConfig
+    model: MSam
+    prompts: dict[str, np.ndarray]
+    adapter: Path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Does what the command line says.
+
+    Raises:
+      UserError: it cannot be done; nothing is left half-written.
+    """
+    args = _parser().parse_args(argv)
+    # All that can be known to be wrong is told before any work is done.
+    for flag, values, known in (
+        ("platforms", args.platforms, PLATFORMS),
+        ("parts", args.parts, PARTS),
+    ):
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise UserError(f"--{flag}: unknown {unknown[0]!r}, expected of {', '.join(known)}")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}, expected at least 1")
+    if args.size and min(args.size) < 1:
+        raise UserError(f"--size is {args.size[0]} {args.size[1]}, expected two positive numbers")
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UserError(f"{args.out} exists and is not empty: name another OUT, or remove it first")
+
+    path = find(args.workdir)
+    file = AdapterFile.read(path)
+    config = config_of(file, path)
+    if args.base:
+        config.model.weights = str(args.base)
+    chosen = _choose(tasks_of(file), args.tasks)
+    size = tuple(args.size or config.data.image_size)
+    if len(size) != 2 and "program" in args.parts:
+        raise UserError("--size is missing: the run's images have sizes of their own; give H W")
+
+    trained = load(file, path, config)
+    with replacing(args.out) as folder:
+        folder.mkdir(parents=True)
+        if "program" in args.parts:
+            write_program(trained, folder, chosen, size, args.platforms, args.batch_size)
+        if "merged" in args.parts:
+            for task in chosen:
+                write_merged(trained, folder / "merged" / f"{task.name}.safetensors", task)
+        _report(trained, folder, args)
+    print(f"wrote {args.out}")
+
+
+def load(file: AdapterFile, path: Path, config: ml_collections.ConfigDict) -> Trained:
+    """The model of an adapter file and the base of its config; no data set is opened.
+
+    Raises:
+      UserError: the base is missing, or it is another one than the adapter was trained on.
+    """
+    tasks = tasks_of(file)
+    sam, base = sizes_and_base(config)
+    model = build(lambda: make_model(config, tasks, sam), base, file.tensors)
+    _, _, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    if fingerprint(frozen) != file.base_fingerprint:
+        raise UserError(
+            f"{path} was trained on another base than {config.model.weights or 'this one'}: on "
+            f"{file.base}; name it with --base"
+        )
+    prompts = {k: x for k, x in (base or {}).items() if k.startswith("prompt_encoder.")}
+    return Trained(config, tasks, sam, model, prompts, path)
+
+
+def make_program(
+    trained: Trained, tasks: Sequence[Task], dtype: str, batch_size: int | None
+) -> Callable[[Weights, UInt8[Array, "B H W 3"]], dict[str, Array]]:
+    """The function (weights, images) → arrays by name that is exported; it computes in `dtype`.
+
+    Without a batch size images are computed one after the other: memory does not grow with their
+    number, and no shape depends on it.
+    """
+    config = trained.config.copy_and_resolve_references()
+    config.model.dtype, config.model.remat = dtype, "none"
+    graphdef, abstract = nnx.split(
+        nnx.eval_shape(lambda: make_model(config, trained.tasks, trained.sam))
+    )
+
+    def predict(weights, images):
+        return _outputs(nnx.merge(graphdef, filled(abstract, weights)), tasks, images)
+
+    if batch_size:
+        return predict
+
+    def in_turn(weights, images):
+        def one(image):
+            return {name: x[0] for name, x in predict(weights, image[None]).items()}
+
+        return jax.lax.map(one, images)
+
+    return in_turn
+
+
+def _outputs(
+    model: MSam, tasks: Sequence[Task], images: UInt8[Array, "B H W 3"]
+) -> dict[str, Array]:
+    """What the users of these tasks want of a batch of images."""
+    maps = model(images.astype(jnp.float32) / 255, tuple(task.name for task in tasks))
+    arrays: dict[str, Array] = {}
+    for task in tasks:
+        arrays |= task.outputs(maps[task.name])
+    return arrays
+
+
+def weights_of(model: MSam) -> Weights:
+    """All parameters by their path in the model."""
+    return {name_of(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def write_program(
+    trained: Trained,
+    folder: Path,
+    tasks: Sequence[Task],
+    size: tuple[int, int],
+    platforms: Sequence[str],
+    batch_size: int | None,
+) -> None:
+    """Writes a program for each platform, their weights, and how to run them.
+
+    Raises:
+      UserError: the installed jax cannot lower the model for one of the platforms.
+    """
+    weights = weights_of(trained.model)
+    batch = batch_size or jax.export.symbolic_shape("batch")[0]
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
+    # Platforms of one dtype share a program, which is traced once.
+    program = functools.cache(
+        lambda dtype: jax.jit(make_program(trained, tasks, dtype, batch_size))
+    )
+    for platform in platforms:
+        dtype = trained.config.model.dtype
+        if dtype == "auto":
+            dtype = "float32" if platform == "cpu" else "bfloat16"
+        try:
+            exported = jax.export.export(program(dtype), platforms=[platform])(abstract, images)
+        except Exception as error:
+            # Which exception it is depends on the operation that has no lowering.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"--platforms: jax {jax.__version__} cannot lower this model for {platform}: "
+                f"{reason}"
+            ) from error
+        (folder / f"model_{platform}.jaxexport").write_bytes(exported.serialize())
+    safetensors.flax.save_file(weights, folder / WEIGHTS)
+    _share(folder / WEIGHTS)
+    described = _describe(trained, tasks, size, batch_size)
+    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "README.md").write_text(_readme(tasks, described))
+    shutil.copyfile(run_exported.__file__, folder / "run.py")
+
+
+def write_merged(trained: Trained, path: Path, task: Task) -> None:
+    """Writes one task's SAM as a base; see `talora_jax.weights.base_file.merged`."""
+    tensors = merged(trained.model, task.name)
+    tensors |= {name: x for name, x in trained.prompts.items() if name not in tensors}
+    source = {
+        "file": trained.adapter.name,
+        "sha256": hashlib.sha256(trained.adapter.read_bytes()).hexdigest(),
+        "base": Path(trained.config.model.weights).name,
+        "task": task.name,
+        "pixel_normalisation": trained.config.model.pixel_normalisation,
+        "native_aspect": trained.config.model.native_aspect,
+    }
+    header = Description(trained.sam, (task.name,), source).header()
+    path.parent.mkdir(exist_ok=True)
+    safetensors.numpy.save_file(tensors, path, header)
+    _share(path)
+
+
+def _share(path: Path) -> None:
+    """Lets everyone read a file that safetensors has made for its owner alone."""
+    path.chmod(0o644)
+
+
+def _choose(tasks: tuple[Task, ...], names: Sequence[str] | None) -> tuple[Task, ...]:
+    known = {task.name: task for task in tasks}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise UserError(f"--tasks: unknown {unknown[0]!r}, this model has {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names or known))
+
+
+def _describe(
+    trained: Trained, tasks: Sequence[Task], size: tuple[int, int], batch_size: int | None
+) -> dict:
+    """What `model.json` tells: everything one must know to use what the program gives."""
+
+    def arrays(task):
+        maps = jax.ShapeDtypeStruct((*size, task.channels), jnp.float32)
+        shapes = jax.eval_shape(task.outputs, maps)
+        return {k: {"dtype": str(x.dtype), "shape": list(x.shape)} for k, x in shapes.items()}
+
+    return {
+        "image_size": list(size),
+        "batch_size": batch_size,
+        "tasks": {
+            task.name: {
+                "meaning": task.meaning,
+                "arrays": arrays(task),
+                "class_names": list(getattr(task, "class_names", ())),
+            }
+            for task in tasks
+        },
+        "trained_with": json.loads(trained.config.to_json_best_effort()),
+    }
+
+
+def _readme(tasks: Sequence[Task], described: dict) -> str:
+    height, width = described["image_size"]
+    number = described["batch_size"] or "any number of them at once"
+    lines = [
+        f"# {', '.join(task.name for task in tasks)}",
+        "",
+        f"Takes uint8 RGB images of {height}×{width} pixels (batch: {number}) and gives",
+        "",
+        "| array | of each image | |",
+        "|---|---|---|",
+    ]
+    for told in described["tasks"].values():
+        for name, x in told["arrays"].items():
+            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {told['meaning']} |")
+        if told["class_names"]:
+            lines.append(f"| | | classes: {', '.join(told['class_names'])} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "    pip install jax flatbuffers numpy safetensors pillow",
+            "    python run.py photo.jpg predictions.npz",
+            "",
+            "or from Python, without `run.py`:",
+            "",
+            "```python",
+            "import jax",
+            "from jax import export",
+            "from safetensors.flax import load_file",
+            "",
+            "platform = export.default_export_platform()  # cpu, cuda, rocm or tpu",
+            'with open(f"model_{platform}.jaxexport", "rb") as file:',
+            "    program = export.deserialize(file.read())",
+            f'weights = load_file("{WEIGHTS}")',
+            "predict = jax.jit(program.call)  # the first call compiles",
+            f"arrays = predict(weights, images)  # images: uint8 [batch, {height}, {width}, 3]",
+            "```",
+            "",
+        ]
+    )
+
+
+def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
+    """Prints sizes and load times, and how far the program for this machine is from the model.
+
+    Raises:
+      UserError: they are further apart than rounding explains.
+    """
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".jaxexport", ".safetensors")):
+        print(f"{path.relative_to(folder)!s:32} {path.stat().st_size / 1e6:10.2f} MB")
+    here = jax.export.default_export_platform()
+    if "program" not in args.parts or here not in args.platforms or args.no_check:
+        return
+    start = time.perf_counter()
+    predict = run_exported.load(folder, here)
+    loaded = time.perf_counter()
+    described = json.loads((folder / "model.json").read_text())
+    shape = (args.batch_size or 1, *described["image_size"], 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    found = predict(images)
+    ended = time.perf_counter()
+    print(f"{here}: loads in {loaded - start:.2f} s, the first call took {ended - loaded:.2f} s")
+
+    tasks = [task for task in trained.tasks if task.name in described["tasks"]]
+    live = nnx.jit(lambda model, images: _outputs(model, tasks, images))
+    expected = jax.device_get(live(trained.model, jnp.asarray(images)))
+    distance = {
+        name: _distance(found[name], x) for name, x in expected.items() if x.dtype.kind == "f"
+    }
+    name = max(distance, key=distance.get)
+    print(f"largest difference from the model on a random image: {distance[name]:.1e} ({name})")
+    in_float32 = here == "cpu" and trained.config.model.dtype != "bfloat16"
+    if in_float32 and not distance[name] <= TOLERANCE:
+        raise UserError(
+            f"the program's {name} differs from the model's by {distance[name]:.1e}, more than "
+            f"{TOLERANCE:.0e}: nothing was written"
+        )
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, relative where values exceed 1."""
+    return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b))))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m talora_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "workdir", type=Path, metavar="WORKDIR", help="of a finished run, or its adapter file"
+    )
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty"
+    )
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        default=["cpu", "cuda", "tpu"],
+        metavar="PLATFORM",
+        help=f"what to write programs for, of {', '.join(PLATFORMS)}; none need be here. With "
+        "config.model.dtype=auto they compute in float32 on cpu, else in bfloat16 "
+        "(default: cpu cuda tpu)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="which tasks, in the order wanted (default: all of the run)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the images that the program takes, and of its arrays (default: the run's)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="compute exactly N images at once, which may be faster on an accelerator (default: "
+        "any number of images, one after the other)",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=list(PARTS),
+        metavar="PART",
+        help="what to write: program, merged (default: both)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="where the base is that the run was trained on, if it has moved",
+    )
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not run the program for this machine and compare it with the model",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

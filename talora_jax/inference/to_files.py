@@ -1,0 +1,210 @@
+"""--mode predict: images in, a lossless file per task and one picture per image out.
+
+    OUT/depth/photo.png        values: see `Task.png`; what they mean is in the file's text
+    OUT/depth/photo.npy        with --npy, the array that `TrainedModel.predict` gives
+    OUT/panels/photo.png       the image and every task with its legend
+    OUT/summary.json           what was predicted, with what, and which files could not be read
+
+Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
+"""
+
+import dataclasses
+import functools
+import glob
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import rich.console
+import rich.progress
+from PIL import Image
+
+from talora_jax.errors import UserError
+from talora_jax.files import write_atomically
+from talora_jax.inference.model import TrainedModel
+from talora_jax.inference.pictures import picture
+from talora_jax.inference.rgb import read_rgb
+from talora_jax.tasks.png import Png
+
+SUMMARY = "summary.json"
+PANELS = "panels"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An image to predict on, and the name of what it gives, without a suffix."""
+
+    path: Path
+    name: str
+
+
+def predict(
+    model: TrainedModel,
+    inputs: Sequence[Input],
+    out: Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    npy: bool = False,
+    overwrite: bool = False,
+    print_line: Callable[[str], None] = print,
+) -> dict:
+    """Predicts on images, writes what it saw, and returns the summary.
+
+    Files that cannot be read are listed at the end.
+
+    Args:
+      inputs: from `find_images`.
+      out: the folder to write to.
+      tasks: those wanted; None means all.
+      npy: whether to write the arrays, too, class probabilities among them.
+      overwrite: whether files that exist may be replaced.
+
+    Raises:
+      UserError: something would be overwritten, the model lacks a task, or not one image could be
+        read; nothing is written then.
+    """
+    started = time.monotonic()
+    wanted = model.named(tasks)
+    names = [task.name for task in wanted]
+    if not overwrite:
+        _refuse_to_overwrite(out, inputs, [*names, PANELS], npy)
+
+    rows, unreadable = [], []
+    console = rich.console.Console()
+    bar = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        for given in bar.track(inputs, description="predicting"):
+            try:
+                image = read_rgb(given.path)
+                prediction = model.predict(image, names, probabilities=npy)
+            except UserError as error:
+                reason = str(error).removeprefix(f"{given.path}: ")
+                unreadable.append({"image": str(given.path), "reason": reason})
+                continue
+            files = {
+                out / task.name / f"{given.name}.png": task.png(prediction[task.name])
+                for task in wanted
+            }
+            files[out / PANELS / f"{given.name}.png"] = picture(image, prediction, wanted)
+            if npy:
+                files |= {out / k / f"{given.name}.npy": x for k, x in prediction.items()}
+            for path, content in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, _encoded(content))
+            rows.append(
+                {
+                    "image": str(given.path),
+                    "size": list(image.shape[:2]),
+                    "files": [str(path.relative_to(out)) for path in files],
+                }
+            )
+
+    for failed in unreadable:
+        print_line(f"not read: {failed['image']}: {failed['reason']}")
+    if not rows:
+        raise UserError(
+            f"{unreadable[0]['image']}: {unreadable[0]['reason']}"
+            if len(unreadable) == 1
+            else f"none of {len(inputs)} images could be read"
+        )
+    summary = {
+        "tasks": {t.name: {"channels": t.channels, "classes": list(t.class_names)} for t in wanted},
+        "base": model.file.base,
+        "base_fingerprint": model.file.base_fingerprint,
+        "images": rows,
+        "unreadable": unreadable,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
+    print_line(
+        f"{len(rows)} of {len(inputs)} images predicted in {summary['seconds']:.1f} s; "
+        f"{', '.join(names)} and {PANELS} are in {out}"
+    )
+    return summary
+
+
+def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
+    """The images that files, folders and globs name, each once, in the order given.
+
+    Of a folder, the files whose names end like an image's; none of what lies in `out`.
+
+    Raises:
+      UserError: a pattern names nothing.
+    """
+    if not patterns:
+        raise UserError("--images is missing: name files, folders or globs")
+    inputs: dict[Path, Input] = {}
+    taken: set[str] = set()
+    for pattern in patterns:
+        found = list(_matches(pattern, out))
+        if not found:
+            what = "holds no images" if Path(pattern).expanduser().is_dir() else "is no file"
+            raise UserError(f"--images: {pattern!r} {what}")
+        for path, name in found:
+            if path.resolve() not in inputs:
+                # Of equal names the later ones are numbered: photo, photo-2, photo-3.
+                others = (f"{name}-{i}" for i in itertools.count(2))
+                name = next(n for n in itertools.chain([name], others) if n not in taken)
+                taken.add(name)
+                inputs[path.resolve()] = Input(path, name)
+    return list(inputs.values())
+
+
+def _matches(pattern: str, out: Path) -> Iterator[tuple[Path, str]]:
+    """The files that one pattern names, and what to call what they give."""
+    path = Path(pattern).expanduser()
+    matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+    for match in matches:
+        if not match.is_dir():
+            yield match, match.stem
+            continue
+        for below in sorted(match.rglob("*")):
+            if out.resolve() in below.resolve().parents:
+                continue
+            if below.suffix.lower() in _suffixes() and below.is_file():
+                yield below, str(below.relative_to(match).with_suffix(""))
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    """How the names of files end that Pillow can open."""
+    kinds = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN)
+
+
+def _refuse_to_overwrite(
+    out: Path, inputs: Sequence[Input], folders: Sequence[str], npy: bool
+) -> None:
+    suffixes = (".png", ".npy") if npy else (".png",)
+    planned = [out / SUMMARY] + [
+        out / folder / f"{given.name}{suffix}"
+        for given in inputs
+        for folder in folders
+        for suffix in suffixes
+    ]
+    existing = [path for path in planned if path.exists()]
+    if existing:
+        raise UserError(
+            f"{existing[0]} exists ({len(existing)} such files): choose another --out, or say "
+            "--overwrite"
+        )
+
+
+def _encoded(content: Png | Image.Image | np.ndarray) -> bytes:
+    if isinstance(content, Png):
+        return content.encode()
+    file = io.BytesIO()
+    if isinstance(content, Image.Image):
+        content.save(file, "png")
+    else:
+        np.save(file, content, allow_pickle=False)
+    return file.getvalue()

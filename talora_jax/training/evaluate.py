@@ -1,0 +1,211 @@
+"""Metrics over a whole split, what a constant would score, and pictures."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+
+from talora_jax.data.pipeline import eval_batches
+from talora_jax.errors import UserError
+from talora_jax.sharding import batch_sharding, replicated, shard_batch
+from talora_jax.tasks.base import Sums
+from talora_jax.training import panels as panels_lib
+from talora_jax.training.checkpoint import Checkpoints
+from talora_jax.training.setup import Run
+from talora_jax.training.step import init_state
+
+Batches = Iterable[dict[str, np.ndarray]]
+
+
+class Evaluator:
+    """Evaluates parameters on the validation split. Compiles once for all calls."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+        def forward(trainable, frozen, images):
+            model = nnx.merge(run.graphdef, trainable, frozen)
+            return model(images)
+
+        @functools.partial(jax.jit, out_shardings=_measured_shardings(run))
+        def sums(trainable, frozen, batch):
+            return _measure(run, forward(trainable, frozen, batch["image"]), batch)
+
+        @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
+        def predict(trainable, frozen, batch):
+            maps = forward(trainable, frozen, batch["image"])
+            # Truths too: on many hosts, a picture's rows may lie on another one.
+            return batch, {t.name: t.activate(maps[t.name]) for t in run.tasks}
+
+        self._sums, self._predict = sums, predict
+
+    def metrics(self, trainable: nnx.State) -> dict[str, float]:
+        """Metrics of every task as `<task>/<metric>`, over the whole validation split."""
+        batches = _batches(self._run, "val")
+        return _summarise(
+            self._run, lambda batch: self._sums(trainable, self._run.frozen, batch), batches
+        )
+
+    def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
+        """Panels [Y, X, 3] of the first images of the validation split."""
+        panels: list[np.ndarray] = []
+        for batch in _batches(self._run, "val"):
+            if len(panels) >= count:
+                break
+            truth, prediction = jax.device_get(
+                self._predict(trainable, self._run.frozen, shard_batch(batch, self._run.mesh))
+            )
+            panels += [
+                panels_lib.panel(
+                    truth["image"][i],
+                    {name: x[i] for name, x in truth.items()},
+                    {name: x[i] for name, x in prediction.items()},
+                    self._run.tasks,
+                )
+                for i in np.flatnonzero(truth["valid"])
+            ]
+        return panels[:count]
+
+
+def constant_baselines(run: Run) -> dict[str, float]:
+    """What the best constant, learnt from the training split, scores on the validation split.
+
+    The most frequent class, the mean depth, the mean normal, the frequency of edges: the least
+    that a model must beat.
+    """
+    statistics = jax.jit(
+        lambda batch: {t.name: t.statistics(batch[t.name]) for t in run.tasks},
+        out_shardings=replicated(run.mesh),
+    )
+    totals: Totals = {}
+    for batch in _batches(run, "train"):
+        _add(totals, jax.device_get(statistics(shard_batch(batch, run.mesh))))
+    constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
+
+    # Constants are an argument, or XLA would spend a minute on folding them.
+    @functools.partial(jax.jit, out_shardings=_measured_shardings(run))
+    def sums(constants, batch):
+        shapes = {t.name: (*batch[t.name].shape[:3], t.channels) for t in run.tasks}
+        maps = {name: jnp.broadcast_to(constants[name], shape) for name, shape in shapes.items()}
+        return _measure(run, maps, batch)
+
+    return _summarise(run, functools.partial(sums, constants), _batches(run, "val"))
+
+
+def evaluate(run: Run, workdir: Path, print_line: Callable[[str], None]) -> dict[str, float]:
+    """Evaluates the newest checkpoint of a workdir on the validation split; writes pictures.
+
+    Raises:
+      UserError: the workdir has no checkpoint.
+    """
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
+    state, _ = checkpoints.restore(init_state(run))
+    evaluator = Evaluator(run)
+    metrics = evaluator.metrics(state.trainable["model"])
+    print_line(f"validation at step {step}")
+    print_metrics(metrics, print_line)
+    save_pictures(evaluator.pictures(state.trainable["model"], run.config.num_pictures), workdir)
+    return metrics
+
+
+def save_pictures(panels: list[np.ndarray], workdir: Path) -> None:
+    for i, panel in enumerate(panels):
+        panels_lib.save_png(panel, workdir / "pictures" / f"val_{i:03d}.png")
+
+
+def print_metrics(
+    metrics: Mapping[str, float],
+    print_line: Callable[[str], None],
+    baselines: Mapping[str, float] | None = None,
+) -> None:
+    """A line for each metric, beside the constant baseline's where it is known.
+
+    Without the single classes, which `metrics.jsonl` has.
+    """
+    for name, value in metrics.items():
+        if "/iou/" in name:
+            continue
+        beside = f"  (constant: {baselines[name]:.4f})" if baselines and name in baselines else ""
+        print_line(f"  {name:<34} {value:10.4f}{beside}")
+
+
+def _batches(run: Run, split: str) -> Batches:
+    return eval_batches(
+        run.dataset.splits[split],
+        tasks=run.config.tasks,
+        image_size=run.dataset.image_size,
+        batch_size=run.config.eval_batch_size // jax.process_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+Totals = dict[str, dict[str, np.ndarray]]  # by task, in 64 bits
+# What `_measure` gives.
+Step = Callable[[dict[str, Array]], tuple[dict[str, Sums], dict[str, dict[str, Array]]]]
+
+
+def _measure(
+    run: Run, maps: Mapping[str, Array], batch: Mapping[str, Array]
+) -> tuple[dict[str, Sums], dict[str, dict[str, Array]]]:
+    """The tasks' sums over a batch, and what their host metrics are made from. Under jit."""
+    sums = {t.name: t.metrics(maps[t.name], batch[t.name]) for t in run.tasks}
+    if not run.config.host_metrics:
+        return sums, {}
+    return sums, {t.name: t.host_inputs(maps[t.name], batch[t.name]) for t in run.tasks}
+
+
+def _measured_shardings(run: Run) -> tuple[NamedSharding, NamedSharding]:
+    """Of what `_measure` gives: each process does the host's work on its own rows of the batch."""
+    return replicated(run.mesh), batch_sharding(run.mesh)
+
+
+def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
+    """The metrics of what `step` measures, over all batches of all processes."""
+    totals: Totals = {}
+    host_totals: Totals = {}
+    for batch in batches:
+        sums, host_inputs = step(shard_batch(batch, run.mesh))
+        _add(totals, jax.device_get(sums))
+        rows = multihost_utils.global_array_to_host_local_array(
+            host_inputs, run.mesh, batch_sharding(run.mesh).spec
+        )
+        tasks = [task for task in run.tasks if rows.get(task.name)]
+        _add(host_totals, {t.name: t.host_metrics(jax.device_get(rows[t.name])) for t in tasks})
+    _add(totals, _over_processes(host_totals))
+    return {
+        f"{task.name}/{name}": value
+        for task in run.tasks
+        for name, value in task.summarise(totals[task.name]).items()
+    }
+
+
+def _add(totals: Totals, sums: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Adds a batch's sums in 64 bits, which those of a batch need not have."""
+    for task, values in sums.items():
+        into = totals.setdefault(task, {})
+        for name, value in values.items():
+            wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
+            into[name] = into.get(name, 0) + value.astype(wide)
+
+
+def _over_processes(totals: Totals) -> Totals:
+    """The sums over all processes of what each has."""
+
+    def add(value: np.ndarray) -> np.ndarray:
+        # As bytes, since JAX would make 32 bits of 64.
+        octets = multihost_utils.process_allgather(np.frombuffer(value.tobytes(), np.uint8))
+        parts = [np.frombuffer(part.tobytes(), value.dtype) for part in octets]
+        return np.sum(parts, axis=0).reshape(value.shape)
+
+    return jax.tree.map(add, totals) if jax.process_count() > 1 else totals

@@ -1,0 +1,263 @@
+"""The gradient of one step: of the weighted losses, or of balanced task gradients.
+
+A task's loss is a sum over labelled pixels divided by their count in the whole batch. With
+`config.accumulate` = n the batch is computed in n parts; since losses and their gradients add up,
+the result is exactly that of one pass. λ times the orthogonal regulariser's gradient comes on top,
+not balanced.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.msam import shared, task_axis
+from talora_jax.training.setup import Run, adapter_config
+from talora_jax.weighting import gradients as balancing
+from talora_jax.weighting.losses import Weighting, make_weighting
+
+Batch = dict[str, Array]
+Sum = TypeVar("Sum")
+
+
+class Gradient(NamedTuple):
+    """A step's gradient and what the log tells of it.
+
+    Attributes:
+      gradient: like `trainable`.
+      losses: of the tasks, over the whole batch.
+      weights: of the tasks' losses, or of their gradients by what they share.
+      orthogonal: the regulariser.
+      objective: weighted losses, the weighting's constant and the weighted regulariser.
+      weighting: the state of the weighting or balancing after the step.
+    """
+
+    gradient: dict[str, PyTree]
+    losses: Float[Array, "T"]
+    weights: Float[Array, "T"]
+    orthogonal: Float[Array, ""]
+    objective: Float[Array, ""]
+    weighting: PyTree
+
+
+GradientOf = Callable[
+    [dict[str, PyTree], PyTree, nnx.State, Batch, Int[Array, ""], Key[Array, ""]], Gradient
+]
+
+
+def init_weighting(run: Run) -> tuple[dict[str, Array], PyTree]:
+    """What the weighting or balancing trains and what it carries along, before the first step."""
+    if run.config.weighting.kind in balancing.KINDS:
+        common = nnx.filter_state(run.trainable, shared(adapter_config(run.config)))
+        return {}, balancing.make_balancing(run.config).init_state(common, len(run.tasks))
+    weighting = _weighting(run)
+    return weighting.init_params(), weighting.init_state()
+
+
+def make_gradient(run: Run) -> GradientOf:
+    """The function (trainable, weighting state, frozen, batch, step, key) → `Gradient`."""
+    if run.config.weighting.kind in balancing.KINDS:
+        return _make_balanced(run)
+    return _make_weighted(run)
+
+
+def _make_weighted(run: Run) -> GradientOf:
+    """The gradient of Σ_t w_t L_t + c + λ R."""
+    config = run.config
+    weighting = _weighting(run)
+
+    def gradient_of(trainable, state, frozen, batch, step, key):
+        weighting_key, dropout_key = jax.random.split(key)
+        counts = _counts(run, batch)
+
+        def losses_of(model, part, key):
+            model = nnx.merge(run.graphdef, model, frozen)
+            return _losses(run, model(part["image"], key=key), part, counts)
+
+        known = None
+        if weighting.looks_at_losses and config.accumulate > 1:
+            known = _accumulate(
+                lambda part, key: losses_of(trainable["model"], part, key),
+                batch,
+                dropout_key,
+                config.accumulate,
+            )
+
+        def weights_of(params, losses):
+            seen = jax.lax.stop_gradient(losses) if known is None else known
+            return weighting.weights(params, state, seen, weighting_key)
+
+        def objective(trainable, part, key):
+            """One part's share of the objective, and its share of each task's loss."""
+            losses = losses_of(trainable["model"], part, key)
+            weights, constant = weights_of(trainable["weighting"], losses)
+            model = nnx.merge(run.graphdef, trainable["model"], frozen)
+            orthogonal = model.orthogonality(config.orthogonal_parts)
+            whole = constant + config.orthogonal_weight * orthogonal
+            told = (losses, weights / config.accumulate, orthogonal / config.accumulate)
+            return weights @ losses + whole / config.accumulate, told
+
+        (value, (losses, weights, orthogonal)), gradient = _accumulate(
+            lambda part, key: jax.value_and_grad(objective, has_aux=True)(trainable, part, key),
+            batch,
+            dropout_key,
+            config.accumulate,
+        )
+        state = weighting.update(state, losses, step)
+        return Gradient(gradient, losses, weights, orthogonal, value, state)
+
+    return gradient_of
+
+
+def _make_balanced(run: Run) -> GradientOf:
+    """The balanced gradient of what tasks share, each task's own of the rest.
+
+    One pass forward and one backward serve all tasks. A task's map depends on its own embedding,
+    decoder and rows alone, so the pullback of Σ_t L_t through the decoders gives all their
+    gradients and, row by row, the gradient of every loss by its embedding. The encoder then is
+    pulled back once, with the shared parameters' gradients kept apart by task: [T, ...].
+    """
+    config, num_tasks = run.config, len(run.tasks)
+    adapter = adapter_config(config)
+    method = balancing.make_balancing(config)
+
+    def gradient_of(trainable, state, frozen, batch, step, key):
+        method_key, dropout_key = jax.random.split(key)
+        counts = _counts(run, batch)
+        # Rows and pairs of the adapters belong to one task each, like the decoders.
+        common, own, heads = nnx.split_state(
+            trainable["model"], shared(adapter), nnx.PathContains("image_encoder"), ...
+        )
+
+        def gradients(part, key):
+            """A part's share of the losses, of the Jacobian and of what each task has alone."""
+            model = nnx.merge(run.graphdef, trainable["model"], frozen)
+            geometry = model.geometry(part["image"].shape[1:3])
+            padded = geometry.to_padded(part["image"], normalise=model.pixel_normalisation)
+
+            def encode(common, own, task, key):
+                model = nnx.merge(run.graphdef, common, own, heads, frozen)
+                return model.image_encoder(padded, (task,), key=key)[0]
+
+            def decode(embeddings, heads):
+                model = nnx.merge(run.graphdef, common, own, heads, frozen)
+                low_res = model.decode(embeddings, model.tasks)
+                maps = {name: geometry.from_padded(x) for name, x in low_res.items()}
+                losses = _losses(run, maps, part, counts)
+                return losses.sum(), losses
+
+            # The mesh's `task` axis shares what vmap lays side by side.
+            if adapter.per_task:
+                # Every task is encoded for itself anyway. With a copy of the shared parameters for
+                # each, this costs what an ordinary step does.
+                copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), common)
+                places = jnp.arange(num_tasks), jax.random.split(key, num_tasks)
+                side_by_side = jax.vmap(encode, in_axes=(0, None, 0, 0), spmd_axis_name="task")
+                embeddings, pull = jax.vjp(lambda *x: side_by_side(*x, *places), copies, own)
+            else:
+                # One encoding serves all; it is pulled back for each of them.
+                embedding, pull = jax.vjp(lambda *x: encode(*x, 0, key), common, own)
+                embeddings = jnp.broadcast_to(embedding, (num_tasks, *embedding.shape))
+                pull = jax.vmap(pull, out_axes=(0, None), spmd_axis_name="task")
+
+            by_embeddings_and_heads = jax.grad(decode, argnums=(0, 1), has_aux=True)
+            (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, heads)
+            jacobian, own_gradient = pull(slopes)
+            return losses, jacobian, nnx.merge_state(own_gradient, heads_gradient)
+
+        losses, jacobian, own_gradient = _accumulate(
+            gradients, batch, dropout_key, config.accumulate
+        )
+        with jax.default_matmul_precision("highest"):
+            balanced = method.combine(jacobian, losses, state, step, method_key)
+        channels = [task.channels for task in run.tasks]
+        own_gradient = _scale_by_task(adapter, own_gradient, balanced.own_weights, channels)
+
+        def orthogonality(common):
+            model = nnx.merge(run.graphdef, common, own, heads, frozen)
+            return model.orthogonality(config.orthogonal_parts)
+
+        orthogonal, pull = jax.value_and_grad(orthogonality)(common)
+        common_gradient = jax.tree.map(
+            lambda g, r: g + config.orthogonal_weight * r, balanced.gradient, pull
+        )
+        gradient = nnx.merge_state(common_gradient, own_gradient)
+        value = balanced.weights @ losses + config.orthogonal_weight * orthogonal
+        return Gradient(
+            {"model": gradient, "weighting": {}},
+            losses,
+            balanced.weights,
+            orthogonal,
+            value,
+            balanced.state,
+        )
+
+    return gradient_of
+
+
+def _weighting(run: Run) -> Weighting:
+    config = run.config.weighting
+    return make_weighting(
+        config.kind,
+        len(run.tasks),
+        config.task_weights,
+        len(run.dataset.splits["train"]) // run.config.batch_size,
+        config.famo_learning_rate,
+        config.famo_decay,
+    )
+
+
+def _counts(run: Run, batch: Batch) -> Float[Array, "T"]:
+    """Labelled pixels of each task in the whole batch, at least 1."""
+    return jnp.stack([jnp.maximum(task.count(batch[task.name]), 1) for task in run.tasks])
+
+
+def _losses(run: Run, maps: Batch, part: Batch, counts: Float[Array, "T"]) -> Float[Array, "T"]:
+    """A part's share of each task's loss."""
+    sums = [task.loss(maps[task.name], part[task.name])[0] for task in run.tasks]
+    return jnp.stack(sums) / counts
+
+
+def _accumulate(
+    function: Callable[[Batch, Key[Array, ""]], Sum], batch: Batch, key: Key[Array, ""], parts: int
+) -> Sum:
+    """The sum of function(part, key) over the parts of a batch, one after the other."""
+    if parts == 1:
+        return function(batch, key)
+    # "b n": neighbours go to different parts, so each part is spread over all devices.
+    split = {k: rearrange(x, "(b n) ... -> n b ...", n=parts) for k, x in batch.items()}
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split), keys[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None),
+        zeros,
+        (split, keys),
+    )
+    return total
+
+
+def _scale_by_task(
+    adapter: AdapterConfig,
+    gradient: nnx.State,
+    weights: Float[Array, "T"],
+    channels: Sequence[int],
+) -> nnx.State:
+    """The gradient of what belongs to one task each, every task's times its weight."""
+
+    def scaled(path, variable):
+        x = variable[...]
+        if "no_mask_embed" in path:
+            rows = jnp.repeat(weights, np.array(channels), total_repeat_length=len(x))
+            return variable.replace(x * rows[:, None])
+        axis = task_axis(adapter, path) % x.ndim
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        return variable.replace(x * jnp.expand_dims(weights, others))
+
+    return nnx.map_state(scaled, gradient)

@@ -1,0 +1,172 @@
+"""Training: one loop that reads from top to bottom."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import Array
+
+from talora_jax.data.pipeline import train_iterator
+from talora_jax.errors import UserError
+from talora_jax.files import write_atomically
+from talora_jax.sharding import shard_batch
+from talora_jax.training.checkpoint import Checkpoints
+from talora_jax.training.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
+from talora_jax.training.log import RunLog
+from talora_jax.training.setup import Run, learnt_file, prepare
+from talora_jax.training.step import init_state, make_train_step
+from talora_jax.weights import adapter_file
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains as the config says, resuming what the workdir holds; returns the final metrics.
+
+    Raises:
+      UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
+    """
+    run = prepare(config)
+    main_process = jax.process_index() == 0
+    claim_workdir(config, workdir, write=main_process)
+
+    # Resume
+    checkpoints = Checkpoints(workdir)
+    state = init_state(run)
+    iterator = train_iterator(
+        run.dataset.splits["train"],
+        tasks=config.tasks,
+        image_size=run.dataset.image_size,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        augment=config.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.read_threads,
+    )
+    if checkpoints.latest_step() is not None:
+        state, position = checkpoints.restore(state)
+        iterator.set_state(position)
+    first_step = int(state.step)
+    adapter_path = workdir / adapter_file.FILE_NAME
+    log = RunLog(workdir, resume_step=first_step, active=main_process)
+    if first_step == config.steps and adapter_path.exists():
+        log.print(f"This run is finished: {workdir} holds {config.steps} steps and its adapter.")
+        return {}
+
+    # What is at stake
+    count = sum(x.size for x in jax.tree.leaves(run.trainable))
+    total = count + sum(x.size for x in jax.tree.leaves(run.frozen))
+    log.print(
+        f"{config.model.size}, {config.adapter.kind}: {count:,} of {total:,} parameters train; "
+        f"tasks {', '.join(config.tasks)}; {len(run.dataset.splits['train'])} training and "
+        f"{len(run.dataset.splits['val'])} validation images; "
+        f"{jax.device_count()} {jax.default_backend()} device(s)"
+    )
+    if first_step:
+        log.print(f"Resuming after step {first_step}.")
+    baselines = constant_baselines(run)
+    if not first_step:
+        log.write(0, "model", {"trainable_parameters": count, "parameters": total})
+        log.write(0, "val_constant", baselines)
+
+    # Loop
+    train_step = make_train_step(run)
+    evaluator = Evaluator(run)
+    previous: dict[str, Array] = {}
+    with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
+        for step in range(first_step + 1, config.steps + 1):
+            batch = shard_batch(next(iterator), run.mesh)
+            state, scalars = train_step(state, run.frozen, batch)
+            # One step behind: the host reads the last step's numbers while this one computes.
+            _check_finite(step - 1, previous, run)
+            progress.advance(step)
+            previous = scalars
+            is_last = step == config.steps
+            if step % config.log_every == 0 or is_last:
+                values = _check_finite(step, scalars, run)
+                log.write(step, "train", values | {"step_time": progress.step_time()})
+                progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
+            if _due(step, config.eval_every) and not is_last:
+                metrics = evaluator.metrics(state.trainable["model"])
+                log.write(step, "val", metrics)
+                print_metrics(metrics, log.print, baselines)
+            if _due(step, config.checkpoint_every) or is_last:
+                _check_finite(step, scalars, run)
+                checkpoints.save(step, state, iterator.get_state())
+
+        # Final evaluation; the adapter file comes last and marks a finished run.
+        learnt = state.trainable["model"]
+        metrics = evaluator.metrics(learnt)
+        panels = evaluator.pictures(learnt, config.num_pictures)
+    checkpoints.close()
+    log.write(config.steps, "val", metrics)
+    log.print(f"validation at step {config.steps}")
+    print_metrics(metrics, log.print, baselines)
+    if main_process:
+        save_pictures(panels, workdir)
+        for i, panel in enumerate(panels):
+            log.picture(config.steps, f"val_{i:03d}", panel)
+        learnt_file(run, learnt).write(adapter_path)
+    log.print(f"Wrote {adapter_path} and {len(panels)} pictures in {workdir / 'pictures'}")
+    log.close()
+    return metrics
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, *, write: bool) -> None:
+    """Writes config.json into a new workdir, or checks that an old one was written by this config.
+
+    Raises:
+      UserError: the workdir belongs to another config, naming the fields that differ.
+    """
+    path = workdir / "config.json"
+    # Through JSON and back, tuples are lists on both sides.
+    ours = json.loads(json.dumps(config.to_dict()))
+    if path.exists():
+        theirs = flat_fields(json.loads(path.read_text()))
+        fields = flat_fields(ours)
+        differing = sorted(k for k in theirs | fields if theirs.get(k) != fields.get(k))
+        if differing:
+            told = ", ".join(
+                f"{k} was {theirs.get(k)!r} and is now {fields.get(k)!r}" for k in differing
+            )
+            raise UserError(
+                f"{workdir} was written by another config: {told}. Choose another --workdir, or "
+                "give the same config to resume."
+            )
+    elif write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(ours, indent=2).encode())
+
+
+def flat_fields(config: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """{"config.data.name": …} from nested dicts."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}.{name}"
+        flat |= flat_fields(value, key) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_finite(step: int, scalars: dict[str, Array], run: Run) -> dict[str, float]:
+    """The scalars on the host.
+
+    Raises:
+      UserError: one of them is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    broken = [name for name, value in values.items() if not np.isfinite(value)]
+    if broken:
+        losses = [name for name in broken if name.endswith("/loss")] or broken
+        told = ", ".join(f"{name} is {values[name]}" for name in losses)
+        raise UserError(
+            f"step {step}: {told}. The last checkpoint is from before it; lower "
+            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and check the "
+            "targets of that task."
+        )
+    return values

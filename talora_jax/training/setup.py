@@ -1,0 +1,263 @@
+"""What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
+
+import dataclasses
+import operator
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from talora_jax import config as config_lib
+from talora_jax import sharding
+from talora_jax.data import Dataset, open_dataset
+from talora_jax.errors import UserError
+from talora_jax.models import attention_kernels
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
+from talora_jax.models.sam import SIZES, SamConfig
+from talora_jax.tasks import Task, make_task
+from talora_jax.weights.adapter_file import AdapterFile, find
+from talora_jax.weights.assemble import build, fingerprint, tensors_of
+from talora_jax.weights.base_file import read_base, read_description
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made concrete.
+
+    Attributes:
+      tasks: in the order of U3's rows.
+      graphdef, trainable, frozen: the model; `nnx.merge` puts it together again.
+      fingerprint: of the base, that is, of what is frozen when an adapter is trained.
+      parent: the adapter that this run adds tasks to.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+    dataset: Dataset
+    tasks: tuple[Task, ...]
+    graphdef: nnx.GraphDef
+    trainable: nnx.State
+    frozen: nnx.State
+    fingerprint: str
+    parent: AdapterFile | None = None
+
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """Checks the config, opens the data, builds the model and lays it over the mesh.
+
+    Raises:
+      UserError: whatever in the config, the data or the checkpoint cannot work.
+    """
+    config_lib.check(config)
+    sharding.start_hosts(
+        config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id
+    )
+    mesh = sharding.make_mesh(**config.mesh)
+    config_lib.check_mesh(config, mesh.shape)
+    dtype = resolve_dtype(config.model.dtype)
+    attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
+
+    # What files cannot be is told before data is prepared, which may take long.
+    sizes(config)
+    parent = parent_of(config)
+    dataset = open_dataset(config.data, config.tasks)
+    tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
+    return assemble(config, mesh, dataset, tasks, parent)
+
+
+def assemble(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    dataset: Dataset,
+    tasks: tuple[Task, ...],
+    parent: AdapterFile | None,
+) -> Run:
+    """The run of a checked config on an opened data set.
+
+    With `config.adapter.extend`, everything that the old tasks have in common comes from that
+    adapter, the `parent` (see `parent_of`), and is frozen, and only what belongs to the new tasks
+    alone trains: for TA-LoRA rows of U3, no-mask rows and mask decoders. The old tasks' own entries
+    are put beside them when the run is over, see `learnt_file`; in training they would do nothing.
+
+    Raises:
+      UserError: the base of `config.model.weights` or the adapter to extend does not fit.
+    """
+    adapter = adapter_config(config)
+    sam, base = sizes_and_base(config)
+    shared = parent and {
+        name: x for name, x in parent.tensors.items() if task_axis(adapter, name.split(".")) is None
+    }
+    model = build(lambda: make_model(config, tasks, sam), base, shared)
+    graphdef, learnt, kept, frozen = _split(model, config)
+    digest = fingerprint(frozen)
+    if parent and digest != parent.base_fingerprint:
+        raise UserError(
+            f"config.adapter.extend: {config.adapter.extend} belongs to another base "
+            f"({parent.base}) than config.model.weights={config.model.weights!r} gives"
+        )
+    param_dtype = resolve_dtype(config.model.param_dtype)
+    frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
+    # What an adapter once learnt is as precise as when it was learnt.
+    frozen = nnx.merge_state(frozen, jax.device_put(kept, sharding.replicated(mesh)))
+    learnt = jax.device_put(learnt, sharding.replicated(mesh))
+    return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest, parent)
+
+
+def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
+    """What to share of a run: what it learnt, and where it added tasks, the old ones' before it."""
+    tensors = tensors_of(learnt)
+    fields = run.config.to_dict()
+    channels = {task.name: task.channels for task in run.tasks}
+    class_names = {task.name: task.class_names for task in run.tasks if task.class_names}
+    base = _base_text(run.config)
+    if run.parent:
+        adapter = adapter_config(run.config)
+        axes = {name: task_axis(adapter, name.split(".")) for name in run.parent.tensors}
+        tensors = {
+            name: old if axes[name] is None else np.concatenate([old, tensors[name]], axes[name])
+            for name, old in run.parent.tensors.items()
+        }
+        channels = {**run.parent.channels, **channels}
+        class_names = {**run.parent.class_names, **class_names}
+        base = run.parent.base
+    # The file stands for itself: all its tasks are tasks of its config.
+    fields["tasks"], fields["adapter"]["extend"] = list(channels), ""
+    return AdapterFile(tensors, fields, channels, class_names, base, run.fingerprint)
+
+
+def abstract(
+    config: ml_collections.ConfigDict,
+    mesh: sharding.AnyMesh,
+    tasks: tuple[Task, ...],
+    sam: SamConfig,
+) -> Run:
+    """The run as shapes in place of arrays: nothing is allocated, and the mesh need not be here.
+
+    Its data set has no samples: as many are counted for training as are in one batch.
+    """
+    model = nnx.eval_shape(lambda: make_model(config, tasks, sam))
+    graphdef, learnt, kept, frozen = _split(model, config)
+    param_dtype = resolve_dtype(config.model.param_dtype)
+    frozen = jax.eval_shape(lambda x: jax.tree.map(lambda a: a.astype(param_dtype), x), frozen)
+    frozen = nnx.merge_state(frozen, kept)
+    names = tuple(task.name for task in tasks)
+    splits = {"train": range(config.batch_size), "val": ()}
+    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
+    return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
+
+
+def _split(
+    model: MSam, config: ml_collections.ConfigDict
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
+    """The model's graph; what trains; what an adapter that is extended has learnt; the base."""
+    adapter = adapter_config(config)
+    learns = new_tasks(adapter) if config.adapter.extend else trainable(adapter)
+    return nnx.split(model, learns, trainable(adapter), ...)
+
+
+def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: SamConfig) -> MSam:
+    """The model with random parameters; cheap under `nnx.eval_shape`."""
+    return MSam(
+        sam,
+        adapter_config(config),
+        {task.name: task.channels for task in tasks},
+        pixel_normalisation=config.model.pixel_normalisation,
+        native_aspect=config.model.native_aspect,
+        attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
+        remat=config.model.remat,
+        dtype=resolve_dtype(config.model.dtype),
+        rngs=nnx.Rngs(jax.random.key(config.seed, impl="rbg")),
+    )
+
+
+def adapter_config(config: ml_collections.ConfigDict) -> AdapterConfig:
+    a = config.adapter
+    return AdapterConfig(a.kind, tuple(a.ranks), a.scale, a.dropout, tuple(a.qkv))
+
+
+def resolve_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def sizes_and_base(
+    config: ml_collections.ConfigDict,
+) -> tuple[SamConfig, dict[str, np.ndarray] | None]:
+    """The model's sizes, and the base's tensors where there is one.
+
+    Raises:
+      UserError: there is no base at `config.model.weights`, or it does not fit the config.
+    """
+    weights = config.model.weights
+    return sizes(config), read_base(weights)[0] if weights else None
+
+
+def sizes(config: ml_collections.ConfigDict) -> SamConfig:
+    """The model's sizes, from the header of the base where there is one.
+
+    Raises:
+      UserError: as `sizes_and_base`.
+    """
+    named = SIZES[config.model.size]()
+    if not config.model.weights:
+        return named
+    description = read_description(config.model.weights)
+    found = description.config
+    if (found.encoder.width, found.encoder.depth) != (named.encoder.width, named.encoder.depth):
+        raise UserError(
+            f"{config.model.weights} is a base of width {found.encoder.width} and depth "
+            f"{found.encoder.depth}, but config.model.size={config.model.size} has "
+            f"{named.encoder.width} and {named.encoder.depth}"
+        )
+    # Rows of U3 and no-mask rows are in the order of the tasks.
+    if description.tasks is not None and description.tasks != tuple(config.tasks):
+        raise UserError(
+            f"config.tasks is {', '.join(config.tasks)}, but {config.model.weights} was trained "
+            f"for {', '.join(description.tasks)}, in this order"
+        )
+    return found
+
+
+def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
+    """The adapter that `config.adapter.extend` names.
+
+    Raises:
+      UserError: it cannot be read, has one of the tasks already, or was trained with other sizes.
+    """
+    path = config.adapter.extend
+    if not path:
+        return None
+    parent = AdapterFile.read(find(path))
+    old = [task for task in config.tasks if task in parent.tasks]
+    if old:
+        raise UserError(
+            f"config.tasks: {path} has {', '.join(old)} already; name only the tasks to add"
+        )
+    theirs = config_lib.from_fields(parent.config)
+    fields = ["model.size", "model.pixel_normalisation", "model.native_aspect"]
+    fields += [f"adapter.{name}" for name in ("kind", "ranks", "scale", "qkv")]
+    if not config.model.weights:
+        fields.append("seed")  # random numbers are its base
+    for field in fields:
+        ours, was = map(operator.attrgetter(field), (config, theirs))
+        if ours != was:
+            raise UserError(
+                f"config.{field} is {ours!r}, but config.adapter.extend names an adapter trained "
+                f"with {was!r}: set --config.{field}={shlex.quote(str(was).replace(' ', ''))}"
+            )
+    return parent
+
+
+def _base_text(config: ml_collections.ConfigDict) -> str:
+    """What a run's base is, for people to read."""
+    if not config.model.weights:
+        return f"random numbers of seed {config.seed}, drawn by jax {jax.__version__}"
+    source = read_description(config.model.weights).source
+    return f"{Path(config.model.weights).name}, made of {source.get('file', 'an unnamed file')}"

@@ -1,0 +1,76 @@
+"""One step of training: its state, and the jitted function from state to state."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int, PyTree
+
+from talora_jax.sharding import replicated
+from talora_jax.training import gradients
+from talora_jax.training.optim import make_optimizer, make_schedule
+from talora_jax.training.setup import Run
+
+
+class TrainState(NamedTuple):
+    """What changes from step to step.
+
+    Attributes:
+      step: steps done.
+      trainable: {"model": nnx.State, "weighting": trained parameters of the loss weighting}.
+      opt_state: optimizer state.
+      weighting: the own state of what weighs the losses or balances the gradients.
+    """
+
+    step: Int[Array, ""]
+    trainable: dict[str, PyTree]
+    opt_state: optax.OptState
+    weighting: PyTree
+
+
+def init_state(run: Run) -> TrainState:
+    """The state before the first step, replicated over the mesh."""
+    params, weighting = gradients.init_weighting(run)
+    trainable = {"model": run.trainable, "weighting": params}
+    optimizer = make_optimizer(run.config, make_schedule(run.config))
+    # Copies: the step donates its state, and the run keeps its own.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting)
+    return jax.device_put(state, replicated(run.mesh))
+
+
+def abstract_state(run: Run) -> TrainState:
+    """The shapes of `init_state`; the run may be abstract, too."""
+    return jax.eval_shape(
+        lambda x: init_state(dataclasses.replace(run, trainable=x)), run.trainable
+    )
+
+
+def make_train_step(run: Run):
+    """The jitted step (state, frozen, batch) → (state, scalars); state is donated."""
+    config = run.config
+    gradient_of = gradients.make_gradient(run)
+    schedule = make_schedule(config)
+    optimizer = make_optimizer(config, schedule)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, frozen: nnx.State, batch: dict[str, Array]):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        found = gradient_of(state.trainable, state.weighting, frozen, batch, state.step, key)
+        updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.trainable)
+        scalars = {
+            **{f"{task.name}/loss": found.losses[i] for i, task in enumerate(run.tasks)},
+            **{f"{task.name}/weight": found.weights[i] for i, task in enumerate(run.tasks)},
+            "orthogonal": found.orthogonal,
+            "objective": found.objective,
+            "grad_norm": optax.tree.norm(found.gradient),
+            "learning_rate": schedule(state.step),
+        }
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state, found.weighting), scalars
+
+    return train_step

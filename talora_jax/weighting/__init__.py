@@ -1,0 +1,2 @@
+"""How the losses or the gradients of T tasks become one update; imports `errors` alone, and is used
+by `training`."""

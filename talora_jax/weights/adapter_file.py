@@ -1,0 +1,198 @@
+"""Adapter files: everything that TA-LoRA learnt, in one safetensors file to share.
+
+    python -m talora_jax.adapter runs/mine/adapter.safetensors
+
+prints what is inside. The tensors are those that trained, by their path in the model; the metadata
+(JSON strings) tells tasks, classes, the config of the run, and which base the tensors belong to.
+Nothing here needs an accelerator, and to read a file not even JAX.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+import safetensors
+import safetensors.numpy
+
+from talora_jax.errors import UserError, run_command
+from talora_jax.files import write_atomically
+
+FILE_NAME = "adapter.safetensors"
+FORMAT = "talora_jax adapter 2"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """What an adapter file holds.
+
+    >>> import talora_jax
+    >>> file = talora_jax.AdapterFile.read("adapter.safetensors")
+    >>> file.tasks, file.class_names["semantic"]
+    (('semantic', 'depth', 'normals'), ['red', 'green', 'blue'])
+
+    Attributes:
+      tensors: what was learnt, by path in the model. Rows of U3, no-mask rows and mask decoders are
+        in the order of the tasks.
+      config: of the run, as plain lists, numbers and strings; its `tasks` are all the tasks inside.
+      channels: output channels of every task, in the order of the tasks.
+      class_names: of the tasks that have classes.
+      base: what the base was, for people to read.
+      base_fingerprint: SHA-256 of the frozen parameters, see `base.fingerprint`.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    config: Mapping[str, Any]
+    channels: Mapping[str, int]
+    class_names: Mapping[str, Sequence[str]]
+    base: str
+    base_fingerprint: str
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of U3's rows."""
+        return tuple(self.channels)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "AdapterFile":
+        """Reads a file back.
+
+        Raises:
+          UserError: there is no such file, or it is no adapter, cut short, altered or too new.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"no adapter at {path}")
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except safetensors.SafetensorError as error:
+            raise UserError(
+                f"{path} is cut short or no adapter ({error}); expected the {FILE_NAME} that "
+                "training leaves"
+            ) from None
+        if not metadata.get("format", "").startswith("talora_jax adapter "):
+            raise UserError(f"{path} is no adapter of talora_jax; training leaves {FILE_NAME}")
+        if metadata["format"] != FORMAT:
+            raise UserError(
+                f"{path} has the format {metadata['format']!r}; this talora_jax reads {FORMAT!r}"
+            )
+        try:
+            fields = {name: json.loads(metadata[name]) for name in cls._metadata_names()}
+            intact = metadata["tensors_sha256"] == _digest(tensors)
+        except (KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: its metadata is damaged ({error!r})") from None
+        if not intact:
+            raise UserError(
+                f"{path} is damaged: its tensors are not those that were written; copy it again"
+            )
+        return cls(tensors, **fields)
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        metadata = {name: json.dumps(getattr(self, name)) for name in self._metadata_names()}
+        metadata |= {"format": FORMAT, "tensors_sha256": _digest(self.tensors)}
+        write_atomically(path, safetensors.numpy.save(dict(self.tensors), metadata))
+
+    @classmethod
+    def _metadata_names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls) if field.name != "tensors"]
+
+
+def find(path: str | Path) -> Path:
+    """The adapter file that a path means: itself, or that of a finished run's workdir.
+
+    Raises:
+      UserError: the workdir holds no finished run.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
+    raise UserError(
+        f"the run in {path} is not finished: {FILE_NAME}, which it leaves at its end, is missing; "
+        "start the same training command again to resume it"
+    )
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
+def describe(path: Path, console: rich.console.Console) -> None:
+    """Prints what an adapter file holds.
+
+    Raises:
+      UserError: as `AdapterFile.read`.
+    """
+    file = AdapterFile.read(path)
+    adapter, model = file.config["adapter"], file.config["model"]
+    ranks = "×".join(map(str, adapter["ranks"]))
+
+    about = rich.table.Table(show_header=False, box=None)
+    for name, text in (
+        ("file", f"{path}, {path.stat().st_size / 1e6:.2f} MB"),
+        ("adapter", f"{adapter['kind']}, ranks {ranks}, scale {adapter['scale']}"),
+        ("model", model["size"]),
+        ("base", file.base),
+        ("fingerprint", file.base_fingerprint),
+        ("trained", f"{file.config['steps']} steps on {file.config['data']['name']}"),
+    ):
+        about.add_row(name, text)
+
+    tasks = rich.table.Table("task", "channels", "classes")
+    for task, channels in file.channels.items():
+        tasks.add_row(task, str(channels), ", ".join(file.class_names.get(task, ())))
+
+    parts: dict[str, int] = {}
+    for name, x in file.tensors.items():
+        parts[_part(name)] = parts.get(_part(name), 0) + x.size
+    sizes = rich.table.Table("part", "parameters")
+    sizes.columns[1].justify = "right"
+    for part, size in parts.items():
+        sizes.add_row(part, f"{size:,}")
+    sizes.add_row("all", f"{sum(parts.values()):,}")
+
+    for table in (about, tasks, sizes):
+        console.print(table)
+
+
+def _part(name: str) -> str:
+    """Which part of the model a tensor belongs to, in words."""
+    if name.startswith("mask_decoders."):
+        return "mask decoders"
+    if ".adapter." in name:
+        return f"adapters, {name.rpartition('.')[2]}"
+    if name == "no_mask_embed":
+        return "no-mask rows"
+    return "LayerNorms" if ".norm1." in name or ".norm2." in name else "encoder"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m talora_jax.adapter",
+        description="Prints what an adapter file holds: tasks, classes, sizes, and the base that "
+        "it belongs to.",
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="adapter.safetensors, or the workdir of a run"
+    )
+    describe(find(parser.parse_args(argv).file), rich.console.Console(markup=False))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,104 @@
+"""A base: the tensors of a SAM checkpoint under our names.
+
+A base is one safetensors file, written by `weights_convert`. It holds `image_encoder.*`,
+`prompt_encoder.*` and `mask_decoder.*` as `Sam` has them, blocks stacked; a base that comes from
+official MTSAM training has `mask_decoders.<task>.*` and adapters instead. One JSON string in its
+header tells the sizes and where the weights are from. PyTorch is not needed to read it.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from talora_jax.errors import UserError
+from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.mask_decoder import MaskDecoderConfig
+from talora_jax.models.sam import SamConfig
+
+# The key of the JSON in a base's safetensors header, and the newest version of it.
+HEADER_KEY = "talora_jax.base"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the header of a base tells.
+
+    Attributes:
+      config: the sizes.
+      tasks: names of the mask decoders of official MTSAM training; None for a plain SAM.
+      source: where the weights are from: `file`, `sha256`, `names` and more, for people to read.
+    """
+
+    config: SamConfig
+    tasks: tuple[str, ...] | None
+    source: Mapping[str, object]
+
+    def header(self) -> dict[str, str]:
+        """The metadata of the safetensors header."""
+        return {HEADER_KEY: json.dumps({"version": VERSION, **dataclasses.asdict(self)})}
+
+    @classmethod
+    def of_header(cls, metadata: Mapping[str, str] | None, path: str | Path) -> "Description":
+        """Reads `header` back.
+
+        Raises:
+          UserError: the file is no base, or one of a newer version.
+        """
+        if HEADER_KEY not in (metadata or {}):
+            raise UserError(
+                f"{path} is not a base of talora_jax; make one of a SAM checkpoint with: "
+                f"python -m weights_convert {path} base.safetensors"
+            )
+        fields = json.loads(metadata[HEADER_KEY])
+        if fields["version"] > VERSION:
+            raise UserError(
+                f"{path} is a base of version {fields['version']}, but this talora_jax reads "
+                f"up to {VERSION}: update it"
+            )
+        config = SamConfig(
+            ImageEncoderConfig(**fields["config"]["encoder"]),
+            MaskDecoderConfig(**fields["config"]["decoder"]),
+        )
+        tasks = None if fields["tasks"] is None else tuple(fields["tasks"])
+        return cls(config, tasks, fields["source"])
+
+
+def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
+    """The tensors of a base by our names, and what its header tells.
+
+    Raises:
+      UserError: there is no such file, or it is not a base.
+    """
+    with _opened(path) as (file, description):
+        return {name: file.get_tensor(name) for name in file.keys()}, description
+
+
+def read_description(path: str | Path) -> Description:
+    """What the header of a base tells; its tensors stay where they are.
+
+    Raises:
+      UserError: there is no such file, or it is not a base.
+    """
+    with _opened(path) as (_, description):
+        return description
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
+    if not Path(path).is_file():
+        raise UserError(f"no base at {path}")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            yield file, Description.of_header(file.metadata(), path)
+    except safetensors.SafetensorError as error:
+        # Another format, or a base cut short: both are mended by converting (again).
+        raise UserError(
+            f"{path} is not a readable base ({error}); make one of a SAM checkpoint with: "
+            "python -m weights_convert CHECKPOINT base.safetensors"
+        ) from None

@@ -1,0 +1,183 @@
+"""Which runs a sweep plans, and that it survives failures and a kill."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from talora_jax import config as config_lib
+from talora_jax.errors import UserError
+from talora_jax.experiments import sweep as sweep_lib
+from talora_jax.experiments.sweep import Grid, plan, read_command, sweep
+from talora_jax.training.log import read_metrics
+from talora_jax.training.loop import claim_workdir
+
+
+def test_a_plan_holds_every_combination_that_differs():
+    config = config_lib.default()
+    runs = plan(config, Grid(("talora", "none", "stl"), (0, 1)))
+    assert list(runs) == [
+        *("talora-seed0", "none-seed0"),
+        *("stl-semantic-seed0", "stl-depth-seed0", "stl-normals-seed0"),
+        *("talora-seed1", "none-seed1"),
+        *("stl-semantic-seed1", "stl-depth-seed1", "stl-normals-seed1"),
+    ]
+    single = runs["stl-depth-seed1"]
+    assert (single.tasks, single.seed, single.adapter.kind) == (("depth",), 1, "full")
+    assert single.weighting.task_weights == (1.0,)
+    # All else is shared, and the config itself is left as it was.
+    assert runs["none-seed0"].adapter.kind == "none"
+    same = config.copy_and_resolve_references()
+    same.adapter.kind = "none"
+    assert runs["none-seed0"].to_dict() == same.to_dict()
+    assert config.tasks == ("semantic", "depth", "normals") and config.adapter.kind == "talora"
+
+
+def test_ablations_run_once_for_methods_that_do_not_read_them():
+    ranks, weights = ((8, 8, 2), (8, 16, 4)), (0.0, 0.1)
+    parts = (("U1", "U2", "G"), ("G",))
+    grid = Grid(("talora", "lora_per_task", "full"), (), ranks, weights, parts)
+    assert list(plan(config_lib.default(), grid)) == [
+        *("talora-ranks8,8,2-lambda0.0-seed0",),
+        *("talora-ranks8,8,2-lambda0.1-U1+U2+G-seed0", "talora-ranks8,8,2-lambda0.1-G-seed0"),
+        *("talora-ranks8,16,4-lambda0.0-seed0",),
+        *("talora-ranks8,16,4-lambda0.1-U1+U2+G-seed0", "talora-ranks8,16,4-lambda0.1-G-seed0"),
+        "lora_per_task-rank8-seed0",
+        "full-seed0",
+    ]
+    with pytest.raises(UserError, match="config.adapter.ranks: p is 500"):
+        plan(config_lib.default(), Grid(("talora",), ranks=((500, 8, 2),)))
+    with pytest.raises(UserError, match="config.orthogonal_parts: unknown 'U3'"):
+        plan(config_lib.default(), Grid(("talora",), orthogonal_parts=(("U3",),)))
+
+
+def test_the_command_line():
+    arguments = "--config configs/rooms_tiny.py --workdir x --methods talora stl".split()
+    more = "--seeds 3 4 --ranks 8,8,2 --orthogonal-parts U1,G --config.steps=7"
+    config, directory, grid = read_command([*arguments, *more.split()])
+    assert config.steps == 7 and config.tasks == ("semantic", "depth", "normals")
+    assert directory == Path("x")
+    assert grid == Grid(("talora", "stl"), (3, 4), ((8, 8, 2),), orthogonal_parts=(("U1", "G"),))
+    for wrong, told in (
+        (["--config.stepps=7"], "no field stepps; did you mean steps"),
+        (["--config.steps=many"], "steps"),
+        (["--config.steps", "7"], "unexpected argument '--config.steps'; see --help"),
+        (["--ranks", "8,8"], "argument --ranks: '8,8': expected three whole numbers, as 8,8,2"),
+        (["--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
+        (["--methods", "lora"], "invalid choice: 'lora'"),
+        (["--config", "configs/none.py"], "there is no file 'configs/none.py'"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_command([*arguments, *wrong])
+        assert told in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError, match="the following arguments are required: --methods"):
+        read_command(arguments[:4])
+
+
+def test_finished_runs_are_skipped_and_a_failing_one_stops_nothing(
+    config, tmp_path, monkeypatch, capsys
+):
+    runs = plan(config, Grid(("talora", "none", "full")))
+    claim_workdir(runs["talora-seed0"], tmp_path / "runs" / "talora-seed0", write=True)
+    (tmp_path / "runs" / "talora-seed0" / "adapter.safetensors").touch()
+    begun = []
+
+    def run(config, workdir, log):
+        begun.append(workdir.name)
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("step 1\nerror: step 2: depth/loss is nan.\n\n")
+        if workdir.name.startswith("none"):
+            return 2
+        claim_workdir(config, workdir, write=True)
+        row = {"step": config.steps, "split": "val", "depth/pooled/rmse": 1.0}
+        (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return 0
+
+    monkeypatch.setattr(sweep_lib, "_run", run)
+    failed = sweep(runs, tmp_path)
+    assert begun == ["none-seed0", "full-seed0"]
+    assert failed == {"none-seed0": "error: step 2: depth/loss is nan."}
+    told = capsys.readouterr().out
+    assert "[1/3] talora-seed0: finished before" in told
+    assert "[2/3] none-seed0: failed after 0 s: error: step 2" in told
+    assert "| full | 1 |" in (tmp_path / "report" / "table.md").read_text()
+
+    # Another config in the same place is told before anything runs.
+    config.steps = 5
+    with pytest.raises(
+        UserError, match=r"talora-seed0 was written by another config: config.steps"
+    ):
+        sweep(plan(config, Grid(("talora",))), tmp_path)
+    assert begun == ["none-seed0", "full-seed0"]
+
+
+def test_a_sweep_of_which_nothing_ends_well(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: -9)
+    with pytest.raises(UserError, match="none of the 1 workdirs holds a finished run"):
+        sweep(plan(config, Grid(("none",))), tmp_path)
+    assert "none-seed0: failed after 0 s: killed by signal 9" in capsys.readouterr().out
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, tmp_path):
+    config.tasks, config.weighting.task_weights = ("depth",), (1.0,)
+    config.adapter.kind = "none"
+    config.steps, config.checkpoint_every = 12, 3
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "import json\n"
+        "from talora_jax import config as config_lib\n\n\n"
+        "def get_config():\n"
+        "    config = config_lib.default()\n"
+        f"    config.update(json.loads({json.dumps(config.to_dict())!r}))\n"
+        "    return config\n"
+    )
+    first, second = (tmp_path / "sweep" / "runs" / f"none-seed{seed}" for seed in (0, 1))
+    claim_workdir(config, first, write=True)
+    row = {"step": 12, "split": "val", "depth/pooled/abs_err": 1.0, "depth/pooled/rel_err": 1.0}
+    (first / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (first / "adapter.safetensors").touch()
+
+    def start():
+        command = ["--config", str(experiment), "--workdir", str(tmp_path / "sweep")]
+        return start_python(
+            "tests/micro_sweep.py", *command, "--methods", "none", "--seeds", "0", "1"
+        )
+
+    process = start()
+    # The next checkpoint waits for this one to be whole, so the run is far from its end.
+    while process.poll() is None and not (second / "checkpoints" / "3").exists():
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()
+    left = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert left
+    until = time.monotonic() + 60
+    while any(map(is_running, left)):
+        assert time.monotonic() < until, "a run goes on without its sweep"
+        time.sleep(0.01)
+    assert not (second / "adapter.safetensors").exists()
+
+    process = start()
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, out + errors
+    assert "[1/2] none-seed0: finished before" in out and "[2/2] none-seed1: done" in out
+    assert "Resuming after step" in (tmp_path / "sweep" / "logs" / "none-seed1.txt").read_text()
+    rows = read_metrics(second / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 13))
+    table = (tmp_path / "sweep" / "report" / "table.md").read_text()
+    assert "| single-task none | 2 |" in table and "Left out" not in table
+    assert (tmp_path / "sweep" / "report" / "plot.png").exists()

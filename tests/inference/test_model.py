@@ -1,0 +1,198 @@
+"""A trained model in use: the numbers of the model itself, few compilations, clear refusals."""
+
+import dataclasses
+import doctest
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import talora_jax
+from talora_jax import config as config_lib
+from talora_jax.errors import UserError
+from talora_jax.inference import model as trained
+from talora_jax.models.msam import MSam
+from talora_jax.training.setup import make_model, sizes_and_base
+from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.assemble import build
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, size, np.uint8) for size in ((48, 32, 3), (64, 64, 3), (20, 90))]
+
+
+@pytest.fixture(scope="module")
+def model(shelf):
+    return talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_micro.safetensors")
+
+
+@pytest.fixture(scope="module")
+def msam(shelf, model):
+    """The model as training has it, all tasks in one pass."""
+    config = config_lib.from_fields(model.file.config)
+    sam, base = sizes_and_base(config)
+    return build(lambda: make_model(config, model.tasks, sam), base, model.file.tensors)
+
+
+@pytest.mark.parametrize("name", talora_jax.__all__[1:])
+def test_every_name_has_an_example_that_runs(name, shelf, tmp_path, monkeypatch):
+    folder = tmp_path / "shelf"
+    shutil.copytree(shelf, folder)
+    monkeypatch.chdir(folder)
+    names = {"talora_jax": talora_jax, "Image": Image, "np": np, "jnp": jnp}
+    documented = getattr(talora_jax, name)
+    tests = [t for t in doctest.DocTestFinder().find(documented, globs=names) if t.examples]
+    methods = 4 if documented is talora_jax.TrainedModel else 1
+    assert len(tests) == methods
+    for test in tests:
+        runner = doctest.DocTestRunner()
+        told = []
+        assert runner.run(test, out=told.append).failed == 0, "".join(told)
+
+
+def test_importing_the_package_imports_nothing(start_python):
+    process = start_python(
+        "-c", "import sys, talora_jax; print({'jax', 'numpy', 'PIL'} & {*sys.modules})"
+    )
+    assert process.communicate()[0].strip() == "set()"
+    assert set(talora_jax.__all__) <= set(dir(talora_jax))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        talora_jax.lod  # noqa: B018
+
+
+def test_predictions_are_the_models_maps_activated(model, msam):
+    for image, prediction in zip(IMAGES, model.predict(IMAGES), strict=True):
+        rgb = np.broadcast_to(image[..., None], (*image.shape, 3)) if image.ndim == 2 else image
+        maps = nnx.jit(MSam.__call__)(msam, jnp.asarray(rgb / 255, jnp.float32)[None])
+        expected = {
+            task.name: np.asarray(task.activate(maps[task.name])[0]) for task in model.tasks
+        }
+        close = {"rtol": 0, "atol": 1e-5}
+        probabilities = np.exp(expected["semantic"])
+        np.testing.assert_allclose(prediction["semantic_probabilities"], probabilities, **close)
+        np.testing.assert_array_equal(
+            prediction["semantic"], prediction["semantic_probabilities"].argmax(-1)
+        )
+        np.testing.assert_allclose(prediction["depth"], expected["depth"][..., 0], **close)
+        # To a unit vector, a short one's rounding is stretched as much as the vector.
+        length = np.linalg.norm(maps["normals"][0], axis=-1, keepdims=True)
+        np.testing.assert_allclose(
+            prediction["normals"] * length, expected["normals"] * length, **close
+        )
+        assert expected["depth"].std() > 0.01
+
+
+def test_a_list_of_tasks_asks_for_these_alone(model):
+    whole = model.predict(IMAGES[0])
+    some = model.predict(IMAGES[0], ["normals", "semantic"], probabilities=False)
+    assert list(some) == ["normals", "semantic"]
+    for name, array in some.items():
+        np.testing.assert_array_equal(array, whole[name])
+
+
+def test_programs_are_compiled_once_for_all_sizes_of_a_bucket(model):
+    programs = (trained._to_padded, trained._embed, trained._channel, trained._outputs)
+    model.predict(IMAGES[0])
+    before = [program._cache_size() for program in programs]
+    model.predict([np.zeros((h, w), np.uint8) for h, w in ((5, 7), (256, 40), (99, 256))])
+    assert [program._cache_size() for program in programs] == before
+    model.predict(np.zeros((257, 300), np.uint8))
+    after = [program._cache_size() for program in programs]
+    assert after == [before[0] + 1, before[1], before[2], before[3] + len(model.tasks)]
+
+
+def test_switching_adapters_neither_loads_nor_compiles(model, shelf):
+    expected = talora_jax.load(
+        shelf / "other.safetensors", base=shelf / "sam_micro.safetensors"
+    ).predict(IMAGES[0])
+    first = model.predict(IMAGES[0])
+    programs = (trained._embed, trained._channel)
+    compiled = [program._cache_size() for program in programs]
+    other = model.with_adapter(shelf / "other.safetensors")
+    assert other._base is model._base
+    switched = other.predict(IMAGES[0])
+    assert [program._cache_size() for program in programs] == compiled
+    for name, array in expected.items():
+        np.testing.assert_array_equal(switched[name], array)
+    assert (switched["depth"] != first["depth"]).any()
+    np.testing.assert_array_equal(model.predict(IMAGES[0])["depth"], first["depth"])
+
+
+def test_another_base_is_refused_and_can_be_forced(model, shelf):
+    base, run = shelf / "sam_micro.safetensors", shelf / "run"
+    for load in (
+        lambda **how: talora_jax.load(run, base=base, **how),
+        lambda **how: model.with_adapter(run, **how),
+    ):
+        with pytest.raises(UserError, match="another base than .*random numbers of seed 0") as told:
+            load()
+        assert len(str(told.value).splitlines()) == 1
+        assert load(force=True).predict(IMAGES[0])["depth"].shape == (48, 32)
+
+
+def test_a_merged_encoder_is_the_tasks_own(model, msam):
+    squares = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    embeddings = nnx.jit(MSam.embed, static_argnames="tasks")(msam, squares, tasks=msam.tasks)
+    for task, expected in zip(msam.tasks, embeddings, strict=True):
+        encoder = model.merge(task)
+        assert not any("adapter" in path for path, _ in nnx.to_flat_state(nnx.state(encoder)))
+        found = nnx.jit(lambda encoder, x: encoder(x, (0,)))(encoder, squares)[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert float(jnp.abs(embeddings[0] - embeddings[1]).max()) > 0.1
+
+
+def test_a_saved_adapter_is_the_same_file(model, shelf, tmp_path):
+    model.save(tmp_path / "copy.safetensors")
+    copy, original = map(
+        AdapterFile.read, (tmp_path / "copy.safetensors", shelf / "adapter.safetensors")
+    )
+    for name, x in original.tensors.items():
+        np.testing.assert_array_equal(copy.tensors[name], x)
+    assert dataclasses.replace(copy, tensors={}) == dataclasses.replace(original, tensors={})
+
+
+def test_what_is_refused(model, shelf, tmp_path):
+    def refuses(*arguments, **named):
+        with pytest.raises(UserError) as told:
+            talora_jax.load(*arguments, **named)
+        assert len(str(told.value).splitlines()) == 1
+        return str(told.value)
+
+    adapter = shelf / "adapter.safetensors"
+    assert "no adapter at nowhere" in refuses("nowhere")
+    assert "holds no run" in refuses(tmp_path)
+    shutil.copy(shelf / "run" / "config.json", tmp_path)
+    assert "is not finished" in refuses(tmp_path)
+    content = adapter.read_bytes()
+    broken = tmp_path / "broken.safetensors"
+    for damaged, told in (
+        (b"", "cut short"),
+        (b"hello, world", "cut short"),
+        (content[:-100], "cut short"),
+        (content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
+    ):
+        broken.write_bytes(damaged)
+        assert told in refuses(broken)
+    assert "no adapter of talora_jax" in refuses(shelf / "sam_micro.safetensors")
+    assert "there is no base" in refuses(adapter, base="sam_b.safetensors")
+    assert "not a base" in refuses(adapter, base=adapter)
+    file = AdapterFile.read(adapter)
+    short = {name: x for name, x in file.tensors.items() if "U3" not in name}
+    dataclasses.replace(file, tensors=short).write(broken)
+    assert "does not fit its own config in image_encoder.global_blocks.attn.adapter.U3" in refuses(
+        broken, base=shelf / "sam_micro.safetensors"
+    )
+
+    for image, told in (
+        (np.zeros((3, 50_000), np.uint8), "50000×3 pixels"),
+        (np.zeros((4, 4, 4, 4)), "shape"),
+    ):
+        with pytest.raises(UserError, match=told):
+            model.predict(image)
+    with pytest.raises(UserError, match="no task flow; this model has semantic, depth, normals"):
+        model.predict(IMAGES[0], ["flow"])
+    with pytest.raises(UserError, match="no task flow"):
+        model.merge("flow")

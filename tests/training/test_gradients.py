@@ -1,0 +1,210 @@
+"""The gradient of a step against one put together by hand from each task's own gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from talora_jax import config as config_lib
+from talora_jax import sharding
+from talora_jax.data.dataset import Dataset
+from talora_jax.models.msam import shared, trainable
+from talora_jax.tasks import make_task
+from talora_jax.training import checkpoint, gradients
+from talora_jax.training.setup import Run, adapter_config, make_model
+from talora_jax.training.step import init_state
+from talora_jax.weighting import gradients as balancing
+
+TASKS = ("depth", "normals", "semantic")
+CLASSES = ("a", "b")
+LAMBDA = 0.01
+KEY = jax.random.key(0)
+
+
+def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1)):
+    """A run of random numbers in every parameter, so that no gradient is zero."""
+    config = config_lib.default()
+    config.tasks = TASKS
+    config.adapter.kind = adapter
+    config.adapter.ranks = (4, 3, 2)
+    config.adapter.dropout = 0.0
+    config.weighting.kind = kind
+    config.orthogonal_weight = LAMBDA
+    config.batch_size = 8
+    config.accumulate = parts
+    config.model.remat = "none"
+    sizes = dataclasses.replace(
+        micro,
+        encoder=dataclasses.replace(micro.encoder, stages=1),
+        decoder=dataclasses.replace(micro.decoder, depth=1),
+    )
+    tasks = tuple(make_task(name, class_names=CLASSES) for name in TASKS)
+    graphdef, learnt, frozen = nnx.split(
+        nnx.eval_shape(lambda: make_model(config, tasks, sizes)),
+        trainable(adapter_config(config)),
+        ...,
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, variable):
+        noise = rng.normal(size=variable.shape).astype(np.float32)
+        return variable.replace(1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise)
+
+    dataset = Dataset("random", TASKS, CLASSES, (24, 32), {"train": [0] * 8})
+    learnt, frozen = nnx.map_state(draw, learnt), nnx.map_state(draw, frozen)
+    return Run(config, sharding.make_mesh(*mesh), dataset, tasks, graphdef, learnt, frozen, "")
+
+
+def random_batch():
+    rng = np.random.default_rng(1)
+    normals = rng.normal(size=(8, 24, 32, 3))
+    return {
+        "image": rng.random((8, 24, 32, 3), np.float32),
+        "depth": rng.random((8, 24, 32, 1), np.float32),
+        "normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32),
+        "semantic": rng.integers(-1, 2, (8, 24, 32)).astype(np.int32),
+    }
+
+
+def gradient_of(run) -> gradients.Gradient:
+    params, state = gradients.init_weighting(run)
+    with jax.set_mesh(run.mesh):
+        batch = sharding.shard_batch(random_batch(), run.mesh)
+        found = jax.jit(gradients.make_gradient(run))
+        return found(
+            {"model": run.trainable, "weighting": params}, state, run.frozen, batch, 0, KEY
+        )
+
+
+def by_name(state) -> dict[str, np.ndarray]:
+    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(state)}
+
+
+@functools.cache
+def task_gradients(micro, adapter):
+    """Each task's loss and its gradient by everything that trains; the regulariser's gradient."""
+    run = make_run(micro, "equal", adapter)
+    batch = random_batch()
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def objective(learnt, weights, regulariser):
+        model = nnx.merge(run.graphdef, learnt, run.frozen)
+        maps = model(batch["image"])
+        sums = [task.loss(maps[task.name], batch[task.name]) for task in run.tasks]
+        losses = jnp.stack([total / count for total, count in sums])
+        return weights @ losses + regulariser * model.orthogonality(), losses
+
+    compiled = jax.jit(objective)
+    found = [compiled(run.trainable, row, 0.0) for row in np.eye(len(TASKS), dtype=np.float32)]
+    _, regulariser = compiled(run.trainable, np.zeros(len(TASKS), np.float32), 1.0)
+    return found[0][0][1], [by_name(g) for _, g in found], by_name(regulariser)
+
+
+def is_shared(name, adapter):
+    return name.startswith("image_encoder") and not (adapter == "talora" and name.endswith("U3"))
+
+
+def expected_weights(kind, losses, per_task, adapter):
+    """Of the shared parameters' gradients, and of each task's own."""
+    names = [name for name in per_task[0] if is_shared(name, adapter)]
+    rows = np.stack([np.concatenate([g[n].ravel() for n in names]) for g in per_task])
+    gram = jnp.asarray(rows @ rows.T)
+    if kind == "nash_mtl":
+        weights = balancing.nash_weights(gram)
+        return weights, weights
+    if kind == "cagrad":
+        return balancing.cagrad_weights(gram, 0.4) / 1.16, np.full(3, 1 / 3)
+    share = 1 / losses  # of FAMO, at the start
+    return share / share.sum(), share / share.sum()
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # A bias on all keys changes no softmax: its gradient is rounding alone.
+        if "k_proj.bias" not in name:
+            atol = 2e-4 * np.abs(value).max() + 1e-7
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "parts"),
+    [("nash_mtl", "talora", 1), ("famo", "talora", 2), ("cagrad", "lora_shared", 2)],
+)
+def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts):
+    losses, per_task, regulariser = task_gradients(micro, adapter)
+    together, own = expected_weights(kind, losses, per_task, adapter)
+    expected = {}
+    for name in regulariser:
+        weights = together if is_shared(name, adapter) else own
+        total = sum(np.float64(w) * g[name] for w, g in zip(weights, per_task, strict=True))
+        expected[name] = total + LAMBDA * regulariser[name]
+    found = gradient_of(make_run(micro, kind, adapter, parts))
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(found.weights, together, rtol=1e-3)
+    assert np.ptp(together) > 0.01
+    assert_close(by_name(found.gradient["model"]), expected)
+
+
+@pytest.mark.parametrize("adapter", ["talora", "lora_per_task"])
+def test_a_task_weighs_what_is_its_own_wherever_the_task_axis_is(micro, adapter):
+    run = make_run(micro, "nash_mtl", adapter)
+    kind = adapter_config(run.config)
+    own = nnx.filter_state(run.trainable, nnx.Not(shared(kind)))
+    ones = jax.tree.map(jnp.ones_like, own)
+    channels = [task.channels for task in run.tasks]
+    scaled = by_name(gradients._scale_by_task(kind, ones, jnp.array([1.0, 2.0, 3.0]), channels))
+    assert channels == [1, 3, 2]
+    np.testing.assert_array_equal(scaled.pop("no_mask_embed")[:, 0], [1, 2, 2, 2, 3, 3])
+    for name, x in scaled.items():
+        if "mask_decoders" in name:
+            x = np.moveaxis(x, 0, -1)
+        elif name.endswith("U3"):
+            x = np.moveaxis(x, -2, -1)
+        else:
+            assert name.endswith((".A", ".B"))
+            x = np.moveaxis(x, -3, -1)
+        np.testing.assert_array_equal(x, np.broadcast_to([1, 2, 3], x.shape), err_msg=name)
+
+
+PROGRAM = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+import micro, test_gradients as t
+
+run = t.make_run(micro.MICRO, "nash_mtl", "talora", 2, (2, 1, 3))
+found = t.gradient_of(run)
+np.savez(sys.argv[1], **t.by_name(found.gradient["model"]))
+"""
+
+
+def test_a_mesh_and_accumulation_change_no_balanced_gradient(micro, start_python, tmp_path):
+    process = start_python("-c", PROGRAM, str(tmp_path / "found.npz"), devices=6)
+    one = by_name(gradient_of(make_run(micro, "nash_mtl", "talora")).gradient["model"])
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert_close(dict(np.load(tmp_path / "found.npz")), one)
+
+
+@pytest.mark.parametrize("kind", ["famo", "nash_mtl"])
+def test_what_balancing_carries_along_is_resumed_exactly(micro, tmp_path, kind):
+    run = make_run(micro, kind, "talora")
+    state = init_state(run)
+    rng = np.random.default_rng(2)
+    carried = jax.tree.map(
+        lambda x: jnp.asarray(10 * rng.random(x.shape), x.dtype), state.weighting
+    )
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, state._replace(weighting=carried), {})
+    checkpoints.close()
+    restored, _ = checkpoint.Checkpoints(tmp_path).restore(state)
+    assert jax.tree.structure(restored.weighting) == jax.tree.structure(carried)
+    for ours, theirs in zip(
+        jax.tree.leaves(restored.weighting), jax.tree.leaves(carried), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)

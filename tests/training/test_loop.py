@@ -1,0 +1,203 @@
+"""The train step and the loop, in this process."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from talora_jax import sharding
+from talora_jax.data.pipeline import eval_batches
+from talora_jax.errors import UserError
+from talora_jax.training import optim
+from talora_jax.training.evaluate import constant_baselines, evaluate
+from talora_jax.training.log import read_metrics
+from talora_jax.training.loop import flat_fields, train
+from talora_jax.training.setup import prepare
+from talora_jax.training.step import init_state, make_train_step
+from talora_jax.weights.adapter_file import AdapterFile
+
+
+def first_batch(run):
+    batches = eval_batches(
+        run.dataset.splits["train"],
+        tasks=run.config.tasks,
+        image_size=run.dataset.image_size,
+        batch_size=run.config.batch_size,
+        process_index=0,
+        process_count=1,
+    )
+    return sharding.shard_batch(next(iter(batches)), run.mesh)
+
+
+def one_step(config):
+    run = prepare(config)
+    before = init_state(run)
+    kept = jax.tree.map(np.asarray, before.trainable)
+    after, scalars = make_train_step(run)(before, run.frozen, first_batch(run))
+    return kept, after, {name: float(x) for name, x in scalars.items()}
+
+
+def optimizer_state(state):
+    """Adam's moments and counts by path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def test_accumulated_parts_are_one_batch(config):
+    config.adapter.dropout = 0.0
+    config.optimizer.warmup = 0.0
+    kept, whole, told = one_step(config)
+    config.accumulate = 2
+    _, parts, told_parts = one_step(config)
+    for name, value in told.items():
+        np.testing.assert_allclose(told_parts[name], value, rtol=1e-5, err_msg=name)
+    expected, found = optimizer_state(whole), optimizer_state(parts)
+    assert expected.keys() == found.keys()
+    for path, moment in expected.items():
+        # A bias on all keys changes no softmax: its gradient is rounding alone.
+        if "['k_proj']['bias']" not in path:
+            atol = 1e-4 * float(np.abs(moment).max())
+            np.testing.assert_allclose(found[path], moment, rtol=0, atol=atol, err_msg=path)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(whole.trainable), strict=True)
+    ]
+    assert max(moved) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "dynamic_average", "famo", "db_mtl"])
+def test_every_weighting_trains(config, kind):
+    config.tasks = ("depth", "normals")
+    config.weighting.kind = kind
+    config.optimizer.warmup = 0.0
+    kept, after, told = one_step(config)
+    assert told["depth/weight"] > 0 and np.isfinite(told["objective"])
+    old, new = (
+        model["image_encoder"]["global_blocks"]["attn"]["adapter"]["G"][...]
+        for model in (kept["model"], after.trainable["model"])
+    )
+    assert (old != new).any()
+    if kind == "uncertainty":
+        variances = "log_variance"
+        assert (kept["weighting"][variances] != after.trainable["weighting"][variances]).all()
+
+
+@pytest.mark.parametrize("kind", ["lora_per_task", "full"])
+def test_every_adapter_kind_trains_what_it_says(config, kind):
+    config.tasks = ("depth",)
+    config.weighting.task_weights = (1.0,)
+    config.adapter.kind = kind
+    config.optimizer.warmup = 0.0
+    kept, after, _ = one_step(config)
+    moved = {
+        ".".join(map(str, path)): bool((variable[...] != old[...]).any())
+        for (path, variable), (_, old) in zip(
+            nnx.to_flat_state(after.trainable["model"]),
+            nnx.to_flat_state(kept["model"]),
+            strict=True,
+        )
+    }
+    assert moved["no_mask_embed"]
+    assert any("adapter" in name for name in moved) == kind.startswith("lora")
+    assert ("image_encoder.patch_embed.kernel" in moved) == (kind == "full")
+    unread = "mask_decoders.output_hypernetworks_mlps.1.layers.0.kernel"
+    assert not moved[unread]
+
+
+def test_schedule_warms_up_and_ends_at_zero(config):
+    config.steps, config.optimizer.warmup = 100, 0.05
+    schedule = optim.make_schedule(config)
+    rates = [float(schedule(step)) for step in (0, 5, 52, 100)]
+    np.testing.assert_allclose(rates, [0, 1e-3, 1e-3 * 48 / 95, 0], rtol=1e-5, atol=1e-12)
+
+
+def test_groups_scale_the_learning_rate(config):
+    run = prepare(config)
+    state = init_state(run)
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.lr_scale.decoders = 0.0
+    config.optimizer.lr_scale.adapters = 10.0
+    optimizer = optim.make_optimizer(config, lambda step: 1e-3)
+    ones = jax.tree.map(jnp.ones_like, state.trainable)
+    updates, _ = optimizer.update(ones, optimizer.init(state.trainable), state.trainable)
+    model = updates["model"]
+    adapter = model["image_encoder"]["global_blocks"]["attn"]["adapter"]
+    np.testing.assert_allclose(adapter["U1"][...], -1e-2, rtol=1e-5)
+    np.testing.assert_allclose(model["no_mask_embed"][...], -1e-3, rtol=1e-5)
+    assert not model["mask_decoders"]["mask_tokens"][...].any()
+
+
+def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path, capsys):
+    metrics = train(config, tmp_path / "run")
+    assert {"semantic/miou", "depth/pooled/abs_err", "normals/per_image/mean"} < metrics.keys()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "pictures",
+        "checkpoints",
+        "adapter.safetensors",
+    }
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(r["step"], r["split"]) for r in rows] == [
+        (0, "model"),
+        (0, "val_constant"),
+        *((step, "train") for step in range(1, 5)),
+        (4, "val"),
+    ]
+    file = AdapterFile.read(tmp_path / "run" / "adapter.safetensors")
+    assert file.channels == {"semantic": 3, "depth": 1, "normals": 3}
+    assert file.class_names == {"semantic": ["red", "green", "blue"]}
+    assert len(file.base_fingerprint) == 64
+    assert "no_mask_embed" in file.tensors
+    assert not any("qkv" in name for name in file.tensors)
+    capsys.readouterr()
+    assert train(config, tmp_path / "run") == {}
+    assert "This run is finished" in capsys.readouterr().out
+
+    assert evaluate(prepare(config), tmp_path / "run", print) == metrics
+
+
+def test_another_config_may_not_use_the_workdir(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    config.batch_size = 2
+    with pytest.raises(UserError, match=r"config\.batch_size was 4 and is now 2\. Choose"):
+        train(config, tmp_path)
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    from talora_jax import tasks
+
+    def explode(self, maps, target):
+        # Finite on the constant baseline's way, NaN once the optimizer has moved the maps.
+        return jnp.where(jnp.max(jnp.abs(maps)) > limit, jnp.nan, jnp.abs(maps - target)[..., 0])
+
+    limit = jnp.inf
+    config.optimizer.learning_rate = 0.0
+    train(config, tmp_path / "fine")
+    assert (tmp_path / "fine" / "checkpoints" / "4").exists()
+
+    limit = 0.0
+    monkeypatch.setattr(tasks.Depth, "pixel_loss", explode)
+    with pytest.raises(UserError, match=r"step 1: depth/loss is nan\. The last checkpoint"):
+        train(config, tmp_path / "broken")
+    assert not list((tmp_path / "broken" / "checkpoints").glob("[0-9]*"))
+
+
+def test_constant_baselines_are_those_of_the_training_split(config):
+    run = prepare(config)
+    baselines = constant_baselines(run)
+    depths = [s["depth"] for s in map(run.dataset.splits["train"].__getitem__, range(10))]
+    truth = [run.dataset.splits["val"][i]["depth"] for i in range(2)]
+    error = np.abs(np.mean(depths) - np.array(truth)).mean()
+    np.testing.assert_allclose(baselines["depth/pooled/abs_err"], error, rtol=1e-5)
+
+
+def test_flat_fields_name_a_config_as_on_the_command_line():
+    assert flat_fields({"a": 1, "b": {"c": [2]}}) == {"config.a": 1, "config.b.c": [2]}

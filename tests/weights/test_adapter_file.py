@@ -1,0 +1,154 @@
+"""Adapter files told about, and new tasks on a trained adapter."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import talora_jax
+from talora_jax.errors import UserError, run_command
+from talora_jax.models.adapters import KINDS, AdapterConfig
+from talora_jax.models.msam import new_tasks, task_axis, trainable
+from talora_jax.models.sam import SIZES
+from talora_jax.tasks import make_task
+from talora_jax.training.loop import train
+from talora_jax.training.setup import Run, adapter_config, learnt_file, make_model, prepare
+from talora_jax.weights import adapter_file as adapter
+from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.assemble import tensors_of
+
+
+def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    code = (
+        "import sys; from talora_jax.weights import adapter_file; adapter_file.main(); "
+        "assert 'jax' not in sys.modules"
+    )
+    process = start_python("-c", code, str(shelf / "adapter.safetensors"))
+    told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    file = AdapterFile.read(shelf / "adapter.safetensors")
+    for text in (
+        "talora, ranks 4×4×2",
+        "sam_micro.safetensors, made of sam_micro.pth",
+        file.base_fingerprint,
+        "red, green, blue",
+        f"{sum(x.size for x in file.tensors.values()):,}",
+        "adapters, U3",
+    ):
+        assert text in told, told
+
+
+def test_a_file_that_is_no_adapter(shelf, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["adapter", str(shelf / "photo.jpg")])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(adapter.main)
+    errors = capsys.readouterr().err
+    assert "cut short or no adapter" in errors and len(errors.strip().splitlines()) == 1
+
+
+def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shelf, tmp_path, micro):
+    parent, base = shelf / "adapter.safetensors", shelf / "sam_micro.safetensors"
+    before = AdapterFile.read(parent)
+    config.tasks = ("edges",)
+    config.weighting.task_weights = (1.0,)
+    config.adapter.extend, config.model.weights = str(parent), str(base)
+    config.optimizer.warmup = 0.0
+    config.steps, config.checkpoint_every = 2, 0
+    train(config, tmp_path / "run")
+    after = AdapterFile.read(tmp_path / "run" / "adapter.safetensors")
+    assert after.channels == {**before.channels, "edges": 1}
+    assert after.class_names == before.class_names == {"semantic": ["red", "green", "blue"]}
+    assert after.base_fingerprint == before.base_fingerprint and after.base == before.base
+    assert tuple(after.config["tasks"]) == after.tasks
+
+    # What trained: a row of U3 in every block, a no-mask row and a decoder.
+    run = prepare(config)
+    fresh = tensors_of(run.trainable)
+    decoder = sum(
+        x[0].size for name, x in before.tensors.items() if name.startswith("mask_decoders.")
+    )
+    trained = decoder + micro.encoder.depth * config.adapter.ranks[2] + micro.decoder.dim
+    assert sum(x.size for x in fresh.values()) == trained
+    grown = [sum(x.size for x in file.tensors.values()) for file in (before, after)]
+    assert grown[1] - grown[0] == trained
+    moved = set()
+    for name, x in after.tensors.items():
+        axis = task_axis(AdapterConfig(), name.split("."))
+        old, new = np.split(x, [before.tensors[name].shape[axis or 0]], axis or 0)
+        np.testing.assert_array_equal(old, before.tensors[name])
+        assert (new.size > 0) == (axis is not None)
+        if new.size and (new != fresh[name]).any():
+            moved.add(name)
+    assert {"no_mask_embed", "mask_decoders.mask_tokens"} < moved
+    assert sum(name.endswith("U3") for name in moved) == 2
+
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    old, new = (talora_jax.load(file, base).predict(photo) for file in (parent, tmp_path / "run"))
+    assert new.keys() - old.keys() == {"edges"}
+    for name, array in old.items():
+        np.testing.assert_array_equal(new[name], array)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_tasks_on_every_kind(config, kind):
+    """What trains, and where it goes: beside the old tasks' entries, whatever their axis."""
+    config.adapter.kind = kind
+    adapter = adapter_config(config)
+
+    def ones(names, filter):
+        """Of a model for these tasks, what the filter names, all ones."""
+        tasks = tuple(make_task(name, class_names=()) for name in names)
+        model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES["micro"]()))
+        _, state, _ = nnx.split(model, filter, ...)
+        return tasks, jax.tree.map(lambda x: np.ones(x.shape, np.float32), state)
+
+    (depth,), learnt = ones(["depth"], trainable(adapter))
+    tensors = tensors_of(learnt)
+    parent = AdapterFile(tensors, config.to_dict(), {"depth": 1}, {}, "a base", "f" * 64)
+    tasks, added = ones(["normals", "edges"], new_tasks(adapter))
+    names = set(tensors_of(added))
+    inside = {name.rpartition(".")[2] for name in names if name.startswith("image_encoder.")}
+    assert inside == {"talora": {"U3"}, "lora_per_task": {"A", "B"}}.get(kind, set())
+    assert {name.partition(".")[0] for name in names} - {"image_encoder"} == {
+        "mask_decoders",
+        "no_mask_embed",
+    }
+
+    run = Run(config, None, None, tasks, None, added, None, "f" * 64, parent)
+    file = learnt_file(run, jax.tree.map(lambda x: 2 * x, added))
+    assert file.channels == {"depth": 1, "normals": 3, "edges": 1}
+    assert file.tensors.keys() == tensors.keys()
+    for name, x in file.tensors.items():
+        axis = task_axis(adapter, name.split("."))
+        if axis is None:
+            assert x.shape == tensors[name].shape and (x == 1).all()
+        else:
+            entries = {1, 2} if name != "no_mask_embed" else {1, 4}
+            assert {(x == 1).sum(axis).min(), (x == 2).sum(axis).min()} == entries
+
+
+def test_what_can_be_extended(config, learn, shelf):
+    config.tasks = ("edges",)
+    config.adapter.extend = str(shelf / "run")  # which started from random numbers
+    run, learnt = learn(config, 0)
+    before = AdapterFile.read(shelf / "run" / "adapter.safetensors")
+    file = learnt_file(run, learnt)
+    assert file.tasks == (*before.tasks, "edges")
+    assert file.base_fingerprint == before.base_fingerprint
+
+    def refused(**fields):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(fields)
+        with pytest.raises(UserError) as told:
+            learn(changed, 0)
+        return str(told.value)
+
+    assert "has depth already" in refused(tasks=("edges", "depth"))
+    assert "--config.adapter.ranks='(4,4,2)'" in refused(**{"adapter.ranks": (4, 4, 3)})
+    assert "--config.seed=0" in refused(seed=1)
+    base = str(shelf / "sam_micro.safetensors")
+    assert "belongs to another base" in refused(**{"model.weights": base})
+    assert "no adapter at x" in refused(**{"adapter.extend": "x"})
