@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from talora_jax.errors import UserError
-from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import fingerprint
+from talora_jax.weights.assemble import assemble, base_of, check_fits, sizes_of
+from talora_jax.weights.assemble import merged as merged_task
 from weights_convert.checkpoint import Checkpoint, our_tensors
 from weights_convert.names import Entry
 
@@ -39,70 +37,32 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
     if base.architecture.tasks is not None:
         raise UserError("to merge an adapter, INPUT must be the plain SAM it was trained on")
     learnt = AdapterFile.read(adapter)
-    _check_base(base, learnt, adapter)
+    # The one size that no tensor shows, the decoder's heads, is the adapter's.
+    sam = sizes_of(learnt, adapter) or base.architecture.sam
+    frozen = base_of(learnt, adapter, dict(our_tensors(base)), sam, "INPUT")
+    check_fits(learnt, adapter, frozen)
     task, row = _find(channel, learnt.channels)
-    number = learnt.tasks.index(task)
-    update = _update(learnt, number, base)
-    tensors = learnt.tensors
+    tensors = merged_task(assemble(learnt, adapter, frozen), task)
+    decoder = f"mask_decoders.{task}."
 
     def get(entry: Entry) -> np.ndarray:
         if entry.ours.startswith(_DECODER):
-            decoders = tensors[f"mask_decoders.{entry.ours.removeprefix(_DECODER)}"]
-            return entry.layout.theirs(decoders[number])
+            inside = entry.ours.removeprefix(_DECODER)
+            return entry.layout.theirs(tensors[decoder + inside])
         if entry.ours == "prompt_encoder.no_mask_embed":
-            return tensors["no_mask_embed"][row : row + 1]
+            return tensors[entry.ours][row : row + 1]
         x = base.get(entry)
-        if entry.ours in tensors:
-            x = entry.layout.theirs(tensors[entry.ours][entry.index])
-        if entry.ours.endswith(_QKV):
-            x = x + entry.layout.theirs(update(entry)).astype(x.dtype)
+        if entry.ours in learnt.tensors or entry.ours.endswith(_QKV):
+            return entry.layout.theirs(tensors[entry.ours][entry.index]).astype(x.dtype)
         return x
 
     return dataclasses.replace(base, get=get)
 
 
 def _find(channel: str, channels: Mapping[str, int]) -> tuple[str, int]:
-    """The task of a channel, and its no-mask row."""
+    """The task of a channel, and which of the task's it is."""
     task, _, number = channel.partition(":")
     known = [f"{t}:{i}" if n > 1 else t for t, n in channels.items() for i in range(n)]
     if channel not in known:
         raise UserError(f"no channel {channel}; the adapter has {', '.join(known)}")
-    names = list(channels)
-    return task, sum(channels[t] for t in names[: names.index(task)]) + int(number or 0)
-
-
-def _update(learnt: AdapterFile, task: int, base: Checkpoint):
-    """A function that gives the update [d, k] of the qkv weights of an entry's block."""
-    options = learnt.config["adapter"]
-    config = AdapterConfig(
-        options["kind"],
-        tuple(options["ranks"]),
-        options["scale"],
-        options["dropout"],
-        tuple(options["qkv"]),
-    )
-    width = base.architecture.sam.encoder.width
-
-    def update(entry: Entry) -> np.ndarray:
-        adapter = make_adapter(config, width, len(learnt.tasks), rngs=nnx.Rngs(0))
-        if adapter is None:
-            return np.zeros((width, 3 * width), np.float32)
-        blocks = entry.ours.removesuffix("qkv.kernel")
-        for (name,), variable in nnx.to_flat_state(nnx.state(adapter)):
-            factor = learnt.tensors[f"{blocks}adapter.{name}"][entry.index]
-            variable[...] = jnp.asarray(factor)
-        dense = np.asarray(adapter.merge())
-        return dense[task if config.per_task else 0]
-
-    return update
-
-
-def _check_base(base: Checkpoint, learnt: AdapterFile, adapter: Path) -> None:
-    """Compares the fingerprint of what was frozen in training."""
-    frozen = []
-    for name, value in our_tensors(base):
-        name = name.removeprefix("prompt_encoder.") if "positions" in name else name
-        if name.startswith(("image_encoder.", "positions.")) and name not in learnt.tensors:
-            frozen.append((tuple(name.split(".")), nnx.Param(value)))
-    if fingerprint(nnx.from_flat_state(frozen)) != learnt.base_fingerprint:
-        raise UserError(f"{adapter} was trained on another base than INPUT")
+    return task, int(number or 0)

@@ -34,7 +34,6 @@ from pathlib import Path
 import jax
 import jax.export
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import safetensors
 import safetensors.flax
@@ -45,13 +44,20 @@ from jaxtyping import Array, UInt8
 from talora_jax.errors import UserError, run_command
 from talora_jax.files import replacing
 from talora_jax.inference import run_exported
-from talora_jax.inference.model import config_of, tasks_of
-from talora_jax.models.msam import MSam, trainable
-from talora_jax.models.sam import SamConfig
+from talora_jax.inference.model import tasks_of
+from talora_jax.models.msam import MSam
 from talora_jax.tasks import Task
-from talora_jax.training.setup import adapter_config, make_model, sizes_and_base
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import build, filled, fingerprint, merged, name_of
+from talora_jax.weights.assemble import (
+    Base,
+    assemble,
+    filled,
+    merged,
+    model_of,
+    name_of,
+    read_base_of,
+    resolve_dtype,
+)
 from talora_jax.weights.base_file import Description
 
 # As jax.export calls them.
@@ -70,17 +76,16 @@ class Trained:
     """A finished run.
 
     Attributes:
+      file, path: the adapter.
       tasks: in the order of U3's rows.
-      prompts: the base's embeddings of prompts, which mSAM has no use for; by our names.
-      adapter: the file that holds what was learnt.
+      model: both together, float32.
     """
 
-    config: ml_collections.ConfigDict
+    file: AdapterFile
+    path: Path
     tasks: tuple[Task, ...]
-    sam: SamConfig
+    base: Base
     model: MSam
-    prompts: dict[str, np.ndarray]
-    adapter: Path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,15 +112,12 @@ def main(argv: list[str] | None = None) -> None:
 
     path = find(args.workdir)
     file = AdapterFile.read(path)
-    config = config_of(file, path)
-    if args.base:
-        config.model.weights = str(args.base)
     chosen = _choose(tasks_of(file), args.tasks)
-    size = tuple(args.size or config.data.image_size)
+    size = tuple(args.size or file.config.get("data", {}).get("image_size") or ())
     if len(size) != 2 and "program" in args.parts:
         raise UserError("--size is missing: the run's images have sizes of their own; give H W")
 
-    trained = load(file, path, config)
+    trained = load(file, path, args.base)
     with replacing(args.out) as folder:
         folder.mkdir(parents=True)
         if "program" in args.parts:
@@ -127,23 +129,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"wrote {args.out}")
 
 
-def load(file: AdapterFile, path: Path, config: ml_collections.ConfigDict) -> Trained:
-    """The model of an adapter file and the base of its config; no data set is opened.
+def load(file: AdapterFile, path: Path, base: Path | None) -> Trained:
+    """The model of an adapter file and its base; no data set is opened.
 
     Raises:
       UserError: the base is missing, or it is another one than the adapter was trained on.
     """
-    tasks = tasks_of(file)
-    sam, base = sizes_and_base(config)
-    model = build(lambda: make_model(config, tasks, sam), base, file.tensors)
-    _, _, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
-    if fingerprint(frozen) != file.base_fingerprint:
-        raise UserError(
-            f"{path} was trained on another base than {config.model.weights or 'this one'}: on "
-            f"{file.base}; name it with --base"
-        )
-    prompts = {k: x for k, x in (base or {}).items() if k.startswith("prompt_encoder.")}
-    return Trained(config, tasks, sam, model, prompts, path)
+    found = read_base_of(file, path, base)
+    model = assemble(file, path, found, dtype=resolve_dtype(file.dtype))
+    return Trained(file, path, tasks_of(file), found, model)
 
 
 def make_program(
@@ -154,10 +148,10 @@ def make_program(
     Without a batch size images are computed one after the other: memory does not grow with their
     number, and no shape depends on it.
     """
-    config = trained.config.copy_and_resolve_references()
-    config.model.dtype, config.model.remat = dtype, "none"
     graphdef, abstract = nnx.split(
-        nnx.eval_shape(lambda: make_model(config, trained.tasks, trained.sam))
+        nnx.eval_shape(
+            lambda: model_of(trained.file, trained.base.sam, dtype=jnp.dtype(dtype), remat="none")
+        )
     )
 
     def predict(weights, images):
@@ -213,7 +207,7 @@ def write_program(
         lambda dtype: jax.jit(make_program(trained, tasks, dtype, batch_size))
     )
     for platform in platforms:
-        dtype = trained.config.model.dtype
+        dtype = trained.file.dtype
         if dtype == "auto":
             dtype = "float32" if platform == "cpu" else "bfloat16"
         try:
@@ -237,16 +231,16 @@ def write_program(
 def write_merged(trained: Trained, path: Path, task: Task) -> None:
     """Writes one task's SAM as a base; see `talora_jax.weights.base_file.merged`."""
     tensors = merged(trained.model, task.name)
-    tensors |= {name: x for name, x in trained.prompts.items() if name not in tensors}
+    tensors |= {name: x for name, x in trained.base.prompts.items() if name not in tensors}
     source = {
-        "file": trained.adapter.name,
-        "sha256": hashlib.sha256(trained.adapter.read_bytes()).hexdigest(),
-        "base": Path(trained.config.model.weights).name,
+        "file": trained.path.name,
+        "sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        "base": Path(trained.base.file).name,
         "task": task.name,
-        "pixel_normalisation": trained.config.model.pixel_normalisation,
-        "native_aspect": trained.config.model.native_aspect,
+        "pixel_normalisation": trained.file.pixel_normalisation,
+        "native_aspect": trained.file.native_aspect,
     }
-    header = Description(trained.sam, (task.name,), source).header()
+    header = Description(trained.base.sam, (task.name,), source).header()
     path.parent.mkdir(exist_ok=True)
     safetensors.numpy.save_file(tensors, path, header)
     _share(path)
@@ -286,7 +280,7 @@ def _describe(
             }
             for task in tasks
         },
-        "trained_with": json.loads(trained.config.to_json_best_effort()),
+        "trained_with": trained.file.config,
     }
 
 
@@ -361,7 +355,7 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
     }
     name = max(distance, key=distance.get)
     print(f"largest difference from the model on a random image: {distance[name]:.1e} ({name})")
-    in_float32 = here == "cpu" and trained.config.model.dtype != "bfloat16"
+    in_float32 = here == "cpu" and trained.file.dtype != "bfloat16"
     if in_float32 and not distance[name] <= TOLERANCE:
         raise UserError(
             f"the program's {name} differs from the model's by {distance[name]:.1e}, more than "

@@ -4,63 +4,61 @@
     prediction = model.predict(Image.open("photo.jpg"))
     prediction["depth"]  # metres, [H, W]
 
-Images take turns, and tasks, and a task's channels: the encoder's program serves one task of one
-image, the decoder's one channel. So both are compiled once, whatever the tasks (with native aspect,
-once for every shape of padded images); another adapter of the same ranks needs no compilation; and
-what a task gives does not depend, not in the last bit, on which others the model has. The two
-programs that resize, into the padded image and back, are small. They see images filled up to
-multiples of `BUCKET` pixels and get true sizes as numbers: they are compiled once for each such
-bucket, not for each size.
+Images take turns, and tasks, and a task's channels: one program embeds one image for one task, one
+decodes one channel. So both are compiled once, whatever the tasks (with native aspect, once for
+every shape of padded images); another adapter of the same ranks needs no compilation; and what a
+task gives does not depend, not in the last bit, on which others the model has. The two programs
+that resize, into the padded image and back, are small. They see images filled up to multiples of
+`BUCKET` pixels and get true sizes as numbers: they are compiled once for each such bucket, not for
+each size.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.inference.rgb import as_rgb
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.geometry import Geometry, normalise, resize
+from talora_jax.models.geometry import Geometry, pixels_to_padded, resize
 from talora_jax.models.image_encoder import ImageEncoder
-from talora_jax.models.msam import MSam, task_axis, trainable
-from talora_jax.models.sam import SIZES, SamConfig
+from talora_jax.models.msam import MSam, task_axis
+from talora_jax.models.sam import SamConfig
 from talora_jax.tasks import Task, make_task
-from talora_jax.training.setup import adapter_config, make_model, resolve_dtype, sizes_and_base
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import build, filled, fingerprint, for_msam, name_of
+from talora_jax.weights.assemble import (
+    Base,
+    check_fits,
+    filled,
+    joined,
+    read_base_of,
+    resolve_dtype,
+)
 
 # Sides of images are filled up to multiples of this, and a program serves all of one multiple.
 BUCKET = 256
 
-Prediction = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """What is frozen when an adapter is trained, by path in the model and on the device."""
+class One(NamedTuple):
+    """What one task is predicted with.
 
-    sam: SamConfig
-    frozen: Mapping[str, jax.Array]
-    fingerprint: str
+    Attributes:
+      model: parameters of an `MSam` of this task alone, with one row of U3 and one decoder.
+      rows: the task's no-mask rows [D], one for each of its channels.
+    """
 
-
-class Parts(NamedTuple):
-    """What one task is predicted with: its encoder, with one row of U3, its decoder, and one
-    no-mask row [1, D] for each of its channels."""
-
-    encoder: nnx.State
-    decoder: nnx.State
+    model: nnx.State
     rows: list[jax.Array]
 
 
@@ -79,40 +77,30 @@ class TrainedModel:
           path: of the file, for messages.
 
         Raises:
-          UserError: the adapter is not what its config says, or of another size than the base.
+          UserError: the adapter is not what its fields say, or of another size than the base.
         """
-        config = config_of(file, path)
         self.file, self.tasks, self._base = file, tasks_of(file), base
-        self._native_aspect = config.model.native_aspect
-        self._pixel_normalisation = config.model.pixel_normalisation
-
-        msam, learnt, frozen = _abstract(config, file, base.sam)
-        adapter = adapter_config(config)
-        _check_shapes(path, "its own config", learnt, file.tensors)
-        _check_shapes(path, "the base", frozen, base.frozen)
-        tensors = {**base.frozen, **{n: jnp.asarray(x) for n, x in file.tensors.items()}}
-        self._per_task = adapter.per_task
-        self._encoder, encoder = nnx.split(msam.image_encoder)
-        self._decoder, decoder = nnx.split(msam.mask_decoders)
-        self._positions, positions = nnx.split(msam.positions)
-        self._frequencies = filled(positions, tensors, ("positions",))
+        tensors = joined(file, path, base)
+        adapter = AdapterConfig.of(file.adapter)
+        # What matters to training alone is left out, so that adapters that differ in nothing else
+        # share programs.
+        self._graphdef, abstract = _one_task(
+            base.sam, dataclasses.replace(adapter, dropout=0.0), resolve_dtype(file.dtype)
+        )
         ends = itertools.accumulate(file.channels.values())
-        self._parts = {}
+        self._ones = {}
         for t, (task, end) in enumerate(zip(self.tasks, ends, strict=True)):
-            # Of what tasks share, everything; of what has entries for each task, this one's.
+            # Of what tasks share, everything; of what has entries for each task, this one's. (Of
+            # no-mask rows one is as good as another: the channels' own are given to `_channel`.)
+            axes = {name: task_axis(adapter, name.split(".")) for name in tensors}
             own = {
-                name: x if axis is None else jax.lax.slice_in_dim(x, t, t + 1, axis=axis)
+                name: x
+                if axes[name] is None
+                else jax.lax.slice_in_dim(x, t, t + 1, axis=axes[name])
                 for name, x in tensors.items()
-                for axis in [task_axis(adapter, name.split("."))]
-                if name.startswith("image_encoder.")
             }
-            decoders = {n: x[t] for n, x in tensors.items() if n.startswith("mask_decoders.")}
             rows = tensors["no_mask_embed"][end - task.channels : end]
-            self._parts[task.name] = Parts(
-                filled(encoder, own, ("image_encoder",)),
-                filled(decoder, decoders, ("mask_decoders",)),
-                [rows[i : i + 1] for i in range(task.channels)],
-            )
+            self._ones[task.name] = One(filled(abstract, own), list(rows))
 
     def predict(
         self,
@@ -120,7 +108,7 @@ class TrainedModel:
         tasks: Sequence[str] | None = None,
         *,
         probabilities: bool = True,
-    ) -> Prediction | list[Prediction]:
+    ) -> Arrays | list[Arrays]:
         """What the model sees in an image, or in each of a list of images of any sizes.
 
         >>> model = talora_jax.load("run")
@@ -174,7 +162,7 @@ class TrainedModel:
         """
         path = find(source)
         file = AdapterFile.read(path)
-        _check_base(file, path, self._base.fingerprint, "the one that is loaded", force)
+        check_fits(file, path, self._base, force=force)
         return TrainedModel(file, self._base, path)
 
     def merge(self, task: str) -> ImageEncoder:
@@ -189,7 +177,7 @@ class TrainedModel:
           UserError: the model has no such task.
         """
         self.named([task])
-        return nnx.merge(self._encoder, self._parts[task].encoder).merge(0)
+        return nnx.merge(self._graphdef, self._ones[task].model).image_encoder.merge(0)
 
     def save(self, path: str | Path) -> None:
         """Writes the adapter to a file of its own.
@@ -201,35 +189,34 @@ class TrainedModel:
         """
         self.file.write(Path(path).expanduser())
 
-    def _predict(self, image, tasks: Sequence[str] | None, probabilities: bool) -> Prediction:
+    def _predict(self, image, tasks: Sequence[str] | None, probabilities: bool) -> Arrays:
         wanted = self.named(tasks)
         image = as_rgb(image)
         height, width = image.shape[:2]
         geometry = self._geometry(height, width)
         into, resized = geometry.matrices_to_padded(), np.array(geometry.resized)
         padded = _to_padded(
-            _filled(image, 0, 1), *(_filled(m, 1) for m in into), resized, self._pixel_normalisation
+            _filled_up(image, 0, 1),
+            *(_filled_up(matrix, 1) for matrix in into),
+            resized,
+            self.file.pixel_normalisation,
         )
-        encoder = self._base.sam.encoder
-        grid = tuple(side // encoder.patch_size for side in geometry.padded)
-        positions = _grid(self._positions, self._frequencies, *grid, encoder.grid)
-        embedding, prediction = None, {}
+        embedding, positions, arrays = None, None, {}
         for task in wanted:
-            parts = self._parts[task.name]
-            if embedding is None or self._per_task:
-                embedding = _embed(self._encoder, parts.encoder, padded)
-            channels = [
-                _channel(self._decoder, parts.decoder, positions, embedding, row)
-                for row in parts.rows
-            ]
-            low_res = jnp.concatenate(channels, axis=-1)
+            model, rows = self._ones[task.name]
+            if embedding is None or AdapterConfig.of(self.file.adapter).per_task:
+                embedding = _embed(self._graphdef, model, padded)
+            if positions is None:
+                positions = _positions(self._graphdef, model, *embedding.shape[1:3])
+            channels = [_channel(self._graphdef, model, embedding, positions, row) for row in rows]
+            low_res = jnp.stack(channels, axis=-1)
             back = geometry.matrices_from_padded(low_res.shape[1:3])
-            outputs = _outputs(task, low_res, *(_filled(m, 0) for m in back), probabilities)
-            prediction |= {
+            outputs = _outputs(task, low_res, *(_filled_up(m, 0) for m in back), probabilities)
+            arrays |= {
                 name: np.ascontiguousarray(np.asarray(x)[0, :height, :width])
                 for name, x in outputs.items()
             }
-        return prediction
+        return arrays
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.
@@ -257,7 +244,7 @@ class TrainedModel:
                 f"short side would be less than one patch; expected at most {encoder.grid} times "
                 "as long as wide"
             )
-        return encoder.geometry((height, width), native_aspect=self._native_aspect)
+        return encoder.geometry((height, width), native_aspect=self.file.native_aspect)
 
 
 def load(
@@ -283,52 +270,36 @@ def load(
     """
     path = find(source)
     file = AdapterFile.read(path)
-    config = config_of(file, path)
-    weights = str(base or config.model.weights)
-    if weights and not Path(weights).expanduser().is_file():
-        raise UserError(
-            f"there is no base {weights}: {path} was trained on {file.base}, and needs that "
-            "(base=…, or --base on the command line)"
-        )
-    config.model.weights = str(Path(weights).expanduser()) if weights else ""
-    sam, tensors = sizes_and_base(config)
-    msam, _, frozen = _abstract(config, file, sam)
-    if tensors is None:
-        drawn = build(lambda: make_model(config, tasks_of(file), sam))
-        _, _, frozen = nnx.split(drawn, trainable(adapter_config(config)), ...)
-    else:
-        # LayerNorms and decoders are the adapter's.
-        given = for_msam(tensors, msam)
-        given = {n: jnp.asarray(x, jnp.float32) for n, x in given.items() if n not in file.tensors}
-        _check_shapes(path, weights, frozen, given)
-        frozen = filled(frozen, given)
-    digest = fingerprint(frozen)
-    _check_base(file, path, digest, weights or "the random numbers drawn here", force)
-    dtype = resolve_dtype(config.model.param_dtype)
-    frozen = {name_of(p): v[...].astype(dtype) for p, v in nnx.to_flat_state(frozen)}
-    return TrainedModel(file, Base(sam, frozen, digest), path)
+    base = read_base_of(file, path, base, force=force)
+    return TrainedModel(file, base.astype(resolve_dtype(file.param_dtype)), path)
 
 
-@functools.partial(jax.jit, static_argnames="normalised")
-def _to_padded(image, rows, columns, resized, normalised):
-    """A filled up image [Y, X, 3] to the model's input; see `Geometry.matrices_to_padded`."""
-    padded = resize(image.astype(jnp.float32), rows, columns)[None]
-    return normalise(padded, resized) if normalised else padded / 255
+def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
+    """An adapter's tasks, in the order of U3's rows."""
+    return tuple(make_task(t, class_names=file.class_names.get(t, ())) for t in file.tasks)
+
+
+# The steps of `MSam`, each a program of its own.
+
+_to_padded = jax.jit(pixels_to_padded, static_argnames="normalised")
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _embed(graphdef, encoder, padded):
-    return nnx.merge(graphdef, encoder)(padded, (0,))[0]
+def _embed(graphdef, model, padded):
+    model = nnx.merge(graphdef, model)
+    return model.embed(padded, model.tasks)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "height", "width", "square"))
-def _grid(graphdef, positions, height, width, square):
-    return nnx.merge(graphdef, positions).grid(height, width, square)
+@functools.partial(jax.jit, static_argnames=("graphdef", "height", "width"))
+def _positions(graphdef, model, height, width):
+    return nnx.merge(graphdef, model).grid_positions(height, width)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _channel(graphdef, decoder, positions, embedding, row):
-    return nnx.merge(graphdef, decoder).channel_maps(embedding, positions, row)
+def _channel(graphdef, model, embedding, positions, row):
+    model = nnx.merge(graphdef, model)
+    decoder = jax.tree.map(lambda x: x[0], nnx.state(model.mask_decoders))
+    return model.decode_channel(decoder, embedding, positions, row)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "probabilities"))
@@ -338,76 +309,18 @@ def _outputs(task, low_res, rows, columns, probabilities):
     return task.outputs(maps, probabilities=probabilities)
 
 
-def _filled(x: np.ndarray, *axes: int) -> np.ndarray:
+def _filled_up(x: np.ndarray, *axes: int) -> np.ndarray:
     """x with zeros at the end of these axes, up to multiples of `BUCKET`."""
     return np.pad(x, [(0, -n % BUCKET if axis in axes else 0) for axis, n in enumerate(x.shape)])
 
 
-def config_of(file: AdapterFile, path: Path) -> ml_collections.ConfigDict:
-    """The config of an adapter.
-
-    Raises:
-      UserError: this version does not know it.
-    """
-    try:
-        config = config_lib.from_fields(file.config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if config.model.size not in SIZES:
-        raise UserError(
-            f"{path} is for a model of size {config.model.size!r}; expected one of "
-            f"{', '.join(SIZES)}"
-        )
-    return config
-
-
-def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
-    """An adapter's tasks, in the order of U3's rows."""
-    return tuple(make_task(t, class_names=file.class_names.get(t, ())) for t in file.tasks)
-
-
-def _check_base(file: AdapterFile, path: Path, digest: str, what: str, force: bool) -> None:
-    if digest != file.base_fingerprint and not force:
-        raise UserError(
-            f"{path} belongs to another base than {what}: it was trained on {file.base} "
-            f"(fingerprint {file.base_fingerprint[:8]}, not {digest[:8]}); to take it nevertheless "
-            "say force=True, or --force on the command line"
-        )
-
-
-def _check_shapes(
-    path: Path, what: str, expected: nnx.State, found: Mapping[str, np.ndarray | jax.Array]
-) -> None:
-    """Refuses tensors that are not those of the model that an adapter's config describes."""
-    wanted = {name_of(p): v.shape for p, v in nnx.to_flat_state(expected)}
-    given = {name: x.shape for name, x in found.items()}
-    differing = sorted(n for n in wanted | given if wanted.get(n) != given.get(n))
-    if differing:
-        raise UserError(f"{path} does not fit {what} in {', '.join(differing)}")
-
-
-def _abstract(
-    config: ml_collections.ConfigDict, file: AdapterFile, sam: SamConfig
-) -> tuple[MSam, nnx.State, nnx.State]:
-    """The model of an adapter without values, and of its state what was learnt and what was frozen.
-
-    What matters to training alone is left out of it, so that adapters that differ in nothing else
-    share programs.
-    """
-    adapter = dataclasses.replace(adapter_config(config), dropout=0.0)
-    dtype = resolve_dtype(config.model.dtype)
-    msam = _abstract_msam(sam, adapter, tuple(file.channels.items()), dtype)
-    _, learnt, frozen = nnx.split(msam, trainable(adapter), ...)
-    return msam, learnt, frozen
-
-
 # Tracing a model takes seconds, and adapters to switch between are mostly alike.
 @functools.lru_cache(maxsize=8)
-def _abstract_msam(
-    sam: SamConfig,
-    adapter: AdapterConfig,
-    channels: tuple[tuple[str, int], ...],
-    dtype: jnp.dtype,
-) -> MSam:
+def _one_task(
+    sam: SamConfig, adapter: AdapterConfig, dtype: jnp.dtype
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """An `MSam` of one task of one channel, without values."""
     how = {"remat": "none", "dtype": dtype}
-    return nnx.eval_shape(lambda: MSam(sam, adapter, dict(channels), **how, rngs=nnx.Rngs(0)))
+    return nnx.split(
+        nnx.eval_shape(lambda: MSam(sam, adapter, {"task": 1}, **how, rngs=nnx.Rngs(0)))
+    )

@@ -15,15 +15,16 @@ the update [n, ..., 3D] that is added to the layer's output. Parameters may carr
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-KINDS = ("talora", "lora_shared", "lora_per_task", "none", "full")
+from talora_jax.errors import UserError
+
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
 
 
@@ -35,6 +36,10 @@ class TaskParam(nnx.Param):
 class AdapterConfig:
     """Which update every block's qkv projection gets.
 
+    >>> import talora_jax
+    >>> talora_jax.AdapterConfig("lora_per_task", ranks=(8, 8, 1)).task_axes
+    {'A': -3, 'B': -3}
+
     Attributes:
       kind: `talora` (Tucker), `lora_shared` (one LoRA for all tasks, LoRA-HPS), `lora_per_task`
         (one LoRA a task, LoRA-STL), `none` (the decoders, no-mask rows and LayerNorms train alone),
@@ -43,6 +48,9 @@ class AdapterConfig:
       scale: s, the factor on the update.
       dropout: rate on the adapter's input while training.
       qkv: which of q, k and v are adapted.
+
+    Raises:
+      UserError: no such kind.
     """
 
     kind: str = "talora"
@@ -51,14 +59,42 @@ class AdapterConfig:
     dropout: float = 0.1
     qkv: tuple[bool, bool, bool] = (True, True, True)
 
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "AdapterConfig":
+        """From fields of these names, of a run's config or an adapter file; others are left."""
+        return cls(
+            fields["kind"],
+            tuple(fields["ranks"]),
+            fields["scale"],
+            fields["dropout"],
+            tuple(fields["qkv"]),
+        )
+
+    @property
+    def task_axes(self) -> Mapping[str, int]:
+        """The axis along which a parameter of the adapter has entries for each task, by name."""
+        adapter = KINDS[self.kind]
+        return {} if adapter is None else adapter.task_axes
+
     @property
     def per_task(self) -> bool:
         """Whether tasks see different encoders."""
-        return self.kind in ("talora", "lora_per_task")
+        return bool(self.task_axes)
 
 
 class Adapter(nnx.Module):
-    """What all kinds share: scale, dropout and the q, k, v switches."""
+    """What all kinds share: scale, dropout and the q, k, v switches.
+
+    Attributes:
+      task_axes: the parameters with entries for each task, and the axis of these; counted from the
+        end, for blocks are stacked in front.
+    """
+
+    task_axes: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, config: AdapterConfig, width: int):
         self.config = config
@@ -107,6 +143,8 @@ class Tucker(Adapter):
     Initial values: G = 0, so that ΔW = 0; U1, U2, U3 ~ N(0, 1).
     """
 
+    task_axes = {"U3": -2}
+
     def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
         super().__init__(config, width)
         p, q, v = config.ranks
@@ -138,49 +176,61 @@ class Tucker(Adapter):
 
 
 class LoRA(Adapter):
-    """A plain low-rank update x A B, one shared by the tasks or one for each.
+    """A plain low-rank update x A B, shared by the tasks.
 
     Initial values: A ~ N(0, 1/d), B = 0.
     """
 
-    AXES: ClassVar[dict[bool, tuple[str, str, str]]] = {
-        True: ("t...d,tdp->t...p", "t...p,tkp->t...k", "...tdp,...tkp->...tdk"),
-        False: ("t...d,dp->t...p", "t...p,kp->t...k", "...dp,...kp->...dk"),
-    }
-
     def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
         super().__init__(config, width)
-        tasks = (num_tasks,) if config.per_task else ()
+        tasks = (num_tasks,) if self.task_axes else ()
         rank = config.ranks[0]
         self.A = TaskParam(jax.random.normal(rngs.params(), (*tasks, width, rank)) / width**0.5)
         self.B = TaskParam(jnp.zeros((*tasks, width * sum(config.qkv), rank)))
 
     def apply(self, x, task_ids):
-        rows = task_ids if self.config.per_task else ...
-        down, up, _ = self.AXES[self.config.per_task]
-        z = jnp.einsum(down, x, self.A[rows].astype(x.dtype))
-        return jnp.einsum(up, z, self.out_rows(self.B[rows]).astype(x.dtype))
+        z = jnp.einsum("t...d,dp->t...p", x, self.A[...].astype(x.dtype))
+        return jnp.einsum("t...p,kp->t...k", z, self.out_rows(self.B[...]).astype(x.dtype))
 
     def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
-        """The updates as dense matrices, of the chosen tasks or of all; n = 1 of a shared one."""
-        rows = (..., _chosen(task_ids), slice(None), slice(None)) if self.config.per_task else ...
-        dense = jnp.einsum(
-            self.AXES[self.config.per_task][2], self.A[rows], self.out_rows(self.B[rows])
-        )
-        if not self.config.per_task:
-            dense = jnp.expand_dims(dense, -3)
-        return self.config.scale * dense
+        """The update as a dense matrix, the same for each of the chosen tasks: n = 1."""
+        del task_ids
+        dense = jnp.einsum("...dp,...kp->...dk", self.A[...], self.out_rows(self.B[...]))
+        return self.config.scale * jnp.expand_dims(dense, -3)
+
+
+class LoRAPerTask(LoRA):
+    """As many separate low-rank updates as there are tasks."""
+
+    task_axes = {"A": -3, "B": -3}
+
+    def apply(self, x, task_ids):
+        z = jnp.einsum("t...d,tdp->t...p", x, self.A[task_ids].astype(x.dtype))
+        return jnp.einsum("t...p,tkp->t...k", z, self.out_rows(self.B[task_ids]).astype(x.dtype))
+
+    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+        """The updates as dense matrices, of the chosen tasks or of all."""
+        rows = (..., _chosen(task_ids), slice(None), slice(None))
+        out = self.out_rows(self.B[rows])
+        return self.config.scale * jnp.einsum("...tdp,...tkp->...tdk", self.A[rows], out)
+
+
+# `none` and `full` add no parameters; they differ in what trains, see `msam.trainable`.
+KINDS: dict[str, type[Adapter] | None] = {
+    "talora": Tucker,
+    "lora_shared": LoRA,
+    "lora_per_task": LoRAPerTask,
+    "none": None,
+    "full": None,
+}
 
 
 def make_adapter(
     config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs
 ) -> Adapter | None:
     """The adapter of one block; None for the kinds without one."""
-    if config.kind == "talora":
-        return Tucker(config, width, num_tasks, rngs=rngs)
-    if config.kind in ("lora_shared", "lora_per_task"):
-        return LoRA(config, width, num_tasks, rngs=rngs)
-    return None
+    adapter = KINDS[config.kind]
+    return None if adapter is None else adapter(config, width, num_tasks, rngs=rngs)
 
 
 def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:

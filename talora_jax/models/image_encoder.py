@@ -259,7 +259,7 @@ class ImageEncoder(nnx.Module):
         for blocks in ("window_blocks", "global_blocks"):
             adapter = getattr(self, blocks).attn.adapter
             if adapter is not None:
-                update = jnp.take(adapter.merge(), task_id if self.per_task else 0, axis=-3)
+                update = adapter.merge((task_id,))[..., 0, :, :]
                 path = (blocks, "attn", "qkv", "kernel")
                 kernel = merged[path][...]
                 merged[path] = merged[path].replace((kernel + update).astype(kernel.dtype))

@@ -3,6 +3,12 @@
 Source: arXiv 2403.10971 and the official MTSAM release. What differs: one pass serves any number of
 tasks and images (the official joint mode mixes them when the batch is larger than 1), pixels are
 normalised as SAM's were unless switched off, and decoders take turns in a scan.
+
+A forward pass is four steps, each a method of `MSam`, and every forward pass composes them: its own
+`__call__`, the gradients of single tasks in training, and a trained model in use.
+
+    images [B,H,W,3] ─ to_padded ─▶ [B,Y,X,3] ─ embed ─▶ [n,B,h,w,D]
+                         maps [B,H,W,C] ◀─ from_padded ─ [B,4h,4w,C] ◀─ decode, by decode_channel
 """
 
 import functools
@@ -54,8 +60,7 @@ def task_axis(adapter: AdapterConfig, path: Sequence[str | int]) -> int | None:
     """
     if path[0] in ("mask_decoders", "no_mask_embed"):
         return 0
-    per_task = {"talora": {"U3": -2}, "lora_per_task": {"A": -3, "B": -3}}
-    return per_task.get(adapter.kind, {}).get(path[-1]) if "adapter" in path else None
+    return adapter.task_axes.get(path[-1]) if "adapter" in path else None
 
 
 def new_tasks(adapter: AdapterConfig) -> nnx.filterlib.Filter:
@@ -66,8 +71,15 @@ def new_tasks(adapter: AdapterConfig) -> nnx.filterlib.Filter:
 class MSam(nnx.Module):
     """Multi-task SAM.
 
+    >>> import talora_jax
+    >>> adapter = talora_jax.AdapterConfig(ranks=(4, 4, 2))
+    >>> sam = talora_jax.load_sam("sam_micro.safetensors").config
+    >>> model = talora_jax.MSam(sam, adapter, {"depth": 1, "normals": 3}, rngs=nnx.Rngs(0))
+    >>> {task: maps.shape for task, maps in model(jnp.zeros((2, 60, 80, 3))).items()}
+    {'depth': (2, 60, 80, 1), 'normals': (2, 60, 80, 3)}
+
     Attributes:
-      channels: output channels of every task; their order is the order of U3's rows.
+      tasks, channels: names and output channels of every task; their order is that of U3's rows.
     """
 
     def __init__(
@@ -84,6 +96,7 @@ class MSam(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.adapter = adapter
         self.tasks = tuple(channels)
         self.channels = tuple(channels.values())
         self.pixel_normalisation = pixel_normalisation
@@ -125,60 +138,54 @@ class MSam(nnx.Module):
         Raises:
           KeyError: a task that the model does not have.
         """
-        geometry = self.geometry(images.shape[1:3])
-        padded = geometry.to_padded(images, normalise=self.pixel_normalisation)
-        low_res = self.low_res(padded, tasks, key=key)
-        return {name: geometry.from_padded(maps) for name, maps in low_res.items()}
-
-    def predict_mixed(
-        self, images: Iterable[Float[Array, "H W 3"]], tasks: Sequence[str] | None = None
-    ) -> dict[str, list[Float[Array, "H W C"]]]:
-        """Raw maps for images of different sizes, each map at its image's size.
-
-        One joint pass; with native aspect, one for each size of padded images.
-        """
-        images = list(images)
-        geometries = [self.geometry(image.shape[:2]) for image in images]
-        passes: dict[tuple[int, int], list[int]] = {}
-        for i, geometry in enumerate(geometries):
-            passes.setdefault(geometry.padded, []).append(i)
-        names = self.tasks if tasks is None else tuple(tasks)
-        results: dict[str, list] = {name: [None] * len(images) for name in names}
-        for members in passes.values():
-            padded = jnp.stack(
-                [
-                    geometries[i].to_padded(images[i], normalise=self.pixel_normalisation)
-                    for i in members
-                ]
-            )
-            for name, maps in self.low_res(padded, names).items():
-                for i, low_res in zip(members, maps, strict=True):
-                    results[name][i] = geometries[i].from_padded(low_res)
-        return results
+        size = images.shape[1:3]
+        low_res = self.low_res(self.to_padded(images), tasks, key=key)
+        return {task: self.from_padded(maps, size) for task, maps in low_res.items()}
 
     def geometry(self, size: tuple[int, int]) -> Geometry:
         """How an image of this (H, W) is encoded."""
         return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
 
+    def to_padded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B Y X 3"]:
+        """Images, RGB in [0, 1], as the encoder takes them: resized, normalised, padded."""
+        geometry = self.geometry(images.shape[1:3])
+        return geometry.to_padded(images, normalise=self.pixel_normalisation)
+
+    def from_padded(
+        self, maps: Float[Array, "B h w C"], size: tuple[int, int]
+    ) -> Float[Array, "B H W C"]:
+        """Maps of padded images, at any resolution, at the images' own (H, W)."""
+        return self.geometry(size).from_padded(maps)
+
     def low_res(
         self,
-        padded: Float[Array, "B H W 3"],
+        padded: Float[Array, "B Y X 3"],
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> dict[str, Float[Array, "B H/4 W/4 C"]]:
-        """Raw maps of normalised, padded images at a quarter of their sides."""
+    ) -> dict[str, Float[Array, "B Y//4 X//4 C"]]:
+        """Raw maps of padded images at a quarter of their sides."""
         tasks = self.tasks if tasks is None else tuple(tasks)
         return self.decode(self.embed(padded, tasks, key=key), tasks)
 
+    def embed(
+        self,
+        padded: Float[Array, "B Y X 3"],
+        tasks: Sequence[str],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n B h w D"]:
+        """Image embeddings of padded images, one for each of the tasks."""
+        embeddings = self.image_encoder(padded, self.task_ids(tasks), key=key)
+        return jnp.broadcast_to(embeddings, (len(tasks), *embeddings.shape[1:]))
+
     def decode(
         self, embeddings: Float[Array, "n B h w D"], tasks: Sequence[str]
-    ) -> dict[str, Float[Array, "B 4h 4w C"]]:
+    ) -> dict[str, Float[Array, "B 4*h 4*w C"]]:
         """Raw maps of image embeddings, one for each of the tasks."""
         # From here on tasks take turns: the batch alone is spread over the mesh.
         embeddings = constrain(embeddings, None, ("data", "fsdp"))
-        positions = self.positions.grid(*embeddings.shape[2:4], self.config.encoder.grid)
-        graphdef, decoders = nnx.split(self.mask_decoders)
+        positions = self.grid_positions(*embeddings.shape[2:4])
 
         # Output channels are decoded one after the other, each by its task's decoder. Their numbers
         # differ by task, so a task axis would be mostly padding; a scan compiles one decoder once,
@@ -189,35 +196,43 @@ class MSam(nnx.Module):
             for i, t in enumerate(self.task_ids(tasks))
             for row in range(ends[t] - self.channels[t], ends[t])
         ]
-
-        def decode(embeddings, decoders, row):
-            decoder = nnx.merge(graphdef, decoders)
-            return decoder.channel_maps(embeddings, positions, row[None])[..., 0]
-
+        rows, decoders = self.no_mask_embed[...], nnx.state(self.mask_decoders)
+        decode = self.decode_channel
         if self.remat != "none":
             decode = jax.checkpoint(decode, prevent_cse=False)
 
         def channel(_, place):
             i, t, row = place
             take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
-            return None, decode(embeddings[i], jax.tree.map(take, decoders), rows[row])
+            decoder = jax.tree.map(take, decoders)
+            return None, decode(decoder, embeddings[i], positions, rows[row])
 
-        rows = self.no_mask_embed[...]
         _, maps = jax.lax.scan(channel, None, tuple(jnp.array(scanned).T))
         widths = [self.channels[t] for t in self.task_ids(tasks)]
         per_task = jnp.split(jnp.moveaxis(maps, 0, -1), list(itertools.accumulate(widths))[:-1], -1)
         return dict(zip(tasks, per_task, strict=True))
 
-    def embed(
+    def decode_channel(
         self,
-        padded: Float[Array, "B H W 3"],
-        tasks: Sequence[str],
-        *,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "n B h w D"]:
-        """Image embeddings of normalised, padded images, one per task."""
-        embeddings = self.image_encoder(padded, self.task_ids(tasks), key=key)
-        return jnp.broadcast_to(embeddings, (len(tasks), *embeddings.shape[1:]))
+        decoder: nnx.State,
+        embeddings: Float[Array, "B h w D"],
+        positions: Float[Array, "h w D"],
+        row: Float[Array, "D"],
+    ) -> Float[Array, "B 4*h 4*w"]:
+        """The raw map of one output channel.
+
+        Args:
+          decoder: the parameters of the channel's task, of `mask_decoders`.
+          embeddings: of that task.
+          positions: from `grid_positions`.
+          row: the channel's, of `no_mask_embed`.
+        """
+        decoder = nnx.merge(nnx.graphdef(self.mask_decoders), decoder)
+        return decoder.channel_maps(embeddings, positions, row[None])[..., 0]
+
+    def grid_positions(self, height: int, width: int) -> Float[Array, "height width D"]:
+        """The decoder's positions of a grid of tokens, the upper left part of the square's."""
+        return self.positions.grid(height, width, self.config.encoder.grid)
 
     def task_ids(self, tasks: Iterable[str]) -> tuple[int, ...]:
         """The tasks' rows of U3."""

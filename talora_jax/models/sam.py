@@ -24,6 +24,11 @@ class SamConfig:
     encoder: ImageEncoderConfig = ImageEncoderConfig()
     decoder: MaskDecoderConfig = MaskDecoderConfig()
 
+    def in_words(self) -> str:
+        """For messages: 12 blocks of width 768 for 1024 pixels."""
+        encoder = self.encoder
+        return f"{encoder.depth} blocks of width {encoder.width} for {encoder.image_size} pixels"
+
     @classmethod
     def vit_b(cls) -> "SamConfig":
         return cls()

@@ -17,8 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.msam import shared, task_axis
-from talora_jax.training.setup import Run, adapter_config
+from talora_jax.models.msam import MSam, shared, task_axis
+from talora_jax.training.setup import Run
 from talora_jax.weighting import gradients as balancing
 from talora_jax.weighting.losses import Weighting, make_weighting
 
@@ -54,7 +54,7 @@ GradientOf = Callable[
 def init_weighting(run: Run) -> tuple[dict[str, Array], PyTree]:
     """What the weighting or balancing trains and what it carries along, before the first step."""
     if run.config.weighting.kind in balancing.KINDS:
-        common = nnx.filter_state(run.trainable, shared(adapter_config(run.config)))
+        common = nnx.filter_state(run.trainable, shared(AdapterConfig.of(run.config.adapter)))
         return {}, balancing.make_balancing(run.config).init_state(common, len(run.tasks))
     weighting = _weighting(run)
     return weighting.init_params(), weighting.init_state()
@@ -100,8 +100,8 @@ def _make_weighted(run: Run) -> GradientOf:
             model = nnx.merge(run.graphdef, trainable["model"], frozen)
             orthogonal = model.orthogonality(config.orthogonal_parts)
             whole = constant + config.orthogonal_weight * orthogonal
-            told = (losses, weights / config.accumulate, orthogonal / config.accumulate)
-            return weights @ losses + whole / config.accumulate, told
+            shares = (losses, weights / config.accumulate, orthogonal / config.accumulate)
+            return weights @ losses + whole / config.accumulate, shares
 
         (value, (losses, weights, orthogonal)), gradient = _accumulate(
             lambda part, key: jax.value_and_grad(objective, has_aux=True)(trainable, part, key),
@@ -116,81 +116,42 @@ def _make_weighted(run: Run) -> GradientOf:
 
 
 def _make_balanced(run: Run) -> GradientOf:
-    """The balanced gradient of what tasks share, each task's own of the rest.
-
-    One pass forward and one backward serve all tasks. A task's map depends on its own embedding,
-    decoder and rows alone, so the pullback of Σ_t L_t through the decoders gives all their
-    gradients and, row by row, the gradient of every loss by its embedding. The encoder then is
-    pulled back once, with the shared parameters' gradients kept apart by task: [T, ...].
-    """
-    config, num_tasks = run.config, len(run.tasks)
-    adapter = adapter_config(config)
+    """The balanced gradient of what tasks share, each task's own of the rest."""
+    config = run.config
+    adapter = AdapterConfig.of(config.adapter)
     method = balancing.make_balancing(config)
+    channels = [task.channels for task in run.tasks]
 
     def gradient_of(trainable, state, frozen, batch, step, key):
         method_key, dropout_key = jax.random.split(key)
         counts = _counts(run, batch)
         # Rows and pairs of the adapters belong to one task each, like the decoders.
-        common, own, heads = nnx.split_state(
-            trainable["model"], shared(adapter), nnx.PathContains("image_encoder"), ...
+        parts = Parts(
+            *nnx.split_state(
+                trainable["model"], shared(adapter), nnx.PathContains("image_encoder"), ...
+            )
         )
-
-        def gradients(part, key):
-            """A part's share of the losses, of the Jacobian and of what each task has alone."""
-            model = nnx.merge(run.graphdef, trainable["model"], frozen)
-            geometry = model.geometry(part["image"].shape[1:3])
-            padded = geometry.to_padded(part["image"], normalise=model.pixel_normalisation)
-
-            def encode(common, own, task, key):
-                model = nnx.merge(run.graphdef, common, own, heads, frozen)
-                return model.image_encoder(padded, (task,), key=key)[0]
-
-            def decode(embeddings, heads):
-                model = nnx.merge(run.graphdef, common, own, heads, frozen)
-                low_res = model.decode(embeddings, model.tasks)
-                maps = {name: geometry.from_padded(x) for name, x in low_res.items()}
-                losses = _losses(run, maps, part, counts)
-                return losses.sum(), losses
-
-            # The mesh's `task` axis shares what vmap lays side by side.
-            if adapter.per_task:
-                # Every task is encoded for itself anyway. With a copy of the shared parameters for
-                # each, this costs what an ordinary step does.
-                copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), common)
-                places = jnp.arange(num_tasks), jax.random.split(key, num_tasks)
-                side_by_side = jax.vmap(encode, in_axes=(0, None, 0, 0), spmd_axis_name="task")
-                embeddings, pull = jax.vjp(lambda *x: side_by_side(*x, *places), copies, own)
-            else:
-                # One encoding serves all; it is pulled back for each of them.
-                embedding, pull = jax.vjp(lambda *x: encode(*x, 0, key), common, own)
-                embeddings = jnp.broadcast_to(embedding, (num_tasks, *embedding.shape))
-                pull = jax.vmap(pull, out_axes=(0, None), spmd_axis_name="task")
-
-            by_embeddings_and_heads = jax.grad(decode, argnums=(0, 1), has_aux=True)
-            (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, heads)
-            jacobian, own_gradient = pull(slopes)
-            return losses, jacobian, nnx.merge_state(own_gradient, heads_gradient)
-
         losses, jacobian, own_gradient = _accumulate(
-            gradients, batch, dropout_key, config.accumulate
+            lambda part, key: _by_task(run, parts, frozen, part, counts, key),
+            batch,
+            dropout_key,
+            config.accumulate,
         )
         with jax.default_matmul_precision("highest"):
             balanced = method.combine(jacobian, losses, state, step, method_key)
-        channels = [task.channels for task in run.tasks]
         own_gradient = _scale_by_task(adapter, own_gradient, balanced.own_weights, channels)
 
         def orthogonality(common):
-            model = nnx.merge(run.graphdef, common, own, heads, frozen)
+            model = _merge(run, parts._replace(common=common), frozen)
             return model.orthogonality(config.orthogonal_parts)
 
-        orthogonal, pull = jax.value_and_grad(orthogonality)(common)
+        orthogonal, pull = jax.value_and_grad(orthogonality)(parts.common)
         common_gradient = jax.tree.map(
             lambda g, r: g + config.orthogonal_weight * r, balanced.gradient, pull
         )
-        gradient = nnx.merge_state(common_gradient, own_gradient)
         value = balanced.weights @ losses + config.orthogonal_weight * orthogonal
         return Gradient(
-            {"model": gradient, "weighting": {}},
+            {"model": nnx.merge_state(common_gradient, own_gradient), "weighting": {}},
             losses,
             balanced.weights,
             orthogonal,
@@ -199,6 +160,77 @@ def _make_balanced(run: Run) -> GradientOf:
         )
 
     return gradient_of
+
+
+class Parts(NamedTuple):
+    """What trains: what tasks share in the encoder, each task's own there, decoders and rows."""
+
+    common: nnx.State
+    own: nnx.State
+    heads: nnx.State
+
+
+def _merge(run: Run, parts: Parts, frozen: nnx.State) -> MSam:
+    return nnx.merge(run.graphdef, *parts, frozen)
+
+
+def _by_task(
+    run: Run,
+    parts: Parts,
+    frozen: nnx.State,
+    batch: Batch,
+    counts: Float[Array, "T"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "T"], balancing.Jacobian, nnx.State]:
+    """The losses, each one's gradient by what tasks share, and by what each task has alone.
+
+    One pass forward and one backward serve all tasks. A task's map depends on its own embedding,
+    decoder and rows alone, so the pullback of Σ_t L_t through the decoders gives all their
+    gradients and, row by row, the gradient of every loss by its embedding. The encoder then is
+    pulled back once, with the shared parameters' gradients kept apart by task: [T, ...].
+    """
+
+    def decode(embeddings, heads):
+        model = _merge(run, parts._replace(heads=heads), frozen)
+        size = batch["image"].shape[1:3]
+        low_res = model.decode(embeddings, model.tasks)
+        maps = {name: model.from_padded(x, size) for name, x in low_res.items()}
+        losses = _losses(run, maps, batch, counts)
+        return losses.sum(), losses
+
+    embeddings, pull = _embed_by_task(run, parts, frozen, batch["image"], key)
+    by_embeddings_and_heads = jax.grad(decode, argnums=(0, 1), has_aux=True)
+    (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, parts.heads)
+    jacobian, own_gradient = pull(slopes)
+    return losses, jacobian, nnx.merge_state(own_gradient, heads_gradient)
+
+
+def _embed_by_task(
+    run: Run,
+    parts: Parts,
+    frozen: nnx.State,
+    images: Float[Array, "B H W 3"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "T B h w D"], Callable]:
+    """Embeddings, and their pullback to (a Jacobian of what is shared, each task's own)."""
+    num_tasks = len(run.tasks)
+
+    def embed(common, own, task, key):
+        model = _merge(run, Parts(common, own, parts.heads), frozen)
+        return model.image_encoder(model.to_padded(images), (task,), key=key)[0]
+
+    # The mesh's `task` axis shares what vmap lays side by side.
+    if AdapterConfig.of(run.config.adapter).per_task:
+        # Every task is encoded for itself anyway. With a copy of the shared parameters for each,
+        # this costs what an ordinary step does.
+        places = jnp.arange(num_tasks), jax.random.split(key, num_tasks)
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), parts.common)
+        side_by_side = jax.vmap(embed, in_axes=(0, None, 0, 0), spmd_axis_name="task")
+        return jax.vjp(lambda *trained: side_by_side(*trained, *places), copies, parts.own)
+    # One encoding serves all; it is pulled back for each of them.
+    embedding, pull = jax.vjp(lambda *trained: embed(*trained, 0, key), parts.common, parts.own)
+    embeddings = jnp.broadcast_to(embedding, (num_tasks, *embedding.shape))
+    return embeddings, jax.vmap(pull, out_axes=(0, None), spmd_axis_name="task")
 
 
 def _weighting(run: Run) -> Weighting:

@@ -3,10 +3,8 @@
 import dataclasses
 import operator
 import shlex
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -21,7 +19,15 @@ from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import build, fingerprint, tensors_of
+from talora_jax.weights.assemble import (
+    build,
+    check_base_tasks,
+    fingerprint,
+    make_msam,
+    resolve_dtype,
+    sizes_of,
+    tensors_of,
+)
 from talora_jax.weights.base_file import read_base, read_description
 
 
@@ -87,14 +93,15 @@ def assemble(
     Raises:
       UserError: the base of `config.model.weights` or the adapter to extend does not fit.
     """
-    adapter = adapter_config(config)
-    sam, base = sizes_and_base(config)
+    adapter = AdapterConfig.of(config.adapter)
+    base = read_base(config.model.weights)[0] if config.model.weights else None
     shared = parent and {
         name: x for name, x in parent.tensors.items() if task_axis(adapter, name.split(".")) is None
     }
+    sam = sizes(config)
     model = build(lambda: make_model(config, tasks, sam), base, shared)
     graphdef, learnt, kept, frozen = _split(model, config)
-    digest = fingerprint(frozen)
+    digest = fingerprint(tensors_of(frozen))
     if parent and digest != parent.base_fingerprint:
         raise UserError(
             f"config.adapter.extend: {config.adapter.extend} belongs to another base "
@@ -110,24 +117,40 @@ def assemble(
 
 def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
     """What to share of a run: what it learnt, and where it added tasks, the old ones' before it."""
+    config, parent = run.config, run.parent
     tensors = tensors_of(learnt)
-    fields = run.config.to_dict()
     channels = {task.name: task.channels for task in run.tasks}
     class_names = {task.name: task.class_names for task in run.tasks if task.class_names}
-    base = _base_text(run.config)
-    if run.parent:
-        adapter = adapter_config(run.config)
-        axes = {name: task_axis(adapter, name.split(".")) for name in run.parent.tensors}
+    base = _base_text(config)
+    if parent:
+        adapter = AdapterConfig.of(config.adapter)
+        axes = {name: task_axis(adapter, name.split(".")) for name in parent.tensors}
         tensors = {
             name: old if axes[name] is None else np.concatenate([old, tensors[name]], axes[name])
-            for name, old in run.parent.tensors.items()
+            for name, old in parent.tensors.items()
         }
-        channels = {**run.parent.channels, **channels}
-        class_names = {**run.parent.class_names, **class_names}
-        base = run.parent.base
+        channels = {**parent.channels, **channels}
+        class_names = {**parent.class_names, **class_names}
+        base = parent.base
     # The file stands for itself: all its tasks are tasks of its config.
+    fields = config.to_dict()
     fields["tasks"], fields["adapter"]["extend"] = list(channels), ""
-    return AdapterFile(tensors, fields, channels, class_names, base, run.fingerprint)
+    return AdapterFile(
+        tensors,
+        dataclasses.asdict(AdapterConfig.of(config.adapter)),
+        channels,
+        class_names,
+        base,
+        run.fingerprint,
+        weights=config.model.weights,
+        seed=config.seed,
+        sam=dataclasses.asdict(sizes(config)),
+        pixel_normalisation=config.model.pixel_normalisation,
+        native_aspect=config.model.native_aspect,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        config=fields,
+    )
 
 
 def abstract(
@@ -155,55 +178,31 @@ def _split(
     model: MSam, config: ml_collections.ConfigDict
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
     """The model's graph; what trains; what an adapter that is extended has learnt; the base."""
-    adapter = adapter_config(config)
+    adapter = AdapterConfig.of(config.adapter)
     learns = new_tasks(adapter) if config.adapter.extend else trainable(adapter)
     return nnx.split(model, learns, trainable(adapter), ...)
 
 
 def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: SamConfig) -> MSam:
     """The model with random parameters; cheap under `nnx.eval_shape`."""
-    return MSam(
+    return make_msam(
         sam,
-        adapter_config(config),
+        AdapterConfig.of(config.adapter),
         {task.name: task.channels for task in tasks},
+        seed=config.seed,
         pixel_normalisation=config.model.pixel_normalisation,
         native_aspect=config.model.native_aspect,
         attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
         remat=config.model.remat,
         dtype=resolve_dtype(config.model.dtype),
-        rngs=nnx.Rngs(jax.random.key(config.seed, impl="rbg")),
     )
-
-
-def adapter_config(config: ml_collections.ConfigDict) -> AdapterConfig:
-    a = config.adapter
-    return AdapterConfig(a.kind, tuple(a.ranks), a.scale, a.dropout, tuple(a.qkv))
-
-
-def resolve_dtype(name: str) -> jnp.dtype:
-    """`auto` is bfloat16 on accelerators and float32 on CPU."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def sizes_and_base(
-    config: ml_collections.ConfigDict,
-) -> tuple[SamConfig, dict[str, np.ndarray] | None]:
-    """The model's sizes, and the base's tensors where there is one.
-
-    Raises:
-      UserError: there is no base at `config.model.weights`, or it does not fit the config.
-    """
-    weights = config.model.weights
-    return sizes(config), read_base(weights)[0] if weights else None
 
 
 def sizes(config: ml_collections.ConfigDict) -> SamConfig:
     """The model's sizes, from the header of the base where there is one.
 
     Raises:
-      UserError: as `sizes_and_base`.
+      UserError: there is no base at `config.model.weights`, or it does not fit the config.
     """
     named = SIZES[config.model.size]()
     if not config.model.weights:
@@ -216,12 +215,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
             f"{found.encoder.depth}, but config.model.size={config.model.size} has "
             f"{named.encoder.width} and {named.encoder.depth}"
         )
-    # Rows of U3 and no-mask rows are in the order of the tasks.
-    if description.tasks is not None and description.tasks != tuple(config.tasks):
-        raise UserError(
-            f"config.tasks is {', '.join(config.tasks)}, but {config.model.weights} was trained "
-            f"for {', '.join(description.tasks)}, in this order"
-        )
+    check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
     return found
 
 
@@ -240,13 +234,24 @@ def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
         raise UserError(
             f"config.tasks: {path} has {', '.join(old)} already; name only the tasks to add"
         )
-    theirs = config_lib.from_fields(parent.config)
-    fields = ["model.size", "model.pixel_normalisation", "model.native_aspect"]
-    fields += [f"adapter.{name}" for name in ("kind", "ranks", "scale", "qkv")]
+    theirs, ours = sizes_of(parent, path), sizes(config)
+    if theirs not in (ours, None):
+        raise UserError(
+            f"config.model.size={config.model.size} has {ours.in_words()}, but "
+            f"config.adapter.extend names an adapter for {theirs.in_words()}"
+        )
+    trained_with = {
+        "model.pixel_normalisation": parent.pixel_normalisation,
+        "model.native_aspect": parent.native_aspect,
+        "adapter.kind": parent.adapter["kind"],
+        "adapter.ranks": tuple(parent.adapter["ranks"]),
+        "adapter.scale": parent.adapter["scale"],
+        "adapter.qkv": tuple(parent.adapter["qkv"]),
+    }
     if not config.model.weights:
-        fields.append("seed")  # random numbers are its base
-    for field in fields:
-        ours, was = map(operator.attrgetter(field), (config, theirs))
+        trained_with["seed"] = parent.seed  # random numbers are its base
+    for field, was in trained_with.items():
+        ours = operator.attrgetter(field)(config)
         if ours != was:
             raise UserError(
                 f"config.{field} is {ours!r}, but config.adapter.extend names an adapter trained "
@@ -259,5 +264,4 @@ def _base_text(config: ml_collections.ConfigDict) -> str:
     """What a run's base is, for people to read."""
     if not config.model.weights:
         return f"random numbers of seed {config.seed}, drawn by jax {jax.__version__}"
-    source = read_description(config.model.weights).source
-    return f"{Path(config.model.weights).name}, made of {source.get('file', 'an unnamed file')}"
+    return read_description(config.model.weights).in_words(config.model.weights)

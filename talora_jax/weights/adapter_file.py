@@ -3,7 +3,8 @@
     python -m talora_jax.adapter runs/mine/adapter.safetensors
 
 prints what is inside. The tensors are those that trained, by their path in the model; the metadata
-(JSON strings) tells tasks, classes, the config of the run, and which base the tensors belong to.
+(JSON strings) tells all that is needed to put the model together again, and which base the tensors
+belong to. The config of the run that made the file is a note in it, and may be empty.
 Nothing here needs an accelerator, and to read a file not even JAX.
 """
 
@@ -25,7 +26,9 @@ from talora_jax.errors import UserError, run_command
 from talora_jax.files import write_atomically
 
 FILE_NAME = "adapter.safetensors"
-FORMAT = "talora_jax adapter 2"
+FORMAT = "talora_jax adapter 3"
+# Files of this format have all that is needed in the run's config.
+FORMAT_2 = "talora_jax adapter 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,23 +39,40 @@ class AdapterFile:
     >>> file = talora_jax.AdapterFile.read("adapter.safetensors")
     >>> file.tasks, file.class_names["semantic"]
     (('semantic', 'depth', 'normals'), ['red', 'green', 'blue'])
+    >>> file.adapter["kind"], file.adapter["ranks"]
+    ('talora', [4, 4, 2])
 
     Attributes:
       tensors: what was learnt, by path in the model. Rows of U3, no-mask rows and mask decoders are
         in the order of the tasks.
-      config: of the run, as plain lists, numbers and strings; its `tasks` are all the tasks inside.
+      adapter: the fields of `models.adapters.AdapterConfig`.
       channels: output channels of every task, in the order of the tasks.
       class_names: of the tasks that have classes.
       base: what the base was, for people to read.
-      base_fingerprint: SHA-256 of the frozen parameters, see `base.fingerprint`.
+      base_fingerprint: SHA-256 of the frozen parameters, see `assemble.fingerprint`.
+      weights: where the base lay; "" for random numbers.
+      seed: of these random numbers.
+      sam: the fields of `models.sam.SamConfig`; None in files that leave the sizes to the base, or
+        to `config.model.size` where there is none.
+      pixel_normalisation, native_aspect: how images are encoded, see `models.geometry`.
+      dtype, param_dtype: to compute in, and of the base; "auto" suits the machine.
+      config: of the run, as plain lists, numbers and strings: a note.
     """
 
     tensors: Mapping[str, np.ndarray]
-    config: Mapping[str, Any]
+    adapter: Mapping[str, Any]
     channels: Mapping[str, int]
     class_names: Mapping[str, Sequence[str]]
     base: str
     base_fingerprint: str
+    weights: str = ""
+    seed: int = 0
+    sam: Mapping[str, Any] | None = None
+    pixel_normalisation: bool = True
+    native_aspect: bool = False
+    dtype: str = "auto"
+    param_dtype: str = "auto"
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,30 +99,45 @@ class AdapterFile:
             ) from None
         if not metadata.get("format", "").startswith("talora_jax adapter "):
             raise UserError(f"{path} is no adapter of talora_jax; training leaves {FILE_NAME}")
-        if metadata["format"] != FORMAT:
+        if metadata["format"] not in (FORMAT, FORMAT_2):
             raise UserError(
                 f"{path} has the format {metadata['format']!r}; this talora_jax reads {FORMAT!r}"
             )
         try:
-            fields = {name: json.loads(metadata[name]) for name in cls._metadata_names()}
+            fields = {name: json.loads(text) for name, text in metadata.items() if name in _FIELDS}
+            if metadata["format"] == FORMAT_2:
+                fields |= _told_by(fields["config"])
+            file = cls(tensors, **fields)
             intact = metadata["tensors_sha256"] == _digest(tensors)
-        except (KeyError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: its metadata is damaged ({error!r})") from None
         if not intact:
             raise UserError(
                 f"{path} is damaged: its tensors are not those that were written; copy it again"
             )
-        return cls(tensors, **fields)
+        return file
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        metadata = {name: json.dumps(getattr(self, name)) for name in self._metadata_names()}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _FIELDS}
         metadata |= {"format": FORMAT, "tensors_sha256": _digest(self.tensors)}
         write_atomically(path, safetensors.numpy.save(dict(self.tensors), metadata))
 
-    @classmethod
-    def _metadata_names(cls) -> list[str]:
-        return [field.name for field in dataclasses.fields(cls) if field.name != "tensors"]
+
+# What the metadata holds, each as JSON.
+_FIELDS = [field.name for field in dataclasses.fields(AdapterFile) if field.name != "tensors"]
+
+
+def _told_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config tells of its adapter, for files that have nothing else."""
+    model = config.get("model", {})
+    known = ("pixel_normalisation", "native_aspect", "dtype", "param_dtype")
+    return {
+        "adapter": config["adapter"],
+        "weights": model.get("weights") or "",
+        "seed": config.get("seed", 0),
+        **{name: model[name] for name in known if name in model},
+    }
 
 
 def find(path: str | Path) -> Path:
@@ -140,19 +175,20 @@ def describe(path: Path, console: rich.console.Console) -> None:
       UserError: as `AdapterFile.read`.
     """
     file = AdapterFile.read(path)
-    adapter, model = file.config["adapter"], file.config["model"]
+    adapter = file.adapter
     ranks = "×".join(map(str, adapter["ranks"]))
 
     about = rich.table.Table(show_header=False, box=None)
     for name, text in (
         ("file", f"{path}, {path.stat().st_size / 1e6:.2f} MB"),
         ("adapter", f"{adapter['kind']}, ranks {ranks}, scale {adapter['scale']}"),
-        ("model", model["size"]),
+        ("model", _model(file)),
         ("base", file.base),
         ("fingerprint", file.base_fingerprint),
-        ("trained", f"{file.config['steps']} steps on {file.config['data']['name']}"),
     ):
         about.add_row(name, text)
+    if file.config:
+        about.add_row("trained", f"{file.config['steps']} steps on {file.config['data']['name']}")
 
     tasks = rich.table.Table("task", "channels", "classes")
     for task, channels in file.channels.items():
@@ -169,6 +205,15 @@ def describe(path: Path, console: rich.console.Console) -> None:
 
     for table in (about, tasks, sizes):
         console.print(table)
+
+
+def _model(file: AdapterFile) -> str:
+    """Which model a file is for: its name, or its sizes where nobody named it."""
+    if file.config:
+        return file.config["model"]["size"]
+    encoder = file.sam["encoder"]
+    depth = encoder["stages"] * (encoder["window_blocks"] + 1)
+    return f"{depth} blocks of width {encoder['width']}"
 
 
 def _part(name: str) -> str:

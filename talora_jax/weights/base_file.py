@@ -43,6 +43,10 @@ class Description:
         """The metadata of the safetensors header."""
         return {HEADER_KEY: json.dumps({"version": VERSION, **dataclasses.asdict(self)})}
 
+    def in_words(self, path: str | Path) -> str:
+        """What a base is, for people to read."""
+        return f"{Path(path).name}, made of {self.source.get('file', 'an unnamed file')}"
+
     @classmethod
     def of_header(cls, metadata: Mapping[str, str] | None, path: str | Path) -> "Description":
         """Reads `header` back.
@@ -61,12 +65,15 @@ class Description:
                 f"{path} is a base of version {fields['version']}, but this talora_jax reads "
                 f"up to {VERSION}: update it"
             )
-        config = SamConfig(
-            ImageEncoderConfig(**fields["config"]["encoder"]),
-            MaskDecoderConfig(**fields["config"]["decoder"]),
-        )
         tasks = None if fields["tasks"] is None else tuple(fields["tasks"])
-        return cls(config, tasks, fields["source"])
+        return cls(sam_config(fields["config"]), tasks, fields["source"])
+
+
+def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
+    """Sizes from the fields of `dataclasses.asdict`."""
+    return SamConfig(
+        ImageEncoderConfig(**fields["encoder"]), MaskDecoderConfig(**fields["decoder"])
+    )
 
 
 def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:

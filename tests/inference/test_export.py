@@ -1,5 +1,6 @@
 """A trained model in forms that need no talora_jax."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,9 +22,8 @@ from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.tasks import make_task
-from talora_jax.training.setup import adapter_config, make_model, sizes_and_base
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import build, fingerprint, merged, tensors_of
+from talora_jax.weights.assemble import build, load_msam, merged, save_adapter
 from talora_jax.weights.base_file import Description, read_base
 from weights_convert.checkpoint import check_finite, open_checkpoint
 
@@ -57,23 +57,34 @@ def tasks(config):
 @pytest.fixture(scope="module")
 def finished(config, tasks, tmp_path_factory):
     """A model whose every trained parameter has moved, and the workdir of the run that did it."""
-    sam, base = sizes_and_base(config)
-    model = build(lambda: make_model(config, tasks, sam), base)
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    model = model_of(config, tasks)
+    graphdef, learnt, frozen = nnx.split(model, trainable(model.adapter), ...)
     rng = np.random.default_rng(0)
     learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
     workdir = tmp_path_factory.mktemp("finished")
-    write_adapter(workdir, config, learnt, fingerprint(frozen))
-    return nnx.merge(graphdef, learnt, frozen), workdir
+    model = nnx.merge(graphdef, learnt, frozen)
+    save(model, workdir, config)
+    return model, workdir
 
 
-def write_adapter(workdir, config, learnt, base):
-    tasks = [make_task(name, class_names=CLASSES) for name in config.tasks]
+def model_of(config, tasks):
+    """The model at the start of a config's training."""
     channels = {task.name: task.channels for task in tasks}
-    fields = json.loads(json.dumps(config.to_dict()))
-    names = {"semantic": CLASSES}
-    file = AdapterFile(tensors_of(learnt), fields, channels, names, "a base", base)
-    file.write(workdir / "adapter.safetensors")
+    how = {
+        "pixel_normalisation": config.model.pixel_normalisation,
+        "native_aspect": config.model.native_aspect,
+    }
+    return load_msam(config.model.weights, AdapterConfig.of(config.adapter), channels, **how)
+
+
+def save(model, workdir, config):
+    save_adapter(
+        model,
+        workdir / "adapter.safetensors",
+        config.model.weights,
+        class_names={"semantic": CLASSES},
+        config=json.loads(json.dumps(config.to_dict())),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +200,7 @@ def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path)
 def test_merging_other_kinds(config, tasks, kind):
     config = config.copy_and_resolve_references()
     config.adapter.kind = kind
-    sam, base = sizes_and_base(config)
-    model = build(lambda: make_model(config, tasks, sam), base)
+    model = model_of(config, tasks)
     for adapter in model.adapters():
         adapter.B[...] = jax.random.normal(jax.random.key(0), adapter.B.shape)
     for number, task in enumerate(tasks):
@@ -267,11 +277,13 @@ def test_workdirs_without_a_finished_run(finished, config, tmp_path, capsys):
     adapter.write_bytes((finished[1] / "adapter.safetensors").read_bytes()[:1000])
     refused([str(half), out], "is cut short or no adapter", capsys)
 
-    write_adapter(half, config, nnx.State({}), "of another")
-    refused([str(half), out], "was trained on another base than", capsys)
+    model, workdir = finished
+    file = AdapterFile.read(workdir / "adapter.safetensors")
+    dataclasses.replace(file, base_fingerprint="of another").write(adapter)
+    refused([str(half), out], "belongs to another base than", capsys)
     config = config.copy_and_resolve_references()
     config.data.image_size = ()
-    write_adapter(half, config, nnx.State({}), "")
+    save(model, half, config)
     refused([str(half), out], "--size is missing", capsys)
     assert not list(tmp_path.glob("*out*"))
 

@@ -12,13 +12,11 @@ from flax import nnx
 from PIL import Image
 
 import talora_jax
-from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.inference import model as trained
 from talora_jax.models.msam import MSam
-from talora_jax.training.setup import make_model, sizes_and_base
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import build
+from talora_jax.weights.assemble import assemble, read_base_of
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, size, np.uint8) for size in ((48, 32, 3), (64, 64, 3), (20, 90))]
@@ -32,9 +30,9 @@ def model(shelf):
 @pytest.fixture(scope="module")
 def msam(shelf, model):
     """The model as training has it, all tasks in one pass."""
-    config = config_lib.from_fields(model.file.config)
-    sam, base = sizes_and_base(config)
-    return build(lambda: make_model(config, model.tasks, sam), base, model.file.tensors)
+    path = shelf / "adapter.safetensors"
+    base = read_base_of(model.file, path, shelf / "sam_micro.safetensors")
+    return assemble(model.file, path, base)
 
 
 @pytest.mark.parametrize("name", talora_jax.__all__[1:])

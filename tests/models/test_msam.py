@@ -52,7 +52,12 @@ def compiled(model, method, *arguments):
 def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
     model = perturb(make(micro))
     batch = images((48, 64), (64, 40), (31, 57))
-    joint = compiled(model, "predict_mixed", batch)
+    padded = jnp.concatenate([model.to_padded(image[None]) for image in batch])
+    low_res = compiled(model, "low_res", padded)
+    joint = {
+        task: [model.from_padded(x, image.shape[:2]) for x, image in zip(maps, batch, strict=True)]
+        for task, maps in low_res.items()
+    }
     graphdef, state = nnx.split(model)
     for task, channels in CHANNELS.items():
         single = jax.jit(lambda state, x, t=task: nnx.merge(graphdef, state).low_res(x, [t])[t])
@@ -67,9 +72,10 @@ def test_images_of_one_size_are_a_batch(micro):
     model = perturb(make(micro, channels={"depth": 1, "edges": 1}))
     batch = images((48, 40), (48, 40))
     maps = compiled(model, "__call__", jnp.stack(batch))
-    mixed = compiled(model, "predict_mixed", batch)
-    for task in model.tasks:
-        np.testing.assert_allclose(maps[task], jnp.stack(mixed[task]), rtol=0, atol=1e-5)
+    for i, image in enumerate(batch):
+        alone = compiled(model, "__call__", image[None])
+        for task in model.tasks:
+            np.testing.assert_allclose(maps[task][i], alone[task][0], rtol=0, atol=1e-5)
 
 
 def natively(model):
@@ -92,12 +98,12 @@ def test_native_aspect_encodes_no_padding(micro):
     model = natively(perturb(make(micro, channels={"depth": 1, "edges": 1})))
     assert model.geometry((48, 64)).padded == (48, 64)
     assert model.geometry((61, 17)).padded == (64, 24)  # resized to 64×18, in patches of 8
-    batch = images((48, 64), (61, 17), (30, 40))
-    mixed = compiled(model, "predict_mixed", batch)
-    for task in model.tasks:
-        for image, maps in zip(batch, mixed[task], strict=True):
-            alone = compiled(model, "__call__", image[None])[task][0]
-            np.testing.assert_allclose(maps, alone, rtol=0, atol=1e-5)
+    for image in images((48, 64), (61, 17)):
+        grid = tuple(side // 8 for side in model.geometry(image.shape[:2]).padded)
+        padded = model.to_padded(image[None])
+        assert compiled(model, "embed", padded, model.tasks).shape[2:4] == grid
+        for maps in compiled(model, "__call__", image[None]).values():
+            assert maps.shape[1:3] == image.shape[:2] and maps.std() > 0.01
 
 
 def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):

@@ -12,8 +12,9 @@ from flax import nnx
 from benchmarks import arguments, ours
 from benchmarks.harness import Contender
 from benchmarks.report import compare
+from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import trainable
-from talora_jax.training.setup import adapter_config, make_model
+from talora_jax.training.setup import make_model
 from talora_jax.weights.assemble import build, for_msam
 from weights_convert.official import from_official
 
@@ -125,7 +126,7 @@ def objective_and_gradient(model):
     """Ours: the objective of the train step, and its gradient."""
     config, tasks = make_config(), ours.make_tasks()
     batch = {name: jnp.asarray(x) for name, x in ours.random_batch(ORIGINAL).items()}
-    graphdef, learnt, frozen = nnx.split(model, trainable(adapter_config(config)), ...)
+    graphdef, learnt, frozen = nnx.split(model, trainable(AdapterConfig.of(config.adapter)), ...)
     weights = np.array(config.weighting.task_weights) / sum(config.weighting.task_weights)
 
     @jax.jit

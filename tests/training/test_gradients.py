@@ -12,10 +12,11 @@ from flax import nnx
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
+from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import shared, trainable
 from talora_jax.tasks import make_task
 from talora_jax.training import checkpoint, gradients
-from talora_jax.training.setup import Run, adapter_config, make_model
+from talora_jax.training.setup import Run, make_model
 from talora_jax.training.step import init_state
 from talora_jax.weighting import gradients as balancing
 
@@ -45,7 +46,7 @@ def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1)):
     tasks = tuple(make_task(name, class_names=CLASSES) for name in TASKS)
     graphdef, learnt, frozen = nnx.split(
         nnx.eval_shape(lambda: make_model(config, tasks, sizes)),
-        trainable(adapter_config(config)),
+        trainable(AdapterConfig.of(config.adapter)),
         ...,
     )
     rng = np.random.default_rng(0)
@@ -153,7 +154,7 @@ def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts)
 @pytest.mark.parametrize("adapter", ["talora", "lora_per_task"])
 def test_a_task_weighs_what_is_its_own_wherever_the_task_axis_is(micro, adapter):
     run = make_run(micro, "nash_mtl", adapter)
-    kind = adapter_config(run.config)
+    kind = AdapterConfig.of(run.config.adapter)
     own = nnx.filter_state(run.trainable, nnx.Not(shared(kind)))
     ones = jax.tree.map(jnp.ones_like, own)
     channels = [task.channels for task in run.tasks]

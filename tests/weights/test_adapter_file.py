@@ -1,5 +1,6 @@
 """Adapter files told about, and new tasks on a trained adapter."""
 
+import dataclasses
 import sys
 
 import jax
@@ -14,7 +15,7 @@ from talora_jax.models.msam import new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training.loop import train
-from talora_jax.training.setup import Run, adapter_config, learnt_file, make_model, prepare
+from talora_jax.training.setup import Run, learnt_file, make_model, prepare
 from talora_jax.weights import adapter_file as adapter
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import tensors_of
@@ -96,7 +97,7 @@ def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shel
 def test_new_tasks_on_every_kind(config, kind):
     """What trains, and where it goes: beside the old tasks' entries, whatever their axis."""
     config.adapter.kind = kind
-    adapter = adapter_config(config)
+    adapter = AdapterConfig.of(config.adapter)
 
     def ones(names, filter):
         """Of a model for these tasks, what the filter names, all ones."""
@@ -107,7 +108,7 @@ def test_new_tasks_on_every_kind(config, kind):
 
     (depth,), learnt = ones(["depth"], trainable(adapter))
     tensors = tensors_of(learnt)
-    parent = AdapterFile(tensors, config.to_dict(), {"depth": 1}, {}, "a base", "f" * 64)
+    parent = AdapterFile(tensors, dataclasses.asdict(adapter), {"depth": 1}, {}, "a base", "f" * 64)
     tasks, added = ones(["normals", "edges"], new_tasks(adapter))
     names = set(tensors_of(added))
     inside = {name.rpartition(".")[2] for name in names if name.startswith("image_encoder.")}

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -10,43 +9,26 @@ from flax import nnx
 
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
-from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import build, fingerprint, load_sam, tensors_of
-from talora_jax.weights.base_file import read_base
+from talora_jax.weights.assemble import load_msam, load_sam, save_adapter
 
 CHANNELS = {"normals": 3, "depth": 1}
 
 
 @pytest.fixture
-def train(run, checkpoint, micro, tmp_path):
+def train(run, checkpoint, tmp_path):
     """A base, and an mSAM on it with random numbers for what it learnt, saved as training does."""
 
     def train(kind):
         base = tmp_path / "base.safetensors"
         assert run(checkpoint, base)[0] == 0
-        config = ml_collections.ConfigDict(
-            {
-                "adapter": {
-                    "kind": kind,
-                    "ranks": (4, 5, 2),
-                    "scale": 0.5,
-                    "dropout": 0.1,
-                    "qkv": (True, False, True),
-                }
-            }
-        )
-        a = config.adapter
-        adapter = AdapterConfig(a.kind, tuple(a.ranks), a.scale, a.dropout, tuple(a.qkv))
-        tensors, _ = read_base(base)
-        model = build(lambda: MSam(micro, adapter, CHANNELS, rngs=nnx.Rngs(0)), tensors)
+        adapter = AdapterConfig(kind, (4, 5, 2), qkv=(True, False, True))
+        model = load_msam(base, adapter, CHANNELS)
         graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
         rng = np.random.default_rng(1)
         learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
-        file = AdapterFile(
-            tensors_of(learnt), config.to_dict(), CHANNELS, {}, "a base", fingerprint(frozen)
-        )
-        file.write(tmp_path / "adapter.safetensors")
-        return nnx.merge(graphdef, learnt, frozen), base
+        model = nnx.merge(graphdef, learnt, frozen)
+        save_adapter(model, tmp_path / "adapter.safetensors", base)
+        return model, base
 
     return train
 
