@@ -27,7 +27,7 @@ from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.training.setup import assemble, make_model
 from talora_jax.training.step import init_state, make_train_step
-from talora_jax.weights.assemble import build
+from talora_jax.weights.build import build
 
 # NYUv2 as MTAN packs it.
 TASKS = ("semantic", "depth", "normals")

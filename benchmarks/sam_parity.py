@@ -21,7 +21,7 @@ from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.errors import UserError, run_command
 from talora_jax.inference.prompts import SamPredictor
 from talora_jax.inference.rgb import as_rgb
-from talora_jax.weights.assemble import load_sam
+from talora_jax.weights.build import load_sam
 from weights_convert.__main__ import main as convert
 
 # The released models, by the width of their image encoder.

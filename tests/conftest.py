@@ -37,8 +37,9 @@ from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import make_task
 from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
-from talora_jax.weights.assemble import build, for_msam, tensors_of
 from talora_jax.weights.base_file import Description
+from talora_jax.weights.build import build, for_msam
+from talora_jax.weights.state import tensors_of
 from weights_convert.official import from_official
 
 TESTS = Path(__file__).parent

@@ -18,8 +18,9 @@ from flax import nnx
 from talora_jax.data.rooms.__main__ import write_folder
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.training.log import read_metrics
-from talora_jax.weights.assemble import build, tensors_of
 from talora_jax.weights.base_file import Description
+from talora_jax.weights.build import build
+from talora_jax.weights.state import tensors_of
 from weights_convert.__main__ import main as convert
 
 REPOSITORY = Path(__file__).parent.parent

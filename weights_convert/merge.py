@@ -14,7 +14,7 @@ import numpy as np
 from talora_jax.errors import UserError
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import assemble, base_of, check_fits, sizes_of
-from talora_jax.weights.assemble import merged as merged_task
+from talora_jax.weights.build import merged as merged_task
 from weights_convert.checkpoint import Checkpoint, our_tensors
 from weights_convert.names import Entry
 

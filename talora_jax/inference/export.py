@@ -48,17 +48,10 @@ from talora_jax.inference.model import tasks_of
 from talora_jax.models.msam import MSam
 from talora_jax.tasks import Task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import (
-    Base,
-    assemble,
-    filled,
-    merged,
-    model_of,
-    name_of,
-    read_base_of,
-    resolve_dtype,
-)
+from talora_jax.weights.assemble import Base, assemble, model_of, read_base_of, resolve_dtype
 from talora_jax.weights.base_file import Description
+from talora_jax.weights.build import merged
+from talora_jax.weights.state import filled, name_of
 
 # As jax.export calls them.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -35,14 +35,8 @@ from talora_jax.models.msam import MSam, task_axis
 from talora_jax.models.sam import SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import (
-    Base,
-    check_fits,
-    filled,
-    joined,
-    read_base_of,
-    resolve_dtype,
-)
+from talora_jax.weights.assemble import Base, check_fits, joined, read_base_of, resolve_dtype
+from talora_jax.weights.state import filled
 
 # Sides of images are filled up to multiples of this, and a program serves all of one multiple.
 BUCKET = 256

@@ -55,7 +55,7 @@ def init_weighting(run: Run) -> tuple[dict[str, Array], PyTree]:
     """What the weighting or balancing trains and what it carries along, before the first step."""
     if run.config.weighting.kind in balancing.KINDS:
         common = nnx.filter_state(run.trainable, shared(AdapterConfig.of(run.config.adapter)))
-        return {}, balancing.make_balancing(run.config).init_state(common, len(run.tasks))
+        return {}, balancing.make_balancing(run.config.weighting).init_state(common, len(run.tasks))
     weighting = _weighting(run)
     return weighting.init_params(), weighting.init_state()
 
@@ -119,7 +119,7 @@ def _make_balanced(run: Run) -> GradientOf:
     """The balanced gradient of what tasks share, each task's own of the rest."""
     config = run.config
     adapter = AdapterConfig.of(config.adapter)
-    method = balancing.make_balancing(config)
+    method = balancing.make_balancing(config.weighting)
     channels = [task.channels for task in run.tasks]
 
     def gradient_of(trainable, state, frozen, batch, step, key):
@@ -234,15 +234,8 @@ def _embed_by_task(
 
 
 def _weighting(run: Run) -> Weighting:
-    config = run.config.weighting
-    return make_weighting(
-        config.kind,
-        len(run.tasks),
-        config.task_weights,
-        len(run.dataset.splits["train"]) // run.config.batch_size,
-        config.famo_learning_rate,
-        config.famo_decay,
-    )
+    steps_per_epoch = len(run.dataset.splits["train"]) // run.config.batch_size
+    return make_weighting(run.config.weighting, len(run.tasks), steps_per_epoch)
 
 
 def _counts(run: Run, batch: Batch) -> Float[Array, "T"]:

@@ -19,16 +19,10 @@ from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import (
-    build,
-    check_base_tasks,
-    fingerprint,
-    make_msam,
-    resolve_dtype,
-    sizes_of,
-    tensors_of,
-)
+from talora_jax.weights.assemble import resolve_dtype, sizes_of
 from talora_jax.weights.base_file import read_base, read_description
+from talora_jax.weights.build import build, check_base_tasks, make_msam
+from talora_jax.weights.state import fingerprint, tensors_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,8 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from talora_jax.errors import UserError
+
 KINDS = ("pcgrad", "cagrad", "nash_mtl", "db_mtl")
 
 Jacobian = PyTree[Float[Array, "T ..."]]
@@ -213,16 +215,25 @@ class DBMTL(Balancing):
 
 
 def make_balancing(config: ml_collections.ConfigDict) -> Balancing:
-    """The method of `config.weighting.kind`, one of `KINDS`, of a checked config."""
-    match config.weighting.kind:
+    """The method of `config.kind`.
+
+    Args:
+      config: `config.weighting` of a run, of which each method reads its own fields.
+
+    Raises:
+      UserError: an unknown kind.
+    """
+    match config.kind:
         case "pcgrad":
             return PCGrad()
         case "cagrad":
-            return CAGrad(config.weighting.cagrad_c)
+            return CAGrad(config.cagrad_c)
         case "nash_mtl":
-            return NashMTL(config.weighting.nash_update_every)
+            return NashMTL(config.nash_update_every)
         case "db_mtl":
-            return DBMTL(config.weighting.db_mtl_beta)
+            return DBMTL(config.db_mtl_beta)
+        case unknown:
+            raise UserError(f"Unknown balancing {unknown!r}: expected one of {', '.join(KINDS)}.")
 
 
 def gram_matrix(jacobian: Jacobian) -> Float[Array, "T T"]:

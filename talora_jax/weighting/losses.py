@@ -14,11 +14,11 @@ from `DynamicAverage`'s paper, where they sum to T.
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -197,31 +197,31 @@ KINDS = ("fixed", "equal", "uncertainty", "dynamic_average", "random", "famo")
 
 
 def make_weighting(
-    kind: str,
-    num_tasks: int,
-    task_weights: Sequence[float],
-    steps_per_epoch: int,
-    famo_learning_rate: float = 0.025,
-    famo_decay: float = 1e-3,
+    config: ml_collections.ConfigDict, num_tasks: int, steps_per_epoch: int
 ) -> Weighting:
-    """The weighting called `kind`. Only `fixed` looks at `task_weights` (one per task, at least 0,
-    not all 0), only `dynamic_average` at `steps_per_epoch`, only `famo` at its rate and decay.
+    """The weighting of `config.kind`.
 
-    Raises: UserError for an unknown kind, and for weights or steps that do not fit.
+    Args:
+      config: `config.weighting` of a run. Only `fixed` looks at its `task_weights` (one per task,
+        at least 0, not all 0), only `famo` at its rate and decay.
+      steps_per_epoch: only `dynamic_average` looks at it.
+
+    Raises:
+      UserError: an unknown kind, or weights or steps that do not fit.
     """
-    match kind:
+    match config.kind:
         case "fixed":
-            if len(task_weights) != num_tasks:
+            weights = tuple(config.task_weights)
+            if len(weights) != num_tasks:
                 raise UserError(
                     f"Fixed weighting needs one task weight per task, {num_tasks}, "
-                    f"but was given {len(task_weights)}: {tuple(task_weights)}."
+                    f"but was given {len(weights)}: {weights}."
                 )
-            if not all(0 <= weight < math.inf for weight in task_weights) or not any(task_weights):
+            if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
                 raise UserError(
-                    "Task weights must be finite, at least 0 and not all 0, "
-                    f"but are {tuple(task_weights)}."
+                    f"Task weights must be finite, at least 0 and not all 0, but are {weights}."
                 )
-            return Fixed(tuple(task_weights))
+            return Fixed(weights)
         case "equal":
             return Equal(num_tasks)
         case "uncertainty":
@@ -236,6 +236,6 @@ def make_weighting(
         case "random":
             return Random(num_tasks)
         case "famo":
-            return Famo(num_tasks, famo_learning_rate, famo_decay)
-        case _:
-            raise UserError(f"Unknown weighting {kind!r}: expected one of {', '.join(KINDS)}.")
+            return Famo(num_tasks, config.famo_learning_rate, config.famo_decay)
+        case unknown:
+            raise UserError(f"Unknown weighting {unknown!r}: expected one of {', '.join(KINDS)}.")

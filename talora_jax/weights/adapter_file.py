@@ -49,7 +49,7 @@ class AdapterFile:
       channels: output channels of every task, in the order of the tasks.
       class_names: of the tasks that have classes.
       base: what the base was, for people to read.
-      base_fingerprint: SHA-256 of the frozen parameters, see `assemble.fingerprint`.
+      base_fingerprint: SHA-256 of the frozen parameters, see `state.fingerprint`.
       weights: where the base lay; "" for random numbers.
       seed: of these random numbers.
       sam: the fields of `models.sam.SamConfig`; None in files that leave the sizes to the base, or

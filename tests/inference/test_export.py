@@ -23,8 +23,9 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.tasks import make_task
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import build, load_msam, merged, save_adapter
+from talora_jax.weights.assemble import save_adapter
 from talora_jax.weights.base_file import Description, read_base
+from talora_jax.weights.build import build, load_msam, merged
 from weights_convert.checkpoint import check_finite, open_checkpoint
 
 CLASSES = ("red", "green", "blue")

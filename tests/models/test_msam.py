@@ -15,7 +15,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES
-from talora_jax.weights.assemble import build
+from talora_jax.weights.build import build
 
 CHANNELS = {"semantic": 5, "depth": 1, "normals": 3, "edges": 1}
 

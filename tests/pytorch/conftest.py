@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.inference.prompts import SamPredictor
-from talora_jax.weights.assemble import load_sam
+from talora_jax.weights.build import load_sam
 from weights_convert.__main__ import main
 
 # Square, and not: at 1024 pixels a 333×500 image leaves padding below.

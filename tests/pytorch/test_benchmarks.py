@@ -15,7 +15,7 @@ from benchmarks.report import compare
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import trainable
 from talora_jax.training.setup import make_model
-from talora_jax.weights.assemble import build, for_msam
+from talora_jax.weights.build import build, for_msam
 from weights_convert.official import from_official
 
 pytestmark = pytest.mark.torch

@@ -11,8 +11,8 @@ from flax import nnx
 from talora_jax.errors import run_command
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
-from talora_jax.weights.assemble import build
 from talora_jax.weights.base_file import read_base
+from talora_jax.weights.build import build
 from weights_convert.__main__ import main
 from weights_convert.names import HUGGINGFACE_ALIAS
 

@@ -30,7 +30,7 @@ def make(kind, **fields):
     config = config_lib.default()
     config.weighting.kind = kind
     config.weighting.update(fields)
-    method = balancing.make_balancing(config)
+    method = balancing.make_balancing(config.weighting)
     return method, jax.jit(method.combine)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.weighting.losses import (
     KINDS,
@@ -27,7 +28,14 @@ KEY = jax.random.key(0)
 
 
 def make(kind):
-    return make_weighting(kind, T, (1.0, 1.0, 4.0), 2)
+    return make_weighting(fields(kind, (1.0, 1.0, 4.0)), T, 2)
+
+
+def fields(kind, task_weights, **others):
+    """`config.weighting` of a run."""
+    weighting = config_lib.default().weighting
+    weighting.update(kind=kind, task_weights=tuple(task_weights), **others)
+    return weighting
 
 
 def objective(weighting, params, state, losses, key=KEY):
@@ -40,7 +48,7 @@ def softmax(values):
 
 
 def test_fixed_is_the_references_objective():
-    golden = np.load(Path(__file__).parent / "goldens" / "mtsam_tiny.npz")
+    golden = np.load(Path(__file__).parent.parent / "goldens" / "mtsam_tiny.npz")
     value = objective(Fixed((1.0, 1.0, 4.0)), {}, {}, jnp.asarray(golden["loss/per_task"]))
     np.testing.assert_allclose(value, golden["loss/weighted"], rtol=1e-6)
 
@@ -189,12 +197,15 @@ def test_every_kind_is_affine_in_the_losses(kind):
 
 
 def test_make_weighting():
-    assert make_weighting("fixed", 2, [1.0, 3.0], 10) == Fixed((1.0, 3.0))
-    assert make_weighting("equal", 2, [1.0, 3.0], 10) == Equal(2)
-    assert make_weighting("uncertainty", 2, [1.0, 3.0], 10) == Uncertainty(2)
-    assert make_weighting("dynamic_average", 2, [1.0, 3.0], 10) == DynamicAverage(2, 10, 2.0)
-    assert make_weighting("random", 2, [1.0, 3.0], 10) == Random(2)
-    assert make_weighting("famo", 2, [1.0, 3.0], 10, 0.1, 0.2) == Famo(2, 0.1, 0.2)
+    def make(kind, **others):
+        return make_weighting(fields(kind, (1.0, 3.0), **others), 2, 10)
+
+    assert make("fixed") == Fixed((1.0, 3.0))
+    assert make("equal") == Equal(2)
+    assert make("uncertainty") == Uncertainty(2)
+    assert make("dynamic_average") == DynamicAverage(2, 10, 2.0)
+    assert make("random") == Random(2)
+    assert make("famo", famo_learning_rate=0.1, famo_decay=0.2) == Famo(2, 0.1, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -213,5 +224,6 @@ def test_make_weighting():
     ],
 )
 def test_make_weighting_tells_what_is_wrong(arguments, message):
+    kind, num_tasks, task_weights, steps_per_epoch = arguments
     with pytest.raises(UserError, match=message):
-        make_weighting(*arguments)
+        make_weighting(fields(kind, task_weights), num_tasks, steps_per_epoch)

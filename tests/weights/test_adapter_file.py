@@ -18,7 +18,7 @@ from talora_jax.training.loop import train
 from talora_jax.training.setup import Run, learnt_file, make_model, prepare
 from talora_jax.weights import adapter_file as adapter
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.assemble import tensors_of
+from talora_jax.weights.state import tensors_of
 
 
 def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):

@@ -11,8 +11,8 @@ import talora_jax.weights.base_file as base_lib
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
-from talora_jax.weights.assemble import build, load_sam
 from talora_jax.weights.base_file import read_base
+from talora_jax.weights.build import build, load_sam
 from weights_convert.names import HUGGINGFACE_ALIAS
 
 

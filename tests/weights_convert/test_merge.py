@@ -9,7 +9,8 @@ from flax import nnx
 
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
-from talora_jax.weights.assemble import load_msam, load_sam, save_adapter
+from talora_jax.weights.assemble import save_adapter
+from talora_jax.weights.build import load_msam, load_sam
 
 CHANNELS = {"normals": 3, "depth": 1}
 

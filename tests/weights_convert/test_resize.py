@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from talora_jax.inference.prompts import SamPredictor
-from talora_jax.weights.assemble import load_sam
 from talora_jax.weights.base_file import read_base
+from talora_jax.weights.build import load_sam
 
 
 def test_report_header_and_what_changes(run, checkpoint, tmp_path):

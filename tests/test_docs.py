@@ -1,0 +1,54 @@
+"""The recipes in docs/ run as they stand there, and what the pages say of files is true."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from talora_jax import tasks
+from talora_jax.models import adapters
+
+DOCS = Path(__file__).parent.parent / "docs"
+RECIPES = sorted(page for page in DOCS.glob("*.md") if "```python" in page.read_text())
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_a_recipes_code_runs(page, shelf, tmp_path, monkeypatch):
+    folder = tmp_path / "shelf"
+    shutil.copytree(shelf, folder)
+    monkeypatch.chdir(folder)
+    # What a recipe adds to a registry is gone after it.
+    monkeypatch.setattr(adapters, "KINDS", dict(adapters.KINDS))
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "recipe"})
+
+
+def test_recipes():
+    assert [page.stem for page in RECIPES] == [
+        "add_a_data_set",
+        "add_a_task",
+        "change_the_adapter",
+        "own_training_loop",
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda p: p.stem
+)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    files = [link for link in links if "://" not in link]
+    assert files
+    for file in files:
+        assert (page.parent / file).exists(), file
+
+
+def test_a_training_step_is_read_in_one_sitting():
+    steps = (
+        (DOCS / "architecture.md").read_text().split("## One training step")[1].split("\n## ")[0]
+    )
+    files = re.findall(r"^\d+\. \[\S+\]\((\S+)\)", steps, re.MULTILINE)
+    lines = sum(len((DOCS / file).read_text().splitlines()) for file in files)
+    assert 6 <= len(files) <= 12 and lines <= 2500
