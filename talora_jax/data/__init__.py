@@ -1,43 +1,59 @@
-"""Datasets by name. `open_dataset` is the way in; `pipeline` makes batches of what it gives."""
+"""Datasets by name. `open_dataset` is the way in; `pipeline` makes batches of what it gives.
 
+A new data set is a module and one line in `DATASETS`.
+"""
+
+import difflib
+import pkgutil
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.errors import UserError
 
-__all__ = ["Dataset", "class_names", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "class_names", "open_dataset"]
+
+
+class _Entry(NamedTuple):
+    """Where a data set is defined, as 'module:name' below here: only the one that is opened pays
+    for its imports.
+
+    Attributes:
+      opens: a function of `config.data` and the targets wanted that gives a `Dataset`.
+      class_names: those of `semantic` without opening it: a tuple, or a function of `config.data`
+        that gives one, empty where it must be opened to be asked.
+    """
+
+    opens: str
+    class_names: str
+
+
+DATASETS = {
+    "cityscapes_mtan": _Entry(
+        "cityscapes_mtan:open_cityscapes_mtan", "cityscapes_mtan:CLASS_NAMES"
+    ),
+    "folder": _Entry("folder:open_folder", "folder:stated_class_names"),
+    "nyuv2_mtan": _Entry("nyuv2_mtan:open_nyuv2_mtan", "nyuv2_classes:CLASS_NAMES"),
+    "pascal_context": _Entry(
+        "pascal_context:open_pascal_context", "pascal_context.classes:SEMANTIC"
+    ),
+    "rooms": _Entry("rooms:open_rooms", "nyuv2_classes:CLASS_NAMES"),
+}
 
 
 def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
     """Opens the dataset that `data.name` names, ready to give the targets of `tasks`.
 
     Args:
-        data: `config.data`; the fields that a dataset reads are told where it is defined.
-        tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
+      data: `config.data`; the fields that a dataset reads are told where it is defined.
+      tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
 
     Raises:
-        UserError: no dataset has that name, or the dataset lacks one of the tasks.
+      UserError: no dataset has that name, or the dataset lacks one of the tasks.
     """
-    # Only the dataset that is opened pays for its imports.
-    match data.name:
-        case "cityscapes_mtan":
-            from talora_jax.data.cityscapes_mtan import open_cityscapes_mtan as open_it
-        case "folder":
-            from talora_jax.data.folder import open_folder as open_it
-        case "nyuv2_mtan":
-            from talora_jax.data.nyuv2_mtan import open_nyuv2_mtan as open_it
-        case "pascal_context":
-            from talora_jax.data.pascal_context import open_pascal_context as open_it
-        case "rooms":
-            from talora_jax.data.rooms import open_rooms as open_it
-        case _:
-            raise UserError(
-                f"config.data.name is {data.name!r}; expected 'cityscapes_mtan', 'folder', "
-                "'nyuv2_mtan', 'pascal_context' or 'rooms'."
-            )
-    dataset = open_it(data, tasks)
+    dataset = _resolve(_entry(data.name).opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
 
@@ -46,21 +62,23 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
     """The classes of a dataset, without opening it where they are known beforehand.
 
     Raises:
-        UserError: as `open_dataset`, of a dataset that must be opened.
+      UserError: no dataset has that name, or as `open_dataset` where it must be opened.
     """
-    match data.name:
-        case "nyuv2_mtan" | "rooms":
-            from talora_jax.data.nyuv2_classes import CLASS_NAMES as known
-        case "cityscapes_mtan":
-            from talora_jax.data.cityscapes_mtan import CLASS_NAMES as known
-        case "pascal_context":
-            from talora_jax.data.pascal_context.classes import SEMANTIC as known
-        case "folder":
-            from talora_jax.data.folder import stated_class_names
-
-            known = stated_class_names(data)
-        case _:
-            known = ()
+    known = _resolve(_entry(data.name).class_names)
+    if callable(known):
+        known = known(data)
     if known or "semantic" not in tasks:
         return known
     return open_dataset(data, tasks).class_names
+
+
+def _entry(name: str) -> _Entry:
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {close[0]!r}? The data sets are" if close else "expected one of"
+        raise UserError(f"config.data.name is {name!r}; {hint} {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def _resolve(place: str) -> Any:
+    return pkgutil.resolve_name(f"{__name__}.{place}")

@@ -40,11 +40,11 @@ class Dataset:
     """An opened dataset.
 
     Attributes:
-        name: what `config.data.name` calls it.
-        tasks: the targets it can give, of those of `Source`.
-        class_names: of `semantic`, in the order of its class indices; empty if it has none.
-        image_size: H, W of batches; samples of another size are stretched to it.
-        splits: a source for 'train' and one for 'val'.
+      name: what `config.data.name` calls it.
+      tasks: the targets it can give, of those of `Source`.
+      class_names: of `semantic`, in the order of its class indices; empty if it has none.
+      image_size: H, W of batches; samples of another size are stretched to it.
+      splits: a source for 'train' and one for 'val'.
     """
 
     name: str

@@ -33,17 +33,18 @@ import numpy as np
 from jaxtyping import Float32, Int8, UInt8
 
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.data.npy import BadFile, read_npy
 from talora_jax.data.records import (
     Records,
     RecordsConfig,
     RecordsSource,
     Sample,
+    as_declared,
     fingerprint,
     prepare,
     prepared,
 )
 from talora_jax.errors import UserError
+from talora_jax.tasks.target_files import BadFile, read_npy
 
 HOME = "https://github.com/lorenmt/mtan"
 SPLITS = ("train", "val")
@@ -68,11 +69,11 @@ class Packing:
     """One of the two data sets.
 
     Attributes:
-        records: the class its records are kept under; its name is the one of `config.data.name`.
-        title: what people call the data set.
-        folders: in which folder of a split 'image' and each task lie; of several, the first there.
-        class_names: of 'semantic'.
-        published: how many samples the published splits have.
+      records: the class its records are kept under; its name is the one of `config.data.name`.
+      title: what people call the data set.
+      folders: in which folder of a split 'image' and each task lie; of several, the first there.
+      class_names: of 'semantic'.
+      published: how many samples the published splits have.
     """
 
     records: type[Records]
@@ -90,12 +91,12 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
     """Opens the data set at `data.path`, preparing it if that has not been done.
 
     Args:
-        data: `config.data`, of which are read `path`, `dir` ('' = TFDS's default) and `image_size`
-            (H, W that the files must have; () takes what they have).
-        tasks: targets wanted.
+      data: `config.data`, of which are read `path`, `dir` ('' = TFDS's default) and `image_size`
+        (H, W that the files must have; () takes what they have).
+      tasks: targets wanted.
 
     Raises:
-        UserError: a part of the layout is missing, or a file does not hold what it should.
+      UserError: a part of the layout is missing, or a file does not hold what it should.
     """
     check_tasks(packing.records.name, packing.tasks, tasks)
     with _opened(packing, data.path) as root:
@@ -112,7 +113,8 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
         class_names=packing.class_names,
         image_size=size,
         splits={
-            split: RecordsSource(builder.as_data_source(split), tasks, _unpack) for split in SPLITS
+            split: RecordsSource(builder.as_data_source(split), tasks, as_declared)
+            for split in SPLITS
         },
     )
 
@@ -175,7 +177,7 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
     """The files of all samples of each split, in the order of their numbers.
 
     Raises:
-        UserError: with a line for all that is missing from a folder.
+      UserError: with a line for all that is missing from a folder.
     """
     there = {
         folder.name
@@ -346,6 +348,7 @@ def _prepare(
     rounded: list[AnyPath] = []
     config = RecordsConfig(
         name=name,
+        title=packing.title,
         splits=splits,
         make=functools.partial(
             _make_sample, size=size, class_names=packing.class_names, rounded=rounded
@@ -392,7 +395,3 @@ def _make_sample(
             )
         sample[target] = values
     return sample
-
-
-def _unpack(name: str, values: np.ndarray) -> np.ndarray:
-    return values.astype(np.int32) if name == "semantic" else values

@@ -17,8 +17,9 @@ import ml_collections
 import numpy as np
 
 from talora_jax.data.dataset import Source
-from talora_jax.data.transforms import UNLABELLED, Augment, fit
+from talora_jax.data.transforms import Augment, fit
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS
 
 # One batch is being consumed, so two threads with a batch each keep ahead of it.
 _EVAL_THREADS = 2
@@ -43,21 +44,21 @@ def train_iterator(
     they cover each epoch, and no sample is dropped (a batch may span the end of an epoch).
 
     Args:
-        source: samples of the training split.
-        tasks: targets to keep.
-        image_size: H, W of the batches.
-        batch_size: samples per batch of this process.
-        seed: from 0 to 2³² - 1.
-        augment: `config.augment`, see `Augment.from_config`.
-        process_index: this process, of `process_count`.
-        num_threads: batches made at a time; 0 makes each when it is asked for.
+      source: samples of the training split.
+      tasks: targets to keep.
+      image_size: H, W of the batches.
+      batch_size: samples per batch of this process.
+      seed: from 0 to 2³² - 1.
+      augment: `config.augment`, see `Augment.from_config`.
+      process_index: this process, of `process_count`.
+      num_threads: batches made at a time; 0 makes each when it is asked for.
 
     Returns:
-        An iterator whose `get_state()` is a small JSON-able dict that names the next batch;
-        `set_state` takes it up exactly, in any process started with the same arguments.
+      An iterator whose `get_state()` is a small JSON-able dict that names the next batch;
+      `set_state` takes it up exactly, in any process started with the same arguments.
 
     Raises:
-        UserError: the split is empty, or `augment` is out of range.
+      UserError: the split is empty, or `augment` is out of range.
     """
     if not len(source):
         raise UserError("The training split is empty; expected at least one sample.")
@@ -85,7 +86,7 @@ def eval_batches(
     """Every sample once over all processes, in order; the same number of batches in each process.
 
     Process p gets samples p, p + process_count, …. What is missing to full batches is made up by
-    black images with `UNLABELLED` targets, and the extra key `valid`, bool [B], tells them apart.
+    black images with unlabelled targets, and the extra key `valid`, bool [B], tells them apart.
     The result can be iterated again.
 
     Args: as of `train_iterator`.
@@ -124,7 +125,7 @@ class _Share:
         sample = fit(sample, self._image_size)
         if not valid:
             sample = {
-                name: np.full_like(values, UNLABELLED.get(name, 0))
+                name: np.full_like(values, 0 if name == "image" else TASKS[name].unlabelled)
                 for name, values in sample.items()
             }
         return {**sample, "valid": np.bool_(valid)}

@@ -6,42 +6,61 @@ Arrays are stored as bytes, which array_record compresses: that reads faster tha
 shuffles them in memory and, from 1 GB on, through TensorFlow's file system.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-import sys
+import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from absl import logging
+from jaxtyping import Num
 from numpy.typing import DTypeLike
 
+from talora_jax.data.progress import progress
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS
 
-Sample = dict[str, np.ndarray]
+Sample = dict[str, Num[np.ndarray, "H W *c"]]
 
 # TFDS holds the samples of a shard in memory until it is written: 32 of 480×640 take 190 MB.
 _SHARD = 32
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class RecordsConfig(tfds.core.BuilderConfig):
-    """What to prepare. The name is the data's, a dash, and their `fingerprint`.
+@dataclasses.dataclass(frozen=True)
+class SampleFiles:
+    """The files that a sample is made of, by what they hold.
 
     Attributes:
-        splits: for each split, what its samples are made of, in their order.
-        make: makes a sample, as stored, of one of these; called in threads.
-        stored: dtype and shape of every array of a sample.
-        class_names: one per class; empty without 'semantic'.
+      stem: what their names have in common.
     """
 
+    stem: str
+    files: Mapping[str, Path]
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class RecordsConfig(tfds.core.BuilderConfig):
+    """What to prepare. The name says all that the samples depend on but the version of `Records`:
+    of files, by their `fingerprint`.
+
+    Attributes:
+      title: the data's name for people.
+      splits: for each split, what its samples are made of, in their order.
+      make: makes a sample, as stored, of one of these; called in threads.
+      stored: dtype and shape of every array of a sample.
+      class_names: one per class; empty without 'semantic'.
+    """
+
+    title: str
     splits: Mapping[str, Sequence[Any]]
     make: Callable[[Any], Sample]
     stored: Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
@@ -54,7 +73,10 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
     Run by `prepare`, read by `prepared`.
     """
 
+    # What is prepared under another version is not read.
     VERSION = tfds.core.Version("1.0.0")
+
+    advance: Callable[[], None]  # called for each sample written
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -72,36 +94,40 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[int, Sample]]]]]:
-        splits = self.builder_config.splits
-        progress = tqdm.tqdm(
-            desc=f"Preparing {self.builder_config.name.rpartition('-')[0]}",
-            total=sum(len(items) for items in splits.values()),
-            unit=" samples",
-            leave=False,
-            # A log file gets a line's worth now and then, not ten a second.
-            mininterval=0.1 if sys.stderr.isatty() else 20.0,
-        )
-        return {
-            split: [
-                functools.partial(self._examples, start, items[start : start + _SHARD], progress)
-                for start in range(0, len(items), _SHARD)
+        shards = {}
+        for split, items in self.builder_config.splits.items():
+            # TFDS writes one shard after the other: they take turns at one stream of samples.
+            samples = enumerate(_made(self.builder_config.make, items))
+            shards[split] = [
+                functools.partial(self._shard, samples) for _ in range(0, len(items), _SHARD)
             ]
-            for split, items in splits.items()
-        }
+        return shards
 
-    def _examples(
-        self, start: int, items: Sequence[Any], progress: tqdm.tqdm
-    ) -> Iterator[tuple[int, Sample]]:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            try:
-                for index, sample in enumerate(pool.map(self.builder_config.make, items), start):
-                    yield index, sample
-                    progress.update()
-            except UserError:
-                progress.close()  # so that the error has a line of its own
-                raise
-        if progress.n == progress.total:
-            progress.close()
+    def _shard(self, samples: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
+        for numbered in itertools.islice(samples, _SHARD):
+            yield numbered
+            self.advance()
+
+
+def _made(make: Callable[[Any], Sample], items: Sequence[Any]) -> Iterator[Sample]:
+    """The samples in order, made in threads that are a few ahead of who takes them."""
+    workers = (os.cpu_count() or 1) + 4  # some wait for a disk
+    ahead = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                ahead.append(pool.submit(make, item))
+                if len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def as_declared(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
+    """A target that is kept exactly, in the dtype that its task declares; the image as it is."""
+    return stored if name == "image" else stored.astype(TASKS[name].target_dtype, copy=False)
 
 
 class RecordsSource:
@@ -115,7 +141,7 @@ class RecordsSource:
     ):
         """
         Args:
-            unpack: makes what `talora_jax.data.dataset.Source` promises of a stored array, by name.
+          unpack: makes what `talora_jax.data.dataset.Source` promises of a stored array, by name.
         """
         self._records = records
         self._tasks = tasks
@@ -136,10 +162,12 @@ def prepare(dataset: type[Records], data_dir: str, config: RecordsConfig) -> Non
     same at once, the last ones find that it is there.
 
     Raises:
-        UserError: the directory cannot be written.
+      UserError: the directory cannot be written.
     """
-    with _quiet_tfds():
+    total = sum(len(items) for items in config.splits.values())
+    with _quiet_tfds(), progress(f"Preparing {config.title}", total, "samples") as advance:
         builder = dataset(data_dir=data_dir or None, config=config, file_format="array_record")
+        builder.advance = advance
         try:
             builder.download_and_prepare()
         except OSError as error:

@@ -20,6 +20,9 @@ alone. Differences:
 - What comes into view from outside the frame is unlabelled. There it is background, no edge and not
   salient, and parts are only ignored where a view has no person left.
 
+Here pixels find their places; what becomes of a target's values is its task's to say
+(`Task.nearer`, `turn`, `mirror`, `unlabelled`).
+
 Randomness comes only from the `np.random.Generator` that is passed in.
 """
 
@@ -32,19 +35,9 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS
 
-Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
-
-# What losses and metrics ignore, per target.
-UNLABELLED = {
-    "semantic": -1,
-    "depth": 0,
-    "disparity": 0,
-    "normals": 0,
-    "human_parts": -1,
-    "saliency": -1,
-    "edges": -1,
-}
+Sample = dict[str, Shaped[np.ndarray, "H W *c"]]  # 'image', and targets by the names of tasks
 
 # ITU-R BT.601 luma, as in Pillow's conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -54,12 +47,12 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
     """Brings the scene nearer by one of `scales`, drawn evenly, looking at a random window of it.
 
     The window of int(H/scale) × int(W/scale) pixels is resized back to H×W: bilinear for the
-    image, nearest for every target. Depth is divided by the scale.
+    image, as the task says for a target.
 
     Args:
-        sample: image and targets of one H×W (see `talora_jax.data.dataset.Source`).
-        rng: draws the scale and the window's place.
-        scales: each at least 1.
+      sample: image and targets of one H×W (see `talora_jax.data.dataset.Source`).
+      rng: draws the scale and the window's place.
+      scales: each at least 1.
     """
     height, width = sample["image"].shape[:2]
     scale = scales[rng.integers(len(scales))]
@@ -76,8 +69,8 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
             box = (left, top, left + window_width, top + window_height)
             image = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR, box)
             return np.asarray(image)
-        values = resize_nearest(values[window], (height, width))
-        return values / np.float32(scale) if name == "depth" else values
+        task = TASKS[name]
+        return task.nearer(task.resize(values[window], (height, width)), scale)
 
     return {name: move(name, values) for name, values in sample.items()}
 
@@ -92,14 +85,12 @@ def turn_scale(
     """Turns and scales the scene about the frame's centre, and stretches the frame to `size`.
 
     The angle is drawn evenly from [-degrees, degrees], counter-clockwise as seen, the scale evenly
-    from [scales[0], scales[1]]; above 1 is nearer. Normals' x and y turn with the image (so x and y
-    must point along its axes, or both against); stretching leaves them as they are, as in ASTMT.
-    Depth is divided by the scale, disparity multiplied. What lies outside the frame is black and
-    `UNLABELLED`.
+    from [scales[0], scales[1]]; above 1 is nearer. Stretching leaves values as they are, also those
+    of normals, as in ASTMT. What lies outside the frame is black and unlabelled.
 
     Args:
-        sample: image and targets of one H×W.
-        size: H, W of the result.
+      sample: image and targets of one H×W.
+      size: H, W of the result.
     """
     height, width = sample["image"].shape[:2]
     angle = np.radians(rng.uniform(-degrees, degrees))
@@ -127,44 +118,36 @@ def turn_scale(
             )
             return np.asarray(image)
         values = values.reshape(height * width, *values.shape[2:])[at]
-        values[~inside] = UNLABELLED.get(name, 0)
-        if name == "depth":
-            values /= np.float32(scale)
-        if name == "disparity":
-            values *= np.float32(scale)
-        if name == "normals":
-            turn = np.array([[cos, sin], [-sin, cos]], np.float32)
-            values[..., :2] = values[..., :2] @ turn.T
-        return values
+        task = TASKS[name]
+        values[~inside] = task.unlabelled
+        return task.turn(task.nearer(values, scale), angle)
 
     return {name: move(name, values) for name, values in sample.items()}
 
 
 def fit(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Stretches the frame to `size` H, W: bilinear for the image, nearest for every target."""
+    """Stretches the frame to `size` H, W: bilinear for the image, as the task says for a target."""
     if sample["image"].shape[:2] == tuple(size):
         return dict(sample)
-    image = Image.fromarray(sample["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
-    resized = {name: resize_nearest(values, size) for name, values in sample.items()}
-    return {**resized, "image": np.asarray(image)}
+    return {
+        name: resize_image(values, size) if name == "image" else TASKS[name].resize(values, size)
+        for name, values in sample.items()
+    }
 
 
-def resize_nearest(
-    values: Shaped[np.ndarray, "H W ..."], size: tuple[int, int]
-) -> Shaped[np.ndarray, "h w ..."]:
-    """The value at each pixel's centre when the frame is stretched to `size`."""
-    # The centre of the result's pixel i lies at (i + 1/2)·H/h of the frame.
-    rows = (2 * np.arange(size[0]) + 1) * values.shape[0] // (2 * size[0])
-    columns = (2 * np.arange(size[1]) + 1) * values.shape[1] // (2 * size[1])
-    return values.take(rows, axis=0).take(columns, axis=1)
+def resize_image(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Bilinear, with antialiasing where it gets smaller."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def mirror(sample: Sample) -> Sample:
-    """Exchanges left and right in the image and all targets; the x of normals changes its sign."""
-    mirrored = {name: values[:, ::-1] for name, values in sample.items()}
-    if "normals" in mirrored:
-        mirrored["normals"] = mirrored["normals"] * np.array([-1, 1, 1], np.float32)
-    return mirrored
+    """Exchanges left and right in the image and all targets."""
+    return {
+        name: values[:, ::-1] if name == "image" else TASKS[name].mirror(values)
+        for name, values in sample.items()
+    }
 
 
 def flip(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -194,13 +177,13 @@ class Augment:
     """The augmentation of training samples, in this order, and their one size.
 
     Attributes:
-        size: H, W of the result.
-        scales: to draw from for `scale_crop`; (1.0,) leaves the frame as it is.
-        turn: degrees of `turn_scale`.
-        scale_range: lowest and highest scale of `turn_scale`; with (1.0, 1.0) and no turn the frame
-            is only `fit`ted.
-        flip: whether to `flip`.
-        colour_jitter: strength in [0, 1); 0 leaves colours as they are.
+      size: H, W of the result.
+      scales: to draw from for `scale_crop`; (1.0,) leaves the frame as it is.
+      turn: degrees of `turn_scale`.
+      scale_range: lowest and highest scale of `turn_scale`; with (1.0, 1.0) and no turn the frame
+        is only `fit`ted.
+      flip: whether to `flip`.
+      colour_jitter: strength in [0, 1); 0 leaves colours as they are.
     """
 
     size: tuple[int, int]

@@ -1,7 +1,9 @@
 """The tasks: what each one predicts, how it is trained, measured and drawn.
 
-A `Task` (base.py) owns its channel count, its activation, its loss, its metrics and its picture;
-nothing else in the code asks "is this depth?". A new task is one class and one line in `TASKS`.
+A `Task` (base.py) owns its channel count, its activation, its loss, its metrics and its picture,
+and of its target what is unlabelled, how it moves when an image does, how it is read from a folder
+and kept; nothing else in the code asks "is this depth?". A new task is one class and one line in
+`TASKS`.
 
 Losses and metrics are sums and counts in float32 and int32: those of two batches (devices, hosts)
 added are those of the whole, a pixel without a label adds nothing, and the one division comes last.

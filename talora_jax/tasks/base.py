@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
 from talora_jax.tasks.legends import Bar, Legend
 from talora_jax.tasks.png import Png, scaled
+from talora_jax.tasks.target_files import FileSettings
 
 Maps = Float[Array, "B H W C"]  # what the model gives: raw, of any float type
 Target = Num[Array, "B H W *c"]
@@ -23,7 +25,7 @@ HostSums = dict[str, Int[np.ndarray, "..."]]
 Totals = Mapping[str, ArrayLike]  # the same, added over batches
 AnyTarget = Num[Array | np.ndarray, "..."]  # with a batch axis or without
 Labelled = Bool[Array | np.ndarray, "*b H W"]
-Prediction = Float[np.ndarray, "H W C"]  # of one image, activated
+Activated = Float[np.ndarray, "H W C"]  # of one image, as `Task.activate` gives it
 Truth = Num[np.ndarray, "H W *c"]
 Output = Num[np.ndarray, "H W *c"]  # of one image, as `Task.outputs` gives it
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -43,6 +45,14 @@ class Task(abc.ABC):
     # is better and -1 where lower is: all of LibMTL's Δp, and the one of ASTMT's Δm.
     delta_p: ClassVar[Mapping[str, int]]
     delta_m: ClassVar[Mapping[str, int]]
+    # The target of one image: an array [H, W, *target_shape] of `target_dtype` that is `unlabelled`
+    # where there is no label. `stored_dtype` is what `store` gives.
+    target_shape: ClassVar[tuple[int, ...]]
+    target_dtype: ClassVar[type[np.generic]]
+    stored_dtype: ClassVar[type[np.generic]]
+    unlabelled: ClassVar[int]
+    # Of the files that `read` knows, in lower case.
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".npy")
 
     # Of a task with classes. Not annotated: that would put it before the fields of such a task.
     class_names = ()
@@ -52,6 +62,53 @@ class Task(abc.ABC):
         """This task for a dataset with these classes, which most tasks do not care about."""
         del class_names
         return cls(name)
+
+    # The target of one image, before there is a batch: in NumPy, and of the class, for a data set
+    # is opened before its classes are known.
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, path: Path, settings: FileSettings) -> Truth:
+        """The target in a file of a user's folder, of one of the `suffixes`.
+
+        Raises:
+          BadFile: the file holds something else; the message says what was expected.
+        """
+
+    @classmethod
+    def store(cls, target: Truth) -> Truth:
+        """What is kept of a target, of `stored_dtype`."""
+        return target.astype(cls.stored_dtype, copy=False)
+
+    @classmethod
+    def restore(cls, stored: Truth) -> Truth:
+        """The target that `store` kept."""
+        return stored.astype(cls.target_dtype, copy=False)
+
+    @classmethod
+    def resize(cls, target: Truth, size: tuple[int, int]) -> Truth:
+        """The target of the frame stretched to `size` H, W."""
+        return resize_nearest(target, size)
+
+    @classmethod
+    def mirror(cls, target: Truth) -> Truth:
+        """The target with left and right exchanged."""
+        return target[:, ::-1]
+
+    @classmethod
+    def nearer(cls, target: Truth, scale: float) -> Truth:
+        """The target of a scene that is nearer by `scale`, its pixels in their new places."""
+        del scale
+        return target
+
+    @classmethod
+    def turn(cls, target: Truth, angle: float) -> Truth:
+        """The target of a scene that is turned by `angle`, in radians and counter-clockwise as
+        seen, its pixels in their new places."""
+        del angle
+        return target
+
+    # A batch of them and of the model's maps.
 
     @abc.abstractmethod
     def valid(self, target: AnyTarget) -> Labelled:
@@ -110,7 +167,7 @@ class Task(abc.ABC):
         """The metrics of all the batches behind `sums`. What nothing is valid for is left out."""
 
     @abc.abstractmethod
-    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+    def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         """An activated prediction in colour, on the target's scale where the task has one."""
 
     def target_picture(self, target: Truth) -> Picture:
@@ -139,6 +196,16 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def constant(self, statistics: Totals) -> Float[np.ndarray, "C"]:
         """The raw map value a model that never looks at the image would give everywhere."""
+
+
+def resize_nearest(
+    values: Shaped[np.ndarray, "H W *c"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "h w *c"]:
+    """The value at each pixel's centre when the frame is stretched to `size` H, W."""
+    # The centre of the result's pixel i lies at (i + 1/2)·H/h of the frame.
+    rows = (2 * np.arange(size[0]) + 1) * values.shape[0] // (2 * size[0])
+    columns = (2 * np.arange(size[1]) + 1) * values.shape[1] // (2 * size[1])
+    return values.take(rows, axis=0).take(columns, axis=1)
 
 
 def bincount(index: Int[Array, "*b"], mask: Bool[Array, "*b"], length: int) -> Int[Array, "n"]:

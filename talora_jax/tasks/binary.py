@@ -2,21 +2,23 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from talora_jax.tasks.base import (
+    Activated,
     AnyTarget,
     Labelled,
     Picture,
-    Prediction,
     Task,
     Truth,
     bincount,
 )
+from talora_jax.tasks.target_files import BadFile, FileSettings, read_indices, read_plane, span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,21 @@ class Binary(Task):
     """A task of one logit. Target float [B,H,W,1]: 1 yes, 0 no, -1 no label."""
 
     channels = 1
+    target_shape = (1,)
+    target_dtype = np.float32
+    stored_dtype = np.int8
+    unlabelled = -1
+
+    @classmethod
+    def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 1"]:
+        """A PNG of 0 for no, anything else for yes; an npy file of 1, 0 and -1."""
+        del settings
+        if path.suffix != ".npy":
+            return (read_indices(path) != 0).astype(np.float32)[..., None]
+        values = read_plane(path)
+        if values.ndim != 2 or not np.isin(values, (-1, 0, 1)).all():
+            raise BadFile(f"shape {values.shape}, {span(values)}, expected [H, W] of 1, 0 and -1")
+        return values.astype(np.float32)[..., None]
 
     def valid(self, target: AnyTarget) -> Labelled:
         return target[..., 0] >= 0
@@ -32,7 +49,7 @@ class Binary(Task):
         """The probability of a yes."""
         return jax.nn.sigmoid(maps.astype(jnp.float32))
 
-    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+    def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         """White on black."""
         return np.rint(prediction.clip(0, 1) * 255).astype(np.uint8).repeat(3, axis=-1)
 

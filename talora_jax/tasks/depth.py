@@ -1,19 +1,20 @@
 """Tasks that give each pixel a positive number: depth and disparity."""
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from talora_jax.tasks.base import (
+    Activated,
     AnyTarget,
     Labelled,
     Maps,
     Picture,
-    Prediction,
     Sums,
     Task,
     Totals,
@@ -23,6 +24,7 @@ from talora_jax.tasks.base import (
 )
 from talora_jax.tasks.legends import Bar, Legend
 from talora_jax.tasks.png import Png, scaled
+from talora_jax.tasks.target_files import BadFile, FileSettings, open_image, read_plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,48 @@ class Depth(Task):
     """Depth: L1. Target float [B,H,W,1] in the data's unit (metres), 0 = no measurement."""
 
     channels = 1
+    target_shape = (1,)
+    target_dtype = stored_dtype = np.float32
+    unlabelled = 0
     meaning = "depth in the unit it was trained on, metres"
     delta_p = {"pooled/abs_err": -1, "pooled/rel_err": -1}
     delta_m = {"pooled/rmse": -1}
     unit: ClassVar[str] = "m"
+    in_files: ClassVar[str] = "metres"
     # Of a PNG, the first whose 16 bits reach far enough: to 65 m, 655 m, …
     png_scales: ClassVar[tuple[float, ...]] = (1000, 100, 10, 1)
     near_is_large: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 1"]:
+        """A 16-bit PNG in units of 1 / `depth_scale` metres, or an npy file of float metres, where
+        what is not finite is no measurement."""
+        if path.suffix != ".npy":
+            image = open_image(path)
+            if image.mode not in ("I;16", "I;16B", "I"):
+                raise BadFile(f"mode {image.mode}, expected a 16-bit PNG of one channel")
+            values = np.asarray(image).astype(np.float32) / np.float32(settings.depth_scale)
+        else:
+            values = read_plane(path)
+            if values.dtype.kind != "f":
+                raise BadFile(f"{values.dtype}, expected float {cls.in_files}")
+            if values.ndim != 2:
+                raise BadFile(f"shape {values.shape}, expected [H, W] or [H, W, 1]")
+            values = np.where(np.isfinite(values), values, 0).astype(np.float32)
+        if values.min() < 0:
+            raise BadFile(
+                f"{cls.__name__.lower()} {values.min():g}, expected 0 (no measurement) or "
+                f"{cls.in_files} above"
+            )
+        if not values.any():
+            raise BadFile("all zero, expected a measurement somewhere")
+        return values[..., None]
+
+    @classmethod
+    def nearer(
+        cls, target: Float32[np.ndarray, "H W 1"], scale: float
+    ) -> Float32[np.ndarray, "H W 1"]:
+        return target / np.float32(scale)
 
     def valid(self, target: AnyTarget) -> Labelled:
         return target[..., 0] > 0
@@ -57,7 +94,7 @@ class Depth(Task):
         """`abs_err` and `rmse` in the data's unit, `rel_err` |p - t| / t; pooled and per image."""
         return error_means(sums)
 
-    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+    def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         """Near is yellow, far is violet; the range is the target's if it has one, else its own."""
         if target is None or not (target > 0).any():
             low, high = prediction.min(), prediction.max()
@@ -100,5 +137,13 @@ class Disparity(Depth):
 
     near_is_large = True
     unit = ""
+    in_files = "values"
+    suffixes = (".npy",)  # a PNG would need a scale of its own
     png_scales = (100_000, 10_000, 1000, 100, 10, 1)
     meaning = "inverse depth in the unit it was trained on"
+
+    @classmethod
+    def nearer(
+        cls, target: Float32[np.ndarray, "H W 1"], scale: float
+    ) -> Float32[np.ndarray, "H W 1"]:
+        return target * np.float32(scale)

@@ -1,18 +1,19 @@
 """Surface normals."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int16
 
 from talora_jax.tasks.base import (
+    Activated,
     AnyTarget,
     Labelled,
     Maps,
     Picture,
-    Prediction,
     Sums,
     Task,
     Totals,
@@ -23,6 +24,9 @@ from talora_jax.tasks.base import (
 )
 from talora_jax.tasks.legends import Key, Legend
 from talora_jax.tasks.png import Png
+from talora_jax.tasks.target_files import BadFile, FileSettings, open_image, read_npy
+
+_STORED_ONE = 32767
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Normals(Task):
     """
 
     channels = 3
+    target_shape = (3,)
+    target_dtype = np.float32
+    stored_dtype = np.int16  # fixed point, right to 2e-5
+    unlabelled = 0
     meaning = "unit vectors in the camera's frame: x right, y down, z forward"
     delta_p = {
         "pooled/mean": -1,
@@ -45,6 +53,55 @@ class Normals(Task):
     # The pooled median comes from a histogram, which can be added over batches. Bins of 0.001
     # degrees (0.7 MB of int32) leave it off by less than that.
     bins_per_degree = 1000
+
+    @classmethod
+    def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 3"]:
+        """An 8-bit RGB PNG v for 2v/255 - 1, or an npy file of floats; all-zero where there is no
+        vector of about unit length.
+
+        A surface that the camera sees faces it, so most z must be negative.
+        """
+        del settings
+        if path.suffix != ".npy":
+            image = open_image(path)
+            if image.mode != "RGB":
+                raise BadFile(f"mode {image.mode}, expected an 8-bit RGB PNG")
+            values = np.asarray(image).astype(np.float32) * np.float32(2 / 255) - 1
+        else:
+            values = read_npy(path)
+            if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != 3:
+                raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, 3]")
+            values = np.where(np.isfinite(values), values, 0).astype(np.float32)
+        length = np.linalg.norm(values, axis=-1, keepdims=True)
+        # Black and mid-grey pixels mark invalid ones in PNGs: they are √3 and about 0 long.
+        valid = (length > 0.5) & (length < 1.5)
+        normals = np.where(valid, values / np.where(valid, length, 1), 0)
+        z = normals[..., 2]
+        if (z > 0).sum() > (z < 0).sum():
+            raise BadFile("most z are positive, expected z < 0 for surfaces that face the camera")
+        return normals
+
+    @classmethod
+    def store(cls, target: Float32[np.ndarray, "H W 3"]) -> Int16[np.ndarray, "H W 3"]:
+        return (target * _STORED_ONE).round().astype(np.int16)
+
+    @classmethod
+    def restore(cls, stored: Int16[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]:
+        return stored.astype(np.float32) * np.float32(1 / _STORED_ONE)
+
+    @classmethod
+    def mirror(cls, target: Float32[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]:
+        return target[:, ::-1] * np.array([-1, 1, 1], np.float32)
+
+    @classmethod
+    def turn(
+        cls, target: Float32[np.ndarray, "H W 3"], angle: float
+    ) -> Float32[np.ndarray, "H W 3"]:
+        """x and y turn with the image, so they must point along its axes, or both against."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = target.copy()
+        turned[..., :2] = target[..., :2] @ np.array([[cos, sin], [-sin, cos]], np.float32).T
+        return turned
 
     def valid(self, target: AnyTarget) -> Labelled:
         return (target != 0).any(-1)
@@ -93,7 +150,7 @@ class Normals(Task):
             result["pooled/median"] = float((at + fraction) / self.bins_per_degree)
         return result
 
-    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+    def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         """Red is right, green is up, blue is towards the camera: a wall facing it is lilac."""
         colours = np.rint((prediction * np.float32([1, -1, -1]) + 1) * 127.5).astype(np.uint8)
         return np.where(prediction.any(-1, keepdims=True), colours, np.uint8(0))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Int32, UInt8
 from matplotlib.colors import hsv_to_rgb
 
 from talora_jax.errors import UserError
 from talora_jax.tasks.base import (
+    Activated,
     AnyTarget,
     Labelled,
     Maps,
     Picture,
-    Prediction,
     Sums,
     Task,
     Totals,
@@ -29,6 +30,10 @@ from talora_jax.tasks.base import (
 )
 from talora_jax.tasks.legends import Legend, Swatches
 from talora_jax.tasks.png import Png
+from talora_jax.tasks.target_files import BadFile, FileSettings, read_indices
+
+# In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
+_IGNORED_IN_UINT8 = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Semantic(Task):
     num_classes: int
     class_names: tuple[str, ...] = ()
 
+    target_shape = ()
+    target_dtype = stored_dtype = np.int32
+    unlabelled = -1
     meaning = "class index, and the probability of each class"
     delta_p = {"miou": 1, "pixel_acc": 1}
     delta_m = {"miou": 1}
@@ -53,6 +61,11 @@ class Semantic(Task):
                 f"Task {name!r} needs a dataset with class names, and this one has none."
             )
         return cls(name, len(class_names), tuple(class_names))
+
+    @classmethod
+    def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
+        """Class indices of a PNG or an npy file; -1 is no label, and so is `ignore_label`."""
+        return _read_labels(path, settings.class_names, settings.ignore_label)
 
     @property
     def channels(self) -> int:
@@ -115,7 +128,7 @@ class Semantic(Task):
         """One per class, none of them black."""
         return palette(self.num_classes)
 
-    def picture(self, prediction: Prediction, target: Truth | None = None) -> Picture:
+    def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         return self.colours()[prediction.argmax(-1)]
 
     def target_picture(self, target: Truth) -> Picture:
@@ -192,9 +205,35 @@ class HumanParts(Semantic):
         del class_names  # those are of `semantic`
         return cls(name, len(cls.part_names), cls.part_names)
 
+    @classmethod
+    def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
+        """Indices of `part_names`; -1 is no label, and so is 255 in an 8-bit PNG."""
+        del settings  # its classes, and the label that means none of them, are of `semantic`
+        return _read_labels(path, cls.part_names, None)
+
     def colours(self) -> UInt8[np.ndarray, "C 3"]:
         """Grey for the background, for it is most of the image."""
         return np.concatenate([np.full((1, 3), 200, np.uint8), palette(self.num_classes - 1)])
+
+
+def _read_labels(
+    path: Path, class_names: Sequence[str], ignored: int | None
+) -> Int32[np.ndarray, "H W"]:
+    stored = read_indices(path)
+    values = stored.astype(np.int32)
+    if ignored is None and stored.dtype == np.uint8 and path.suffix != ".npy":
+        ignored = _IGNORED_IN_UINT8
+    values[values == ignored] = -1
+    lowest, highest = values.min(), values.max()
+    if lowest < -1:
+        raise BadFile(f"label {lowest}, expected -1 (no label) or a class index")
+    if class_names and highest >= len(class_names):
+        no_label = "-1" if ignored is None else ignored
+        raise BadFile(
+            f"label {highest}, expected 0 to {len(class_names) - 1} for the {len(class_names)} "
+            f"class_names, or {no_label} for no label"
+        )
+    return values
 
 
 def palette(num_colours: int) -> UInt8[np.ndarray, "N 3"]:

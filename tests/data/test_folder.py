@@ -253,13 +253,13 @@ def test_without_depth_and_labels_only_the_rest_is_offered(root):
 
 def test_preparing_happens_once_and_again_after_a_change(root, monkeypatch):
     made = []
-    make = records._make_example
+    make = records._make_sample
 
     def counting(frame, **how):
         made.append(frame.stem)
         return make(frame, **how)
 
-    monkeypatch.setattr(records, "_make_example", counting)
+    monkeypatch.setattr(records, "_make_sample", counting)
     open_root(root)
     assert sorted(made) == list("01234")
     open_root(root, ("depth",))
@@ -288,12 +288,12 @@ def test_a_broken_off_preparation_leaves_nothing_to_be_taken_for_whole(root, kil
 import os, ml_collections
 from talora_jax.data import open_dataset
 from talora_jax.data.folder import records
-make = records._make_example
+make = records._make_sample
 def broken(frame, **how):
     if frame.stem == "3":
         {"os._exit(9)" if killed else "raise RuntimeError('power cut')"}
     return make(frame, **how)
-records._make_example = broken
+records._make_sample = broken
 data = dict(name="folder", path={str(root)!r}, dir={str(root.parent / "prepared")!r})
 open_dataset(ml_collections.ConfigDict(dict(data, val_fraction=0.4)), ["depth"])
 """
@@ -489,8 +489,10 @@ def test_dataset_json_must_be_an_object(root, content):
 def test_the_config_is_checked(root):
     assert "config.data.intrinsics is (1, 2)" in refused(root, intrinsics=(1, 2))
     assert "config.data.val_fraction is 1.5" in refused(root, val_fraction=1.5)
-    told = "'cityscapes_mtan', 'folder', 'nyuv2_mtan', 'pascal_context' or 'rooms'"
-    assert f"'nyu'; expected {told}" in refused(root, name="nyu")
+    names = "cityscapes_mtan, folder, nyuv2_mtan, pascal_context, rooms"
+    assert f"'nyu'; expected one of {names}." in refused(root, name="nyu")
+    message = refused(root, name="room")
+    assert f"'room'; did you mean 'rooms'? The data sets are {names}." in message
 
 
 def test_a_folder_without_images_is_refused(root, tmp_path):

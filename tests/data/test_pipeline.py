@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from talora_jax.data.pipeline import eval_batches, train_iterator
-from talora_jax.data.transforms import UNLABELLED
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS as REGISTERED
 
 TASKS = ("semantic", "depth", "normals", "edges")
 SIZE = (8, 12)
@@ -183,7 +183,7 @@ def test_eval_gives_every_sample_once(length, batch_size, process_count):
         assert batch["image"].dtype == np.float32
         seen.update(batch["semantic"][batch["valid"], 0, 0].tolist())
         for task in TASKS:
-            assert (batch[task][~batch["valid"]] == UNLABELLED[task]).all()
+            assert (batch[task][~batch["valid"]] == REGISTERED[task].unlabelled).all()
         assert not batch["image"][~batch["valid"]].any()
     assert seen == collections.Counter(range(length))
 

@@ -10,6 +10,7 @@ from talora_jax.data import transforms
 from talora_jax.data.folder.normals import normals_from_depth
 from talora_jax.data.folder.settings import Intrinsics
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS
 
 SIZES = st.tuples(st.integers(4, 40), st.integers(4, 40))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -25,10 +26,23 @@ def make_sample(size, seed):
         "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
         "semantic": rng.integers(-1, 5, size, dtype=np.int32),
         "depth": rng.uniform(0.5, 5, (*size, 1)).astype(np.float32),
+        "disparity": rng.uniform(0.1, 2, (*size, 1)).astype(np.float32),
         "normals": normals,
+        "human_parts": rng.integers(-1, 7, size, dtype=np.int32),
+        "saliency": rng.integers(-1, 2, (*size, 1)).astype(np.float32),
         "edges": rng.integers(-1, 2, (*size, 1)).astype(np.float32),
-        "instance": rng.integers(-1, 9, size, dtype=np.int32),
     }
+
+
+LABELS = ("semantic", "human_parts", "saliency", "edges")
+
+
+def test_samples_here_have_every_task():
+    sample = make_sample((4, 5), 0)
+    assert set(sample) == {"image", *TASKS}
+    for name, task in TASKS.items():
+        assert sample[name].dtype == task.target_dtype
+        assert sample[name].shape == (4, 5, *task.target_shape)
 
 
 def ramp(size):
@@ -57,7 +71,7 @@ def test_mirror_twice_is_nothing(size, seed):
 def test_mirror_moves_every_pixel_alike(size, seed):
     sample = make_sample(size, seed)
     mirrored = transforms.mirror(sample)
-    for name in ("image", "semantic", "depth", "edges", "instance"):
+    for name in ("image", "depth", "disparity", *LABELS):
         np.testing.assert_array_equal(mirrored[name], np.flip(sample[name], 1))
     np.testing.assert_array_equal(mirrored["normals"][..., 0], -sample["normals"][:, ::-1, 0])
     np.testing.assert_array_equal(mirrored["normals"][..., 1:], sample["normals"][:, ::-1, 1:])
@@ -97,7 +111,7 @@ def test_scale_crop_keeps_what_targets_are(size, seed, scale):
     for name in sample:
         assert cropped[name].shape == sample[name].shape
         assert cropped[name].dtype == sample[name].dtype
-    for name in ("semantic", "edges", "instance"):
+    for name in LABELS:
         assert np.isin(cropped[name], sample[name]).all()
     length = np.linalg.norm(cropped["normals"], axis=-1)
     np.testing.assert_allclose(length[length > 0], 1, rtol=1e-6)
@@ -105,6 +119,8 @@ def test_scale_crop_keeps_what_targets_are(size, seed, scale):
     whole = (int(size[0] / scale), int(size[1] / scale)) == size
     nearer = sample["depth"] / (1 if whole else np.float32(scale))
     assert np.isin(cropped["depth"], nearer).all()
+    nearer = sample["disparity"] * (1 if whole else np.float32(scale))
+    assert np.isin(cropped["disparity"], nearer).all()
 
 
 @pytest.mark.parametrize("scale", [1.2, 1.5, 2.0])
@@ -200,7 +216,7 @@ def test_quarter_turns_are_counter_clockwise(side, seed, quarters):
         x, y = -y, x
     back = np.stack([x, y, result["normals"][..., 2]], axis=-1)
     np.testing.assert_allclose(np.rot90(back, -quarters), sample["normals"], atol=1e-6)
-    for name in ("semantic", "depth", "edges", "instance"):
+    for name in ("depth", "disparity", *LABELS):
         np.testing.assert_array_equal(result[name], np.rot90(sample[name], quarters), name)
     # Pillow's bilinear transform cuts off what is behind the point.
     difference = np.rot90(sample["image"], quarters).astype(int) - result["image"]
@@ -253,31 +269,27 @@ def test_turn_scale_keeps_image_and_targets_aligned(degrees, scale):
 @given(SIZES, SIZES, SEEDS, st.floats(-180, 180), st.floats(0.5, 2))
 def test_turn_scale_keeps_what_targets_are(size, target_size, seed, degrees, scale):
     sample = make_sample(size, seed)
-    sample["human_parts"], sample["saliency"] = sample["semantic"], sample["edges"]
-    sample["disparity"] = sample["depth"]
     result = turned(sample, degrees, scale, target_size)
     for name, values in sample.items():
         assert result[name].shape == (*target_size, *values.shape[2:])
         assert result[name].dtype == values.dtype
-    for name in ("semantic", "edges", "human_parts", "saliency"):
+    for name in LABELS:
         assert np.isin(result[name], [*np.unique(sample[name]), -1]).all()
     length = np.linalg.norm(result["normals"], axis=-1)
     np.testing.assert_allclose(length[length > 0], 1, rtol=1e-5)
     assert np.isin(result["depth"], [*(sample["depth"] / np.float32(scale)).flat, 0]).all()
-    assert np.isin(result["disparity"], [*(sample["depth"] * np.float32(scale)).flat, 0]).all()
+    assert np.isin(result["disparity"], [*(sample["disparity"] * np.float32(scale)).flat, 0]).all()
 
 
 def test_what_comes_into_view_is_unlabelled():
     sample = make_sample((40, 60), 0)
     sample = {name: np.ones_like(values) for name, values in sample.items()}
-    sample |= {"human_parts": sample["semantic"], "saliency": sample["edges"]}
     result = turned(sample, 0.0, 0.5)
     outside = np.ones((40, 60), bool)
     outside[10:30, 15:45] = False
-    for name, nothing in transforms.UNLABELLED.items():
-        if name in result:
-            assert (result[name][outside] == nothing).all(), name
-            assert (result[name][~outside] != nothing).any(axis=-1).all(), name
+    for name, task in TASKS.items():
+        assert (result[name][outside] == task.unlabelled).all(), name
+        assert (result[name][~outside] != task.unlabelled).any(axis=-1).all(), name
     assert not result["image"][outside].any()
 
 
@@ -288,7 +300,7 @@ def test_fit_takes_the_pixel_under_each_centre(size, target_size, seed):
     fitted = transforms.fit(sample, target_size)
     rows = ((np.arange(target_size[0]) + 0.5) * size[0] / target_size[0] + 1e-9).astype(int)
     columns = ((np.arange(target_size[1]) + 0.5) * size[1] / target_size[1] + 1e-9).astype(int)
-    for name in ("semantic", "depth", "normals", "edges"):
+    for name in TASKS:
         np.testing.assert_array_equal(fitted[name], sample[name][rows][:, columns])
     assert fitted["image"].shape == (*target_size, 3)
     if size == target_size:

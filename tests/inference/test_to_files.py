@@ -9,7 +9,7 @@ from PIL import Image
 
 import talora_jax
 from talora_jax.command_line import one_flag_each
-from talora_jax.data.folder import decode
+from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError
 from talora_jax.inference.pictures import picture
@@ -106,9 +106,9 @@ def test_an_album(model, album, tmp_path, capsys):
 def test_what_is_written_is_a_folder_of_data(model, shelf, tmp_path):
     predict(model, find_images([str(shelf / "photo.jpg")], tmp_path), tmp_path)
     prediction = model.predict(Image.open(shelf / "photo.jpg"))
-    labels = decode.read_semantic(tmp_path / "semantic" / "photo.png", Settings())
+    labels = read("semantic", tmp_path / "semantic" / "photo.png", Settings())
     np.testing.assert_array_equal(labels, prediction["semantic"])
-    metres = decode.read_depth(tmp_path / "depth" / "photo.png", Settings(depth_scale=1000))
+    metres = read("depth", tmp_path / "depth" / "photo.png", Settings(depth_scale=1000))
     expected = np.maximum(prediction["depth"], 0)
     np.testing.assert_allclose(metres[..., 0], expected, rtol=0, atol=0.5 / 1000 + 1e-6)
 

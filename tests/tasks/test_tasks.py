@@ -16,7 +16,6 @@ from PIL import Image
 from scipy import ndimage, optimize, spatial, special
 from sklearn.metrics import accuracy_score, confusion_matrix, fbeta_score, jaccard_score
 
-from talora_jax.data.transforms import UNLABELLED
 from talora_jax.errors import UserError
 from talora_jax.tasks import (
     TASKS,
@@ -69,20 +68,20 @@ def case_of(name, seed=0, labelled=0.8):
     else:
         share = 0.05 if name == "edges" else 0.3
         target = (rng.random((B, H, W, 1)) < share).astype(np.float32)
-    target[rng.random((B, H, W)) > labelled] = UNLABELLED[name]
+    target[rng.random((B, H, W)) > labelled] = TASKS[name].unlabelled
     return maps, target
 
 
 def adversarial_cases(name):
     maps, target = case_of(name)
     some = target.copy()
-    some[1] = UNLABELLED[name]
-    one = np.full_like(target, UNLABELLED[name])
+    some[1] = TASKS[name].unlabelled
+    one = np.full_like(target, TASKS[name].unlabelled)
     one[2, 3, 4] = 1
     yield "random", maps, target
     yield "image without labels", maps, some
     yield "one labelled pixel", maps, one
-    yield "no labels", maps, np.full_like(target, UNLABELLED[name])
+    yield "no labels", maps, np.full_like(target, TASKS[name].unlabelled)
     yield "flat maps", np.zeros_like(maps), target
     yield "saturated maps", maps * 1e4, target
     if name in NUM_CLASSES:
@@ -372,7 +371,7 @@ def test_confusion_matrix():
 
 
 def test_the_reference_implementation_agrees():
-    golden = np.load(Path(__file__).parent / "goldens" / "mtsam_tiny.npz")
+    golden = np.load(Path(__file__).parents[1] / "goldens" / "mtsam_tiny.npz")
     nhwc = functools.partial(np.transpose, axes=(0, 2, 3, 1))
     targets = {
         "semantic": golden["target/0_semantic"].astype(np.int32),
@@ -437,7 +436,7 @@ def test_two_parts_added_are_the_whole(name, seed, labelled):
 @given(seed=st.integers(0, 2**32))
 def test_rows_of_padding_change_nothing(name, seed):
     task, (maps, target) = task_of(name), case_of(name, seed)
-    padding = np.full_like(target[1:], UNLABELLED[name])
+    padding = np.full_like(target[1:], TASKS[name].unlabelled)
     for filling in (np.zeros_like(maps[1:]), maps[1:] + 3):
         padded = np.concatenate([maps[:1], filling]), np.concatenate([target[:1], padding])
         assert_same_sums(metrics(task, *padded), metrics(task, maps[:1], target[:1]))
@@ -567,7 +566,7 @@ def test_constants():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_constants_without_labels_are_finite(name):
-    target = np.full_like(case_of(name)[1], UNLABELLED[name])
+    target = np.full_like(case_of(name)[1], TASKS[name].unlabelled)
     constant = constant_of(name, target)
     assert constant.shape == (task_of(name).channels,)
     assert constant.dtype == np.float32
@@ -587,7 +586,7 @@ def test_pictures(name):
         assert picture.shape == (H, W, 3)
         assert picture.dtype == np.uint8
     assert not pictures[2][~reference_valid(name, target)[0]].any()
-    nothing = np.full_like(target[0], UNLABELLED[name])
+    nothing = np.full_like(target[0], TASKS[name].unlabelled)
     assert not task.target_picture(nothing).any()
     assert task.picture(prediction, nothing).any()
 

@@ -8,9 +8,10 @@
                x right, y down, z forward, so that surfaces seen have z < 0; what is far from unit
                length is invalid
     edges/     png (0 = none, anything else = edge), or npy (1 = edge, 0 = none, -1 = no label)
+    …          and so on for every task, by its name: its `Task.read` says what its files hold
     instance/  object numbers: png or npy of integers [H, W]; 0 or negative = no label
 
-Files of one frame share a stem (`image/0001.jpg`, `depth/0001.png`) and a size. Every image needs
+Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`) and a size. Every image needs
 its file in every folder that exists. Only `image/` and one of the others are needed: normals are
 derived from depth and intrinsics, edges from instances or, lacking those, from semantic labels.
 

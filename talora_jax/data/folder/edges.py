@@ -12,7 +12,7 @@ def edges_from_ids(ids: Int32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W 1"
     none, for there it cannot be known, and else is none (0). Pixels without a label have none (-1).
 
     Args:
-        ids: numbers of objects or classes, -1 = no label.
+      ids: numbers of objects or classes, -1 = no label.
     """
     # The frame's border is no edge: outside lies more of the same.
     padded = np.pad(ids, 1, mode="edge")

@@ -37,11 +37,11 @@ def normals_from_depth(
     """Unit normals that face the camera, all-zero where there are too few neighbours to tell.
 
     Args:
-        depth: metres along the optical axis, 0 = no measurement.
-        intrinsics: of the image that depth lies on.
+      depth: metres along the optical axis, 0 = no measurement.
+      intrinsics: of the image that depth lies on.
 
     Returns:
-        In the camera frame: x right, y down, z forward, so z < 0 straight ahead.
+      In the camera frame: x right, y down, z forward, so z < 0 straight ahead.
     """
     height, width = depth.shape[:2]
     inverse = np.divide(
@@ -74,7 +74,7 @@ def _fit(
     """Least squares of 1/z = gx·dx + gy·dy + centre + above around each pixel.
 
     Returns:
-        gx, gy, above, and where there are enough neighbours for them to mean something.
+      gx, gy, above, and where there are enough neighbours for them to mean something.
     """
     height, width = inverse.shape
     side = 2 * radius + 1

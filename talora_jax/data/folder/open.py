@@ -6,18 +6,18 @@ from pathlib import Path
 import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.data.folder.check import check_frames
-from talora_jax.data.folder.frames import (
-    Frame,
-    Frames,
+from talora_jax.data.folder.check import check_samples
+from talora_jax.data.folder.listing import (
+    Listing,
     folder_fingerprint,
-    list_frames,
-    split_frames,
+    list_samples,
+    split_samples,
 )
 from talora_jax.data.folder.records import Folder, records_config, unpack
 from talora_jax.data.folder.settings import Settings, read_settings
-from talora_jax.data.records import RecordsSource, prepare, prepared
+from talora_jax.data.records import RecordsSource, SampleFiles, prepare, prepared
 from talora_jax.errors import UserError
+from talora_jax.tasks import TASKS
 
 
 def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -27,17 +27,17 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     `data.dir`; a run that is killed in between leaves nothing that looks prepared.
 
     Args:
-        data: `config.data` with `path`, `dir` ('' = TFDS's default), `val_fraction`, and those of
-            the fields of `talora_jax.data.folder.settings` that it may carry.
-        tasks: targets wanted.
+      data: `config.data` with `path`, `dir` ('' = TFDS's default), `val_fraction`, and those of
+        the fields of `talora_jax.data.folder.settings` that it may carry.
+      tasks: targets wanted.
 
     Raises:
-        UserError: something in the folder, `dataset.json` or `data` is not as it should be.
+      UserError: something in the folder, `dataset.json` or `data` is not as it should be.
     """
     if not data.path:
         raise UserError("config.data.path is empty; expected the directory of the data.")
     root = Path(data.path).expanduser()
-    listed = list_frames(root)
+    listed = list_samples(root)
     settings = read_settings(root, data)
     derives_normals = "normals" not in listed.folders and "depth" in listed.folders
     if "normals" in tasks and derives_normals and settings.intrinsics is None:
@@ -48,7 +48,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
         )
     available = _available_tasks(listed.folders, settings)
     check_tasks(str(root), available, tasks)
-    splits = split_frames(listed.frames, settings, data.val_fraction, root)
+    splits = split_samples(listed.samples, settings, data.val_fraction, root)
 
     name = f"{root.resolve().name}-{folder_fingerprint(splits, settings)}"
     builder = prepared(Folder, data.dir, name)
@@ -71,7 +71,7 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The class names that `data` or the folder's `dataset.json` states; none if neither does.
 
     Raises:
-        UserError: as `read_settings`.
+      UserError: as `read_settings`.
     """
     root = Path(data.path).expanduser() if data.path else None
     return read_settings(root, data).class_names
@@ -79,28 +79,27 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def _available_tasks(folders: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """What the folders give or what can be derived from them."""
-    available = {
-        "semantic": "semantic" in folders,
-        "depth": "depth" in folders,
-        "normals": "normals" in folders or ("depth" in folders and settings.intrinsics is not None),
-        "edges": not {"edges", "instance", "semantic"}.isdisjoint(folders),
-    }
-    return tuple(task for task in available if available[task])
+    derivable = set()
+    if "depth" in folders and settings.intrinsics is not None:
+        derivable.add("normals")
+    if not {"instance", "semantic"}.isdisjoint(folders):
+        derivable.add("edges")
+    return tuple(name for name in TASKS if name in folders or name in derivable)
 
 
 def _prepare(
     root: Path,
     data_dir: str,
     name: str,
-    listed: Frames,
+    listed: Listing,
     settings: Settings,
-    splits: Mapping[str, Sequence[Frame]],
+    splits: Mapping[str, Sequence[SampleFiles]],
     tasks: tuple[str, ...],
 ) -> None:
     derives_normals = "normals" in tasks and "normals" not in listed.folders
-    size, num_classes = check_frames(
+    size, num_classes = check_samples(
         root,
-        [frame for frames in splits.values() for frame in frames],
+        [sample for samples in splits.values() for sample in samples],
         listed.folders,
         settings,
         # The intrinsics are of one size, and so are samples unless they are resized.
@@ -110,6 +109,7 @@ def _prepare(
     found = tuple(f"class {index}" for index in range(num_classes))
     config = records_config(
         name=name,
+        title=root.name,
         splits=splits,
         settings=settings,
         tasks=tasks,

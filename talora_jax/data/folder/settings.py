@@ -10,7 +10,7 @@
                                             top left pixel at (0, 0); for deriving normals
       "image_size": [240, 320],             H, W that samples are resized to; default: as they lie
       "splits": {"train": ["0001"], "val": ["0002"]}
-                                            stems; frames in neither are left out; default: a
+                                            stems; samples in neither are left out; default: a
                                             fixed share of `config.data.val_fraction` for val
     }
 
@@ -66,7 +66,7 @@ def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Setting
     Without a root, `config.data` speaks alone.
 
     Raises:
-        UserError: a field is unknown or its value is not what it should be.
+      UserError: a field is unknown or its value is not what it should be.
     """
     path = root and root / "dataset.json"
     fields = [field.name for field in dataclasses.fields(Settings)]

@@ -36,7 +36,7 @@ import ml_collections
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.pascal_context.classes import SEMANTIC
 from talora_jax.data.pascal_context.layout import list_splits
-from talora_jax.data.pascal_context.records import TASKS, PascalContext, records_config, unpack
+from talora_jax.data.pascal_context.records import TASK_NAMES, PascalContext, records_config, unpack
 from talora_jax.data.records import RecordsSource, fingerprint, prepare, prepared
 from talora_jax.errors import UserError
 
@@ -45,25 +45,25 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
     """Opens the PASCAL_MT under `data.path`; the first time, and after any change, prepares it.
 
     Args:
-        data: `config.data`, of which are read `path`, `dir` (where records are kept; '' = TFDS's
-            default) and `image_size` (H, W of batches).
-        tasks: targets wanted.
+      data: `config.data`, of which are read `path`, `dir` (where records are kept; '' = TFDS's
+        default) and `image_size` (H, W of batches).
+      tasks: targets wanted.
 
     Raises:
-        UserError: the folder, one of its files or a field is not as it should be.
+      UserError: the folder, one of its files or a field is not as it should be.
     """
     if len(data.image_size) != 2 or min(data.image_size) < 1:
         raise UserError(
             f"config.data.image_size is {tuple(data.image_size)}; pascal_context needs (height, "
             "width), the size that images are brought to, such as (512, 512)."
         )
-    check_tasks(data.name, TASKS, tasks)
+    check_tasks(data.name, TASK_NAMES, tasks)
     splits = list_splits(data.path)
     files = {
-        f"{split} {frame.stem} {name}": path
-        for split, frames in splits.items()
-        for frame in frames
-        for name, path in frame.files.items()
+        f"{split} {sample.stem} {name}": path
+        for split, samples in splits.items()
+        for sample in samples
+        for name, path in sample.files.items()
     }
     name = f"PASCAL_MT-{fingerprint('', files)}"
     builder = prepared(PascalContext, data.dir, name)
@@ -72,7 +72,7 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
         builder = prepared(PascalContext, data.dir, name)
     return Dataset(
         name=data.name,
-        tasks=TASKS,
+        tasks=TASK_NAMES,
         class_names=SEMANTIC,
         image_size=tuple(data.image_size),
         splits={

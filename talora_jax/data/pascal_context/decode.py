@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 import scipy.io
-from jaxtyping import Bool, Int8, Int32, Shaped, UInt8
+from jaxtyping import Bool, Int8, Int32, UInt8
 
-from talora_jax.data.folder.decode import open_image
-from talora_jax.data.npy import BadFile
 from talora_jax.data.pascal_context.classes import (
     HUMAN_PARTS,
     LAST_CONTEXT_CLASS,
@@ -26,34 +24,35 @@ from talora_jax.data.pascal_context.classes import (
     SEMANTIC,
     WITH_NORMALS,
 )
-from talora_jax.data.pascal_context.layout import Frame
 from talora_jax.data.pascal_context.thin import thin
-from talora_jax.data.transforms import resize_nearest
+from talora_jax.data.records import Sample, SampleFiles
 from talora_jax.errors import UserError, one_line
+from talora_jax.tasks import TASKS
+from talora_jax.tasks.target_files import BadFile, open_image
 
 _IGNORED = 255
 
 
-def read_frame(frame: Frame) -> dict[str, Shaped[np.ndarray, "H W *c"]]:
+def read_sample(sample: SampleFiles) -> Sample:
     """All that is stored of one image.
 
     Returns:
-        image        uint8 [H, W, 3]
-        semantic     int8 [H, W], -1 = no label
-        human_parts  int8 [H, W], 1 to 6, 0 = background; -1 everywhere if no part is annotated
-        saliency     int8 [H, W, 1], 1 = salient, 0 = not
-        normals      uint8 [H, W, 3], v for 2v/255 - 1, all-zero = invalid
-        edges        int8 [H, W, 1], 1 = edge, 0 = none
+      image        uint8 [H, W, 3]
+      semantic     int8 [H, W], -1 = no label
+      human_parts  int8 [H, W], 1 to 6, 0 = background; -1 everywhere if no part is annotated
+      saliency     int8 [H, W, 1], 1 = salient, 0 = not
+      normals      uint8 [H, W, 3], v for 2v/255 - 1, all-zero = invalid
+      edges        int8 [H, W, 1], 1 = edge, 0 = none
 
     Raises:
-        UserError: a file is not what it should be; it is named.
+      UserError: a file is not what it should be; it is named.
     """
 
     def read(name, function, *more):
         try:
-            return function(frame.files[name], *more)
+            return function(sample.files[name], *more)
         except BadFile as error:
-            raise UserError(f"{frame.files[name]}: {error}.") from error
+            raise UserError(f"{sample.files[name]}: {error}.") from error
 
     image = read("image", read_image)
     context = read("context", read_context)
@@ -65,8 +64,8 @@ def read_frame(frame: Frame) -> dict[str, Shaped[np.ndarray, "H W *c"]]:
         "normals": read("normals", read_normals, context),
         "edges": edges_of(context)[..., None].astype(np.int8),
     }
-    targets = {name: resize_nearest(values, image.shape[:2]) for name, values in targets.items()}
-    return {"image": image, **targets}
+    size = image.shape[:2]
+    return {"image": image} | {name: TASKS[name].resize(x, size) for name, x in targets.items()}
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,9 +1,8 @@
 """Which files make up PASCAL_MT, and whether they are all there."""
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
+from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError
 
 # A file per image and folder.
@@ -20,24 +19,16 @@ _SPLITS = {name: f"ImageSets/Context/{name}.txt" for name in ("train", "val")}
 _MAX_LINES = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """The files of one image: 'image', 'context', 'human_parts', 'normals', 'saliency' and
-    'semantic'."""
-
-    stem: str
-    files: Mapping[str, Path]
-
-
-def list_splits(path: str) -> dict[str, tuple[Frame, ...]]:
-    """The frames of 'train' and 'val' in the order of the split files.
+def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
+    """The samples of 'train' and 'val' in the order of the split files, each with its files
+    'image', 'context', 'human_parts', 'normals', 'saliency' and 'semantic'.
 
     Args:
-        path: `config.data.path`.
+      path: `config.data.path`.
 
     Raises:
-        UserError: `path` is not an unpacked PASCAL_MT, a split is empty or names an image twice, or
-            files are missing, of which it lists the first.
+      UserError: `path` is not an unpacked PASCAL_MT, a split is empty or names an image twice, or
+        files are missing, of which it lists the first.
     """
     root = Path(path).expanduser()
     if not path or not root.is_dir():
@@ -54,17 +45,17 @@ def list_splits(path: str) -> dict[str, tuple[Frame, ...]]:
             "expected each image in one."
         )
 
-    frames, missing = {}, []
+    samples, missing = {}, []
     for name, stems in splits.items():
         found = [_find(root, stem) for stem in stems]
         missing += [line for _, lines in found for line in lines]
-        frames[name] = tuple(frame for frame, _ in found)
+        samples[name] = tuple(sample for sample, _ in found)
     if missing:
         lines = missing[:_MAX_LINES]
         if len(missing) > _MAX_LINES:
             lines.append(f"… and {len(missing) - _MAX_LINES} more")
         raise UserError("\n  ".join([f"{root} lacks files that its splits name:", *lines]))
-    return frames
+    return samples
 
 
 def _check_folders(root: Path) -> None:
@@ -96,7 +87,7 @@ def _stems(path: Path) -> tuple[str, ...]:
     return stems
 
 
-def _find(root: Path, stem: str) -> tuple[Frame, list[str]]:
+def _find(root: Path, stem: str) -> tuple[SampleFiles, list[str]]:
     """The files of one image, and a line for each that is missing."""
     files = {name: root / pattern.format(stem) for name, pattern in _FILES.items()}
     missing = [str(path.relative_to(root)) for path in files.values() if not path.is_file()]
@@ -107,4 +98,4 @@ def _find(root: Path, stem: str) -> tuple[Frame, list[str]]:
             break
     else:
         missing.append(" or ".join(choices))
-    return Frame(stem, files), missing
+    return SampleFiles(stem, files), missing

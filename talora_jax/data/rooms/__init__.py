@@ -1,39 +1,44 @@
 """Rooms: a data set that needs no download, because it is rendered when first opened.
 
 Indoor scenes in the manner of NYUv2, with its 13 classes: random rooms, furnished, lit and ray-cast
-(`furniture`, `scene`, `textures`, `render`), kept as a TFDS data set (`builder`).
+(`furniture`, `scene`, `textures`, `render`), kept as records.
 """
 
 from collections.abc import Sequence
 
 import ml_collections
 
-from talora_jax.data.dataset import Dataset
+from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.nyuv2_classes import CLASS_NAMES
-from talora_jax.data.rooms.builder import RoomsSource, prepare, rooms_config
+from talora_jax.data.records import RecordsSource, prepare, prepared
+from talora_jax.data.rooms.records import Rooms, records_config, unpack
 
-TASKS = ("semantic", "depth", "normals", "edges")
+TASK_NAMES = ("semantic", "depth", "normals", "edges")
 
 
 def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
     """Opens the rooms, rendering them first if they are not there yet.
 
     Args:
-        data: `config.data`, of which are read `dir` (where data sets are kept; '' for TFDS's
-            default), `train_frames`, `val_frames`, `image_size` (H, W) and `seed`.
-        tasks: the targets that samples shall have besides the image.
+      data: `config.data`, of which are read `dir` (where records are kept; '' = TFDS's default),
+        `train_frames`, `val_frames`, `image_size` (H, W) and `seed`.
+      tasks: targets wanted.
 
     Raises:
-        UserError: a field is out of range, or the directory cannot be written.
+      UserError: a field is out of range, or the directory cannot be written.
     """
-    config = rooms_config(data.train_frames, data.val_frames, data.image_size, data.seed)
-    data_dir = data.dir or None
-    prepare(config, data_dir)
-    keys = ("image", *(task for task in TASKS if task in tasks))
+    check_tasks(Rooms.name, TASK_NAMES, tasks)
+    config = records_config(data.train_frames, data.val_frames, data.image_size, data.seed)
+    if prepared(Rooms, data.dir, config.name) is None:
+        prepare(Rooms, data.dir, config)
+    builder = prepared(Rooms, data.dir, config.name)
     return Dataset(
-        name="rooms",
-        tasks=TASKS,
+        name=Rooms.name,
+        tasks=TASK_NAMES,
         class_names=CLASS_NAMES,
-        image_size=config.image_size,
-        splits={split: RoomsSource(config, data_dir, split, keys) for split in ("train", "val")},
+        image_size=tuple(data.image_size),
+        splits={
+            split: RecordsSource(builder.as_data_source(split), tasks, unpack)
+            for split in config.splits
+        },
     )

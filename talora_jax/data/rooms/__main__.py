@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from PIL import Image
 
 from talora_jax.data.nyuv2_classes import CLASS_NAMES
+from talora_jax.data.progress import progress
 from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import FOCAL, random_scene
 from talora_jax.errors import ArgumentParser, UserError, run_command
@@ -55,11 +55,11 @@ def write_folder(out: Path, frames: int, size: tuple[int, int], seed: int) -> No
         # Counted from the centre of the top left pixel.
         "intrinsics": {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2},
     }
-    with replacing(out) as folder:
+    with replacing(out) as folder, progress("Rendering rooms", frames, "frames") as advance:
         for kind in ("image", "semantic", "depth", "instance"):
             (folder / kind).mkdir(parents=True)
         (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n")
-        for index in tqdm.trange(frames, desc="Rendering rooms", unit=" frames"):
+        for index in range(frames):
             frame = render(random_scene(seed, "train", index), size)
             semantic = frame["semantic"].astype(np.uint8)
             instance = (frame["instance"] + 1).astype(np.uint16)
@@ -71,6 +71,7 @@ def write_folder(out: Path, frames: int, size: tuple[int, int], seed: int) -> No
             for kind, png in pngs.items():
                 (folder / kind / f"{index:04d}.png").write_bytes(png.encode())
             Image.fromarray(frame["image"]).save(folder / "image" / f"{index:04d}.jpg", quality=92)
+            advance()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"),
         help="of the images, in pixels (default: 240 320)")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another set of rooms")
-    told = parser.parse_args(arguments)
-    write_folder(told.out, told.frames, tuple(told.size), told.seed)
-    print(f"wrote {told.frames} frames to {told.out}")
+    args = parser.parse_args(arguments)
+    write_folder(args.out, args.frames, tuple(args.size), args.seed)
+    print(f"wrote {args.frames} frames to {args.out}")
 
 
 if __name__ == "__main__":

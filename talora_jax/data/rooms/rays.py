@@ -60,9 +60,9 @@ def _hit(shape, origin, x, y, z) -> tuple[Array, Array]:
     """Where rays enter and leave the unit solid; a ray misses if it leaves before it enters.
 
     Args:
-        shape: [] int32.
-        origin: [3] tuple of scalars or [n], in the solid's frame.
-        x, y, z: [n] the rays' directions in the solid's frame.
+      shape: [] int32.
+      origin: [3] tuple of scalars or [n], in the solid's frame.
+      x, y, z: [n] the rays' directions in the solid's frame.
     """
 
     def slab(o, d):

@@ -32,13 +32,13 @@ def render(scene: Scene, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Renders a frame.
 
     Args:
-        scene: from `scene.random_scene`.
-        size: H, W.
+      scene: from `scene.random_scene`.
+      size: H, W.
 
     Returns:
-        image uint8 [H, W, 3]; semantic int32 [H, W]; depth float32 [H, W, 1] in metres along the
-        camera's axis; normals float32 [H, W, 3], unit, camera frame (x right, y down, z forward);
-        edges float32 [H, W, 1], 0 or 1; instance int32 [H, W].
+      image uint8 [H, W, 3]; semantic int32 [H, W]; depth float32 [H, W, 1] in metres along the
+      camera's axis; normals float32 [H, W, 3], unit, camera frame (x right, y down, z forward);
+      edges float32 [H, W, 1], 0 or 1; instance int32 [H, W].
     """
     with jax.default_device(_cpu()):
         frame = _render(scene, tuple(size))

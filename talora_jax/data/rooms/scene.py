@@ -68,9 +68,9 @@ def random_scene(seed: int, split: str, frame: int) -> Scene:
     """The scene of one frame.
 
     Args:
-        seed: of the data set, not negative.
-        split: 'train' or 'val'; no room is in both.
-        frame: index within the split, not negative.
+      seed: of the data set, not negative.
+      split: 'train' or 'val'; no room is in both.
+      frame: index within the split, not negative.
     """
     rng = np.random.default_rng((seed, _SPLITS[split], frame))
     while True:
@@ -85,7 +85,7 @@ def look(position, yaw: float, pitch: float, roll: float) -> tuple[np.ndarray, n
     """A camera at `position` [3]: heading `yaw` from x to y, `pitch` up, `roll` clockwise; radians.
 
     Returns:
-        position [3] and axes [3, 3] (rows: right, down, forward).
+      position [3] and axes [3, 3] (rows: right, down, forward).
     """
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])

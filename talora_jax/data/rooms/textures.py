@@ -195,9 +195,9 @@ def albedo(texture: Int[Array, "n"], *surface) -> Float[Array, "n 3"]:
     """Linear RGB albedo of samples.
 
     Args:
-        texture: which texture, of materials.PLAIN, ...
-        *surface: u, v, p, q [n] float32, upright [n] bool, a, b [n, 3], scale, phase [n]: the point
-            on the face in metres and from -1 to 1, whether the face is upright, and the material.
+      texture: which texture, of materials.PLAIN, ...
+      *surface: u, v, p, q [n] float32, upright [n] bool, a, b [n, 3], scale, phase [n]: the point
+        on the face in metres and from -1 to 1, whether the face is upright, and the material.
     """
     colour = jnp.zeros((texture.shape[0], 3), jnp.float32)
     for number, function in _TEXTURES.items():

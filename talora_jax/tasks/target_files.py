@@ -1,0 +1,93 @@
+"""Files that targets and images are read from, npy, PNG and JPEG: nothing in them is trusted."""
+
+import io
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from zipfile import Path as ZipPath
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+
+from talora_jax.errors import one_line
+
+
+class BadFile(Exception):
+    """A file does not hold what it should. The message says what was expected."""
+
+
+@runtime_checkable
+class FileSettings(Protocol):
+    """What the files of a user's folder cannot tell and `Task.read` may need.
+
+    Attributes:
+      class_names: of `semantic`, one per class index; empty if nobody named them.
+      depth_scale: units of a depth PNG per metre.
+      ignore_label: the label of `semantic` that means none; None leaves it to the kind of file.
+    """
+
+    class_names: tuple[str, ...]
+    depth_scale: float
+    ignore_label: int | None
+
+
+def read_npy(path: Path | ZipPath) -> np.ndarray:
+    """The array of a file, on disk or in a zip archive. A pickle in it is not run.
+
+    Raises:
+      BadFile: it cannot be read, is cut short, or is not an array with values.
+    """
+    try:
+        values = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds, from EOFError to tokenize's.
+        raise BadFile(f"cannot be read as npy ({one_line(error)})") from error
+    if not isinstance(values, np.ndarray) or not values.size:
+        raise BadFile("expected an npy file of one array that is not empty")
+    return values
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decodes the whole file, so that a truncated one is found out.
+
+    Raises:
+      BadFile: it is no whole PNG or JPEG.
+    """
+    try:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+        image.load()
+    except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
+        raise BadFile(f"cannot be decoded as PNG or JPEG ({one_line(error)})") from error
+    return image
+
+
+def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
+    """Integers of a grey or palette PNG, or of an npy file.
+
+    Raises:
+      BadFile: the file holds something else.
+    """
+    if path.suffix != ".npy":
+        image = open_image(path)
+        if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
+            raise BadFile(f"mode {image.mode}, expected one channel of integers")
+        values = np.asarray(image)
+    else:
+        values = read_npy(path)
+        if values.dtype.kind not in "biu" or values.ndim != 2:
+            raise BadFile(f"{values.dtype} of shape {values.shape}, expected integers [H, W]")
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def read_plane(path: Path) -> np.ndarray:
+    """Values [H, W] of an npy file, which may have them as [H, W, 1]; other shapes as they are.
+
+    Raises:
+      BadFile: as `read_npy`.
+    """
+    values = read_npy(path)
+    return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+
+
+def span(values: np.ndarray) -> str:
+    """What there is, for an error."""
+    return f"{values.dtype} from {values.min():g} to {values.max():g}"
