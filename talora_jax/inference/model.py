@@ -284,13 +284,13 @@ def load(
     path = find(source)
     file = AdapterFile.read(path)
     config = config_of(file, path)
-    weights = str(base or config.model.weights)
+    weights = base or config.model.weights
     if weights and not Path(weights).expanduser().is_file():
         raise UserError(
             f"there is no base {weights}: {path} was trained on {file.base}, and needs that "
             "(base=…, or --base on the command line)"
         )
-    config.model.weights = str(Path(weights).expanduser()) if weights else ""
+    config.model.weights = str(Path(weights).expanduser()) if weights else None
     sam, tensors = sizes_and_base(config)
     msam, _, frozen = _abstract(config, file, sam)
     if tensors is None:

@@ -31,8 +31,6 @@ class Depth(Task):
 
     channels = 1
     meaning = "depth in the unit it was trained on, metres"
-    delta_p = {"pooled/abs_err": -1, "pooled/rel_err": -1}
-    delta_m = {"pooled/rmse": -1}
     unit: ClassVar[str] = "m"
     # Of a PNG, the first whose 16 bits reach far enough: to 65 m, 655 m, …
     png_scales: ClassVar[tuple[float, ...]] = (1000, 100, 10, 1)

@@ -126,7 +126,7 @@ def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
         class_names = {**run.parent.class_names, **class_names}
         base = run.parent.base
     # The file stands for itself: all its tasks are tasks of its config.
-    fields["tasks"], fields["adapter"]["extend"] = list(channels), ""
+    fields["tasks"], fields["adapter"]["extend"] = list(channels), None
     return AdapterFile(tensors, fields, channels, class_names, base, run.fingerprint)
 
 
@@ -147,7 +147,7 @@ def abstract(
     frozen = nnx.merge_state(frozen, kept)
     names = tuple(task.name for task in tasks)
     splits = {"train": range(config.batch_size), "val": ()}
-    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
+    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size or ()), splits)
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
 
 

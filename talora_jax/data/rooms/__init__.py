@@ -10,7 +10,6 @@ import ml_collections
 
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.nyuv2_classes import CLASS_NAMES
-from talora_jax.data.rooms.builder import RoomsSource, prepare, rooms_config
 
 TASKS = ("semantic", "depth", "normals", "edges")
 
@@ -19,14 +18,17 @@ def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset
     """Opens the rooms, rendering them first if they are not there yet.
 
     Args:
-        data: `config.data`, of which are read `dir` (where data sets are kept; '' for TFDS's
-            default), `train_frames`, `val_frames`, `image_size` (H, W) and `seed`.
+        data: `config.data`, of which are read `dir` (where data sets are kept; None for
+            TFDS's default), `train_frames`, `val_frames`, `image_size` (H, W) and `seed`.
         tasks: the targets that samples shall have besides the image.
 
     Raises:
         UserError: a field is out of range, or the directory cannot be written.
     """
-    config = rooms_config(data.train_frames, data.val_frames, data.image_size, data.seed)
+    # Imported here: `python -m talora_jax.data.rooms --help` need not wait for JAX.
+    from talora_jax.data.rooms.builder import RoomsSource, prepare, rooms_config
+
+    config = rooms_config(data.train_frames, data.val_frames, data.image_size or (), data.seed)
     data_dir = data.dir or None
     prepare(config, data_dir)
     keys = ("image", *(task for task in TASKS if task in tasks))

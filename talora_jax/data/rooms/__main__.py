@@ -18,17 +18,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import tqdm
-from PIL import Image
-
-from talora_jax.data.nyuv2_classes import CLASS_NAMES
-from talora_jax.data.rooms.render import render
-from talora_jax.data.rooms.scene import FOCAL, random_scene
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.files import replacing
-from talora_jax.tasks import palette
-from talora_jax.tasks.png import Png, scaled
 
 DEPTH_SCALE = 1000
 
@@ -42,6 +33,17 @@ def write_folder(out: Path, frames: int, size: tuple[int, int], seed: int) -> No
     Raises:
       UserError: the folder exists, or a value is out of range.
     """
+    # Imported here: --help and a wrong argument need not wait for JAX.
+    import numpy as np
+    import tqdm
+    from PIL import Image
+
+    from talora_jax.data.nyuv2_classes import CLASS_NAMES
+    from talora_jax.data.rooms.render import render
+    from talora_jax.data.rooms.scene import FOCAL, random_scene
+    from talora_jax.tasks import palette
+    from talora_jax.tasks.png import Png, scaled
+
     if out.exists():
         raise UserError(f"{out} exists: name another folder, or remove it first")
     for name, value, least in (("frames", frames, 1), ("size", min(size), 32), ("seed", seed, 0)):
@@ -81,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"),
         help="of the images, in pixels (default: 240 320)")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another set of rooms")
-    told = parser.parse_args(arguments)
-    write_folder(told.out, told.frames, tuple(told.size), told.seed)
-    print(f"wrote {told.frames} frames to {told.out}")
+    args = parser.parse_args(arguments)
+    write_folder(args.out, args.frames, tuple(args.size), args.seed)
+    print(f"wrote {args.frames} frames to {args.out}")
 
 
 if __name__ == "__main__":
