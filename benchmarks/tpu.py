@@ -4,7 +4,7 @@ XLA compiles ahead of time for a topology given by name, such as v5e:2x4 (eight 
 what the program needs. It is the project's own step: forward, losses, backward, Adam, in bfloat16
 with frozen weights in bfloat16, laid over the mesh as in training. Nothing is computed.
 
-    python -m benchmarks.tpu --topology v5e:2x4 --config configs/nyuv2_vit_l.py
+    python -m benchmarks.tpu --topology v5e:2x4 --config configs/nyuv2.py:vit_l
     python -m benchmarks.tpu --topology v5e:2x4 --size vit_h --tasks 5
     python -m benchmarks.tpu --topology v5e:1x1 --size vit_b vit_h      compile times compared
     python -m benchmarks.tpu --topology cpu:8 --size tiny               without libtpu
@@ -230,7 +230,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        default="configs/nyuv2_vit_l.py",
+        default="configs/nyuv2.py:vit_l",
         help="the experiment, a file in configs/ (default: %(default)s)",
     )
     parser.add_argument(

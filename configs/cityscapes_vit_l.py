@@ -11,8 +11,8 @@
 Hardware: four accelerators with an image each, or one with --config.accumulate=4; 148,750 steps.
 
 MTSAM's code has no Cityscapes, and what is known of its tables gives no Cityscapes numbers. The
-recipe is that of configs/nyuv2_vit_l.py with tasks of equal weight and mirroring alone: a window of
-the frame brings everything nearer, and disparity would have to grow by its scale. To set beside it,
+recipe is that of configs/nyuv2.py with tasks of equal weight and mirroring alone: a window of the
+frame brings everything nearer, and disparity would have to grow by its scale. To set beside it,
 ResNet-50 DeepLabV3+ (DB-MTL, table 2, 3 runs; a model per task, and the best of both in one):
 
                       miou    pixel_acc  abs_err  rel_err (%)
@@ -20,19 +20,23 @@ ResNet-50 DeepLabV3+ (DB-MTL, table 2, 3 runs; a model per task, and the best of
     DB-MTL            0.6917  0.9156     0.01280  43.46
 """
 
-import runpy
-from pathlib import Path
+from talora_jax import config as config_lib
 
 TRAIN_IMAGES = 2975
 
 
 def get_config():
-    config = runpy.run_path(str(Path(__file__).with_name("nyuv2_vit_l.py")))["get_config"]()
+    config = config_lib.default()
     config.tasks = ("semantic", "disparity")
     config.data.name = "cityscapes_mtan"
     config.data.image_size = (128, 256)
+    config.model.size = "vit_l"
+    config.adapter.ranks = (32, 32, 4)
     config.weighting.task_weights = (1.0, 1.0)
     config.augment.scales = (1.0,)
+    config.batch_size = 4
+    config.eval_batch_size = 4
     config.steps = 200 * TRAIN_IMAGES // config.batch_size
+    config.checkpoint_every = 1000
     config.eval_every = 10 * TRAIN_IMAGES // config.batch_size
     return config

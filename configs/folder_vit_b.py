@@ -20,7 +20,7 @@ def get_config():
     config = config_lib.default()
     config.tasks = ("semantic", "depth", "normals")
     config.data.name = "folder"
-    config.data.image_size = ()
+    config.data.image_size = None
     config.model.size = "vit_b"
     config.model.native_aspect = True
     config.weighting.kind = "equal"

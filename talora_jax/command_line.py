@@ -1,97 +1,203 @@
-"""Configs and flags from a command line: mistakes told in one line, help for people."""
+"""The console command `talora_jax`: its commands, and how a command line becomes a config.
+
+A command's module is imported when the command is called: help and mistakes wait for nothing else.
+"""
 
 import argparse
+import importlib
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from talora_jax.errors import UserError, one_line
+import talora_jax
+from talora_jax import config as config_lib
+from talora_jax.errors import (
+    ArgumentParser,
+    UserError,
+    check_choice,
+    nearest,
+    one_line,
+    run_command,
+)
 
 
-def parse(argv: list[str], doc: str) -> list[str]:
-    """The flags of `talora_jax.main`, and a help text in place of absl's.
+class Command(NamedTuple):
+    """A function of a module, which takes the arguments behind the command's name."""
 
-    Args:
-      argv: the command line.
-      doc: what --help says before it lists the flags.
-    """
-    if {"--help", "-h"} & set(argv):
-        print(_help(doc))
-        sys.exit(0)
-    return parse_flags(one_flag_each(argv, "images"), flags.FLAGS)
+    module: str
+    function: str
+    summary: str
 
 
-def load_config(file: str, arguments: Sequence[str]) -> ml_collections.ConfigDict:
-    """The config of a file, for a command with flags of its own.
+COMMANDS = {
+    "train": Command("talora_jax.main", "train", "train what a config describes, or resume it"),
+    "evaluate": Command("talora_jax.main", "evaluate", "metrics and pictures of a run"),
+    "predict": Command("talora_jax.main", "predict", "files of what a model sees in images"),
+    "describe": Command("talora_jax.main", "describe", "the model of a config as tables"),
+    "sweep": Command("talora_jax.experiments.sweep", "main", "train methods, seeds, ablations"),
+    "report": Command("talora_jax.experiments.report", "main", "finished runs side by side"),
+    "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
+    "adapter": Command(
+        "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"
+    ),
+    "rooms": Command("talora_jax.data.rooms.__main__", "main", "write a folder of rendered rooms"),
+    "convert": Command("weights_convert.__main__", "main", "SAM's weights from and to PyTorch"),
+}
 
-    Args:
-      arguments: changes of fields, --config.FIELD=VALUE, as `talora_jax.main` understands them.
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """Runs the command that the first argument names; flags without one are those of training.
 
     Raises:
-      UserError: an argument that is none of these, or as `parse_flags`.
+      UserError: there is no such command, or as the command.
     """
-    for argument in arguments:
-        if not argument.startswith("--config.") or "=" not in argument:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    first = arguments[0] if arguments else "--help"
+    if first in ("--help", "-h"):
+        print(_help())
+        return None
+    if first == "--version":
+        print(f"talora_jax {talora_jax.__version__}")
+        return None
+    if first.startswith("-"):
+        return importlib.import_module("talora_jax.main").main(arguments)
+    check_choice("command", first, COMMANDS)
+    command = COMMANDS[first]
+    return getattr(importlib.import_module(command.module), command.function)(arguments[1:])
+
+
+def cli() -> None:
+    """The console command."""
+    run_command(main)
+
+
+def parse(
+    parser: ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict | None]:
+    """A command's own arguments, and the config that its --config and --config.FIELD=VALUE give.
+
+    Args:
+      parser: has an argument --config, unless the command takes no config.
+      arguments: of the command; the program's if not given.
+
+    Raises:
+      UserError: an argument, a file, a field or a value that is not allowed.
+    """
+    own, overrides = _split(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(own)
+    name = getattr(args, "config", None)
+    if name is None:
+        if overrides:
+            raise UserError(f"{overrides[0]!r} changes a field of --config, which is missing")
+        return args, None
+    return args, load_config(name, overrides)
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config of a file, with changes.
+
+    Args:
+      name: a path, or the name of one of the configs that come with talora_jax (`rooms_tiny`);
+        behind a colon what its get_config is called with (`nyuv2:vit_h`).
+      overrides: --config.FIELD=VALUE each; VALUE is None for a field that can be unset.
+
+    Raises:
+      UserError: a file, a field or a value that is not allowed, or an argument of another kind.
+    """
+    unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
+    argv = ["", f"--config={_find(name)}", *(a for a in overrides if a not in unset)]
+    for argument in argv[2:]:
+        if not re.match(r"--config\..+=|--(no)?config\.[^=]+$", argument):
             raise UserError(f"unexpected argument {argument!r}; see --help")
-    argv = ["", f"--config={file}", *arguments]
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    parse_flags(argv, values)
-    return config.value
-
-
-def parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
-    """Parses argv, whose first entry is the program, into `values`; returns what is no flag.
-
-    Raises:
-      UserError: a flag, a field of the config or the config file that is not there, a wrong value.
-    """
-    _check_config_file(argv)
     try:
-        return values(argv)
+        values(argv)
+        config.value.update_from_flattened_dict({unset[a]: None for a in overrides if a in unset})
+        config_lib.unset_empty(config.value)
     except (AttributeError, KeyError) as error:
         # The loader's text, quoted over and over, is: 'sise' Did you mean "size" instead of "sise"?
         named = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
-        nearest = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
-        raise UserError(f"the config has no field {named[0]}{nearest}") from error
+        hint = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
+        raise UserError(f"the config has no field {named[0]}{hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
+        text = str(error)
+        if "Error whilst parsing config file" in text:
+            # Behind it is a traceback.
+            raise UserError(f"--config={name}: {text.strip().splitlines()[-1]}") from error
         raise UserError(one_line(error)) from error
+    return config.value
 
 
-def _check_config_file(argv: list[str]) -> None:
-    # absl tells a missing file only when the config is first read, and then as a traceback.
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    name = parser.parse_known_args(argv[1:])[0].config
-    # Behind a colon is what get_config is called with.
-    if name is not None and not Path(name.partition(":")[0]).is_file():
-        raise UserError(f"--config: there is no file {name!r}")
+def config_directory() -> Path:
+    """Where the configs that come along are: in the package, or beside it in a checkout."""
+    package = Path(talora_jax.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
-def one_flag_each(argv: list[str], name: str) -> list[str]:
-    """`--images a b --out c` as absl reads it: --images=a --images=b --out c."""
-    flag, several, gathering = f"--{name}", [], False
-    for argument in argv:
-        if argument.startswith("--"):
-            gathering = argument.partition("=")[0] == flag
-            if argument != flag:
-                several.append(argument)
+def _find(name: str) -> str:
+    """The path of a config file, with what `name` has behind a colon.
+
+    Raises:
+      UserError: there is none at this path or by this name.
+    """
+    file, colon, argument = name.partition(":")
+    known = {path.stem: path for path in sorted(config_directory().glob("*.py"))}
+    if Path(file).is_file():
+        return name
+    if file.removesuffix(".py") in known:
+        return f"{known[file.removesuffix('.py')]}{colon}{argument}"
+    hint = ""
+    # What some configs are called with is a size.
+    sized = re.fullmatch("(.+)_(vit_[blh])", Path(file).stem)
+    if sized and sized[1] in known:
+        near, colon, argument = sized[1], ":", sized[2]
+    else:
+        near = nearest(Path(file).stem, known)
+    if near:
+        beside = Path(file).with_name(f"{near}.py")
+        hint = f"; did you mean {beside if beside.is_file() else near}{colon}{argument}?"
+    raise UserError(
+        f"--config: there is no file {name!r}, and no config of this name: {', '.join(known)}{hint}"
+    )
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own arguments, and --config.FIELD VALUE as --config.FIELD=VALUE."""
+    own: list[str] = []
+    overrides: list[str] = []
+    expects_value = False
+    for argument in arguments:
+        if re.match(r"--(no)?config\.", argument):
+            overrides.append(argument)
+            expects_value = argument.startswith("--config.") and "=" not in argument
+        elif expects_value and not argument.startswith("--"):
+            overrides[-1] += f"={argument}"
+            expects_value = False
         else:
-            several.append(f"{flag}={argument}" if gathering else argument)
-    return several
+            own.append(argument)
+            expects_value = False
+    return own, overrides
 
 
-def _help(doc: str) -> str:
-    ours = flags.FLAGS.find_module_defining_flag("mode")
-    names = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[ours]]
-    told = [
-        f"  --{name}\n{textwrap.indent(textwrap.fill(flags.FLAGS[name].help, 80), ' ' * 6)}"
-        for name in names
-    ]
-    return "\n".join((doc, *told))
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: talora_jax COMMAND …, or talora_jax --config CONFIG --workdir DIR to train",
+            "",
+            *(talora_jax.__doc__.splitlines()[0], ""),
+            *lines,
+            "",
+            "talora_jax COMMAND --help tells a command's arguments, talora_jax --version the "
+            "version.",
+        )
+    )

@@ -2,23 +2,38 @@
 
 An experiment in `configs/` starts from `default()` and changes what it needs to. Any field can be
 changed on the command line: `--config.batch_size=4 --config.adapter.kind=lora_shared`.
+
+Fields of `OPTIONAL` can be None, which leaves them to what their comments say. Nothing here needs
+JAX but `check`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import FieldReference, placeholder
 
-from talora_jax import tasks
-from talora_jax.errors import UserError, one_line
-from talora_jax.models import adapters, attention_kernels, image_encoder, sam
-from talora_jax.weighting import gradients, losses
+from talora_jax.errors import UserError, check_choice, one_line
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
 GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "weighting")
+# The fields that can be None, and the value that means the same: config.json and adapter files may
+# hold it, and a shell's empty variable gives it.
+OPTIONAL = {
+    "data.dir": "",
+    "data.path": "",
+    "data.image_size": (),
+    "data.class_names": ("",),
+    "data.depth_scale": 0.0,
+    "data.ignore_label": -1,
+    "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
+    "model.weights": "",
+    "adapter.extend": "",
+    "hosts.coordinator": "",
+}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -30,19 +45,21 @@ def default() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
-    data.dir = ""  # where prepared records are kept; "" is TFDS's default, ~/tensorflow_datasets
+    data.dir = placeholder(str)  # of prepared records; None: TFDS's own, ~/tensorflow_datasets
     # `folder`: the directory with image/ and one folder per task; else the download, as the data
     # set's module describes it
-    data.path = ""
-    data.image_size = (192, 256)  # H, W; `folder`, `*_mtan`: () keeps the files' own size
+    data.path = placeholder(str)
+    # H, W; `folder`, `*_mtan`: None keeps the files' own size
+    data.image_size = FieldReference((192, 256), tuple)
     data.seed = 0  # `rooms`: another seed is another set of rooms
     data.train_frames = 1000  # `rooms`
     data.val_frames = 100  # `rooms`
     data.val_fraction = 0.2  # `folder`, where dataset.json names no splits
-    data.class_names = ("",)  # `folder`: ("",) leaves it to dataset.json
-    data.depth_scale = 0.0  # `folder`: units of a depth PNG per metre; 0 leaves it to dataset.json
-    data.ignore_label = -1  # `folder`: the label for "none"; -1 leaves it to dataset.json
-    data.intrinsics = (0.0, 0.0, 0.0, 0.0)  # `folder`: fx, fy, cx, cy; zeros leave it, too
+    # `folder`; None leaves them to dataset.json
+    data.class_names = placeholder(tuple)
+    data.depth_scale = placeholder(float)  # units of a depth PNG per metre
+    data.ignore_label = placeholder(int)  # the label for "none"
+    data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
 
     config.augment = augment = ml_collections.ConfigDict()
     # MTAN's: one of these scales brings a random window nearer.
@@ -55,7 +72,7 @@ def default() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.size = "tiny"  # see `talora_jax.models.sam.SIZES`
-    model.weights = ""  # a base (see `weights_convert`); "" starts from random numbers
+    model.weights = placeholder(str)  # a base, see `weights_convert`; None: random numbers
     model.pixel_normalisation = True  # False reproduces the official MTSAM code
     # Encodes an image's own patches and no padding: faster, the same for square images, else not
     # what published recipes do. See `talora_jax.models.geometry`.
@@ -76,7 +93,7 @@ def default() -> ml_collections.ConfigDict:
     adapter.qkv = (True, True, True)
     # An adapter file to which this run adds its `tasks`: what its tasks share stays as it is, and
     # what the run leaves has their tasks and the new ones.
-    adapter.extend = ""
+    adapter.extend = placeholder(str)
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 1e-3
@@ -96,7 +113,7 @@ def default() -> ml_collections.ConfigDict:
     balance.nash_update_every = 1  # steps between solutions
     balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
-    config.orthogonal_parts = adapters.ORTHOGONAL_PARTS  # what it is the mean over
+    config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over
 
     config.batch_size = 4  # images per update, over all devices and accumulated parts
     config.accumulate = 1  # parts that a batch is computed in, one after the other
@@ -117,7 +134,8 @@ def default() -> ml_collections.ConfigDict:
     mesh.task = 1
 
     config.hosts = hosts = ml_collections.ConfigDict()
-    hosts.coordinator = ""  # address:port of process 0; "auto" on a TPU pod; "" for one host
+    # address:port of process 0; "auto" on a TPU pod; None: one host
+    hosts.coordinator = placeholder(str)
     hosts.num_processes = 1
     hosts.process_id = 0
     return config.lock()
@@ -133,8 +151,8 @@ def read(path: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{path.parent} holds no run: {path} is missing")
     try:
         return from_fields(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -148,11 +166,29 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = default()
     try:
         config.update(fields)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"a config that this talora_jax does not understand ({one_line(error)})"
         ) from None
+    unset_empty(config)
     return config
+
+
+def unset_empty(config: ml_collections.ConfigDict) -> None:
+    """Makes None of what means the same, see `OPTIONAL`."""
+    for name, empty in OPTIONAL.items():
+        section, field = name.split(".")
+        if config[section][field] == empty:
+            config[section][field] = None
+
+
+def flat_fields(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """{"config.data.name": …} from nested dicts."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}.{name}"
+        flat |= flat_fields(value, key) if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -161,19 +197,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: names the field, its value and what is allowed.
     """
+    # Imported here: a command that reads configs need not have JAX.
+    from talora_jax import tasks
+    from talora_jax.models import adapters, attention_kernels, image_encoder, sam
+    from talora_jax.weighting import gradients, losses
+
     if not config.tasks:
         raise UserError(f"config.tasks is empty: name at least one of {', '.join(tasks.TASKS)}")
     for task in config.tasks:
-        _one_of("config.tasks", task, tasks.TASKS)
+        check_choice("config.tasks", task, tasks.TASKS)
     if len(set(config.tasks)) < len(config.tasks):
         raise UserError(f"config.tasks names a task twice: {', '.join(config.tasks)}")
-    _one_of("config.model.size", config.model.size, sam.SIZES)
-    _one_of("config.model.attention", config.model.attention, attention_kernels.ATTENTION)
-    _one_of("config.model.remat", config.model.remat, image_encoder.REMAT)
-    _one_of("config.model.dtype", config.model.dtype, DTYPES)
-    _one_of("config.model.param_dtype", config.model.param_dtype, DTYPES)
-    _one_of("config.adapter.kind", config.adapter.kind, adapters.KINDS)
-    _one_of("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
+    check_choice("config.model.size", config.model.size, sam.SIZES)
+    check_choice("config.model.attention", config.model.attention, attention_kernels.ATTENTION)
+    check_choice("config.model.remat", config.model.remat, image_encoder.REMAT)
+    check_choice("config.model.dtype", config.model.dtype, DTYPES)
+    check_choice("config.model.param_dtype", config.model.param_dtype, DTYPES)
+    check_choice("config.adapter.kind", config.adapter.kind, adapters.KINDS)
+    check_choice("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
 
     width = sam.SIZES[config.model.size]().encoder.width
     for rank, most, name in zip(
@@ -190,7 +231,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.adapter.kind=none"
         )
     for part in config.orthogonal_parts:
-        _one_of("config.orthogonal_parts", part, adapters.ORTHOGONAL_PARTS)
+        check_choice("config.orthogonal_parts", part, adapters.ORTHOGONAL_PARTS)
     if not config.orthogonal_parts:
         raise UserError(
             "config.orthogonal_parts is empty; for no regulariser set config.orthogonal_weight=0"
@@ -253,8 +294,3 @@ def check_mesh(config: ml_collections.ConfigDict, mesh_shape: dict[str, int]) ->
             f"config.tasks names {len(config.tasks)} tasks, not divisible by "
             f"config.mesh.task={mesh_shape['task']}"
         )
-
-
-def _one_of(field: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{field}: unknown {value!r}, expected one of {', '.join(allowed)}")

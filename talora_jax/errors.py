@@ -1,9 +1,10 @@
 """Mistakes of the person at the keyboard."""
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -22,19 +23,89 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with a wrong argument told as a UserError; its help begins as the docstring."""
+    """argparse's, with a wrong argument told as a UserError that names the nearest right one.
 
-    def __init__(self, doc: str):
+    Args:
+      doc: what --help begins with. The first paragraph is the usage, the rest the description.
+      program: how the command is called; then `doc` is all description, and the usage is made of
+        the arguments.
+    """
+
+    def __init__(self, doc: str, program: str | None = None):
         usage, _, description = doc.partition("\n\n")
         super().__init__(
-            usage=usage.replace("%", "%%"),
-            description=description,
+            prog=program,
+            usage=None if program else usage.replace("%", "%%"),
+            description=doc if program else description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
 
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        self._refuse(unknown)
+        return namespace
+
+    def parse_intermixed_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_intermixed_args(args, namespace)
+        self._refuse(unknown)
+        return namespace
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # `--flag=a b` is `--flag a b` where a flag takes several values, to argparse it is not.
+        several = {
+            flag for flag, action in self._option_string_actions.items() if action.nargs == "+"
+        }
+        spelt: list[str] = []
+        for argument in sys.argv[1:] if args is None else args:
+            flag, equals, value = argument.partition("=")
+            spelt += [flag, value] if equals and flag in several else [argument]
+        return super().parse_known_args(spelt, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+    def _refuse(self, unknown: Sequence[str]) -> None:
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            hint = did_you_mean(flag, self._option_string_actions) or "; see --help"
+            raise UserError(f"unexpected argument {unknown[0]!r}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            name = action.option_strings[0] if action.option_strings else action.dest
+            check_choice(name, value, action.choices)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """What to add to a sentence about an unknown word: the nearest name, or nothing."""
+    name = nearest(word, names)
+    return f"; did you mean {name}?" if name else ""
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that a mistyped word is likely to mean."""
+    return next(iter(difflib.get_close_matches(word, list(names), 1)), None)
+
+
+def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Refuses a value that is none of the allowed ones.
+
+    Raises:
+      UserError: tells `name`, the value, what is allowed, and which of it is nearest.
+    """
+    if value not in allowed:
+        names = [str(choice) for choice in allowed]
+        raise UserError(
+            f"{name}: unknown {value!r}, expected one of {', '.join(names)}"
+            f"{did_you_mean(str(value), names)}"
+        )
 
 
 def run_command(main: Callable[[], int | None]) -> None:

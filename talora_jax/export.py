@@ -1,7 +1,101 @@
-"""python -m talora_jax.export: see `talora_jax.inference.export`."""
+"""Writes a trained model in forms that need no talora_jax:
 
-from talora_jax.errors import run_command
-from talora_jax.inference.export import main
+  OUT/model_cpu.jaxexport      a program (StableHLO, by jax.export), one for each of --platforms
+  OUT/weights.safetensors      what all of them compute with: base and adapter, kept once
+  OUT/model.json               image size, tasks, class names, what the program gives
+  OUT/run.py, OUT/README.md    how to run it; jax, flatbuffers, numpy and safetensors are enough
+  OUT/merged/TASK.safetensors  for each task a SAM of its own, the adapter merged into its weights
+
+A program takes uint8 RGB images of one size, any number of them, and gives for each task what its
+user wants: class indices and probabilities, metres, unit normals, probabilities of an edge. It
+resizes and normalises by itself.
+
+A merged file is a base with the one task's decoder. Train on from it with
+--config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
+under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
+
+  python -m talora_jax.export /tmp/rooms_tiny exported
+  python -m talora_jax.export /tmp/rooms_tiny exported --platforms tpu --tasks depth --size 480 640
+  python -m talora_jax.export /tmp/rooms_tiny exported --parts merged --base sam_vit_b.safetensors
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from talora_jax.errors import ArgumentParser, run_command
+
+# As jax.export calls them.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PARTS = ("program", "merged")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(arguments)
+    # Imported here: --help and a wrong argument need not wait for JAX.
+    from talora_jax.inference.export import export
+
+    export(args)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__, "python -m talora_jax.export")
+    parser.add_argument(
+        "workdir", type=Path, metavar="WORKDIR", help="of a finished run, or its adapter file"
+    )
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty"
+    )
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=PLATFORMS,
+        default=["cpu", "cuda", "tpu"],
+        metavar="PLATFORM",
+        help=f"what to write programs for, of {', '.join(PLATFORMS)}; none need be here. With "
+        "config.model.dtype=auto they compute in float32 on cpu, else in bfloat16 "
+        "(default: cpu cuda tpu)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="which tasks, in the order wanted (default: all of the run)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the images that the program takes, and of its arrays (default: the run's)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="compute exactly N images at once, which may be faster on an accelerator (default: "
+        "any number of images, one after the other)",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help="what to write: program, merged (default: both)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="where the base is that the run was trained on, if it has moved",
+    )
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not run the program for this machine and compare it with the model",
+    )
+    return parser
+
 
 if __name__ == "__main__":
     run_command(main)

@@ -9,16 +9,6 @@ from pathlib import Path
 from talora_jax.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the path and renames: readers see the old file or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
     """A path beside `output`, for a file or a folder: renamed to it in the end, or removed.
@@ -41,3 +31,13 @@ def replacing(output: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that readers see the old one or the new one, never half.
+
+    Raises:
+      UserError: the disk refuses; the old one stays.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -5,7 +5,7 @@ so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lor
 
 What a config describes is told beforehand, for any number of devices, and nothing is allocated:
 
-python -m talora_jax.main --mode describe --config configs/nyuv2_vit_l.py --config.mesh.data=8
+python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --config.mesh.data=8
 
 What was trained predicts on images, from the workdir or from the adapter file it left:
 
@@ -15,91 +15,187 @@ python -m talora_jax.main --mode predict --adapter adapter.safetensors --base sa
     --images 'album/*.png' --out seen
 """
 
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+import ml_collections
+from absl import logging
 
-from talora_jax import command_line
 from talora_jax import config as config_lib
-from talora_jax.errors import UserError, run_command
+from talora_jax.command_line import parse
+from talora_jax.errors import ArgumentParser, UserError, run_command
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, a file in configs/. All its fields: talora_jax/config.py."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run leaves checkpoints, metrics, pictures and the adapter."
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "evaluate", "predict", "describe"],
-    "train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
-    "checkpoint in --workdir, with the config it was trained with. predict: files and a picture "
-    "of what the finished run in --workdir, or --adapter, sees in --images. describe: the model of "
-    "--config (or of the run in --workdir) as tables: parts, shapes, parameters, what trains, and "
-    "memory on each device of config.mesh, whether such devices are here or not.",
-)
-_IMAGES = flags.DEFINE_multi_string(
-    "images",
-    [],
-    "predict: files, folders (with all below them) and quoted globs, as many as you "
-    "like after the one flag.",
-)
-_OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "predict: the folder to write to: a PNG per task and image, whose text chunks say "
-    "what its values mean, a picture of all tasks per image, and summary.json.",
-)
-_ADAPTER = flags.DEFINE_string(
-    "adapter", None, "predict: an adapter.safetensors, in place of --workdir."
-)
-_BASE = flags.DEFINE_string(
-    "base",
-    None,
-    "predict: the base that the adapter was trained on, where it is not at the path "
-    "that its config names.",
-)
-_TASKS = flags.DEFINE_list("tasks", None, "predict: which of the tasks; all if not given.")
-_NPY = flags.DEFINE_bool(
-    "npy", False, "predict: write the arrays, too, unrounded and with class probabilities."
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: replace files that exist in --out.")
-_FORCE = flags.DEFINE_bool(
-    "force", False, "predict: use the adapter on another base than it was trained on."
-)
+Config = ml_collections.ConfigDict | None
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; see --help")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "--mode",
+        choices=_MODES,
+        default="train",
+        metavar="|".join(_MODES),
+        help="train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
+        "checkpoint in --workdir, with the config it was trained with. predict: files and a "
+        "picture of what the finished run in --workdir, or --adapter, sees in --images. describe: "
+        "the model of --config (or of the run in --workdir) as tables: parts, shapes, parameters, "
+        "what trains, and memory on each device of config.mesh, whether such devices are here or "
+        "not. Default: train.",
+    )
+    _add_config(parser)
+    _add_workdir(parser)
+    _add_predict(parser)
+    args, config = parse(parser, arguments)
+    _run(_MODES[args.mode], args, config)
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """talora_jax train --config rooms_tiny --workdir DIR [--config.FIELD=VALUE …]
+
+    Trains what a config describes, and evaluates it. The same command again resumes; a finished run
+    says so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lora_shared
+    """
+    _command(train, _train, (_add_config, _add_workdir), arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """talora_jax evaluate --workdir DIR
+
+    Metrics and pictures of the newest checkpoint of a run, with the config it was trained with.
+    """
+    _command(evaluate, _evaluate, (_add_workdir,), arguments)
+
+
+def predict(arguments: Sequence[str] | None = None) -> None:
+    """talora_jax predict --workdir DIR --images PATH … --out OUT
+
+    Writes what a finished run, or an adapter file, sees in images: a PNG per task and image, whose
+    text chunks say what its values mean, a picture of all tasks per image, and summary.json.
+
+      talora_jax predict --workdir /tmp/rooms_tiny --images photo.jpg album/ --out seen
+      talora_jax predict --adapter adapter.safetensors --base sam_vit_b.safetensors \\
+          --images 'album/*.png' --out seen
+    """
+    _command(predict, _predict, (_add_workdir, _add_predict), arguments)
+
+
+def describe(arguments: Sequence[str] | None = None) -> None:
+    """talora_jax describe --config nyuv2:vit_l [--config.FIELD=VALUE …], or --workdir DIR
+
+    The model of a config, or of a run, as tables: parts, shapes, parameters, what trains, and
+    memory on each device of config.mesh, whether such devices are here or not.
+    """
+    _command(describe, _describe, (_add_config, _add_workdir), arguments)
+
+
+def _command(
+    command: Callable,
+    work: Callable[[argparse.Namespace, Config], None],
+    add: Sequence[Callable[[ArgumentParser], None]],
+    arguments: Sequence[str] | None,
+) -> None:
+    """A command that is one mode: its docstring is its help."""
+    parser = ArgumentParser(inspect.getdoc(command))
+    for add_arguments in add:
+        add_arguments(parser)
+    args, config = parse(parser, arguments)
+    _run(work, args, config)
+
+
+def _run(
+    work: Callable[[argparse.Namespace, Config], None], args: argparse.Namespace, config: Config
+) -> None:
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
-    if _MODE.value == "describe":
-        return _describe()
-    if _MODE.value == "predict":
-        return _predict()
-    if not _WORKDIR.value:
+    work(args, config)
+
+
+def _add_config(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="the experiment, a file in configs/ or its name; all its fields: talora_jax/config.py",
+    )
+
+
+def _add_workdir(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="where the run leaves checkpoints, metrics, pictures and the adapter",
+    )
+
+
+def _add_predict(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", nargs="+", action="extend", default=[], metavar="PATH",
+        help="predict: files, folders (with all below them), quoted globs")  # fmt: skip
+    add("--out", metavar="OUT",
+        help="predict: the folder to write to: a PNG per task and image, whose text chunks say "
+        "what its values mean, a picture of all tasks per image, and summary.json")  # fmt: skip
+    add("--adapter", metavar="FILE",
+        help="predict: an adapter.safetensors, in place of --workdir")  # fmt: skip
+    add("--base", metavar="FILE",
+        help="predict: the base that the adapter was trained on, where it is not at the path that "
+        "its config names")  # fmt: skip
+    add("--tasks", type=lambda text: text.split(","), metavar="TASK,TASK,…",
+        help="predict: which of the tasks; all if not given")  # fmt: skip
+    add("--npy", action="store_true",
+        help="predict: write the arrays, too, unrounded and with class probabilities")  # fmt: skip
+    add("--overwrite", action="store_true",
+        help="predict: replace files that exist in --out")  # fmt: skip
+    add("--force", action="store_true",
+        help="predict: use the adapter on another base than it was trained on")  # fmt: skip
+
+
+def _train(args: argparse.Namespace, config: Config) -> None:
+    workdir = _workdir(args)
+    if config is None:
+        raise UserError("--config is missing: name a file in configs/")
+    # Imported here, as below: --help and a mistyped flag need not wait for JAX.
+    from talora_jax.training.loop import train
+
+    train(config, workdir)
+
+
+def _evaluate(args: argparse.Namespace, config: Config) -> None:
+    del config  # the run's own
+    workdir = _workdir(args)
+    config = config_lib.read(workdir / "config.json")
+    from talora_jax.training.evaluate import evaluate
+    from talora_jax.training.setup import prepare
+
+    evaluate(prepare(config), workdir, print)
+
+
+def _workdir(args: argparse.Namespace) -> Path:
+    if not args.workdir:
         raise UserError("--workdir is missing: where should the run leave what it makes?")
-    workdir = Path(_WORKDIR.value).expanduser()
-    # Imported here: --help and a mistyped flag need not wait for JAX.
-    if _MODE.value == "train":
-        from talora_jax.training.loop import train
-
-        if _CONFIG.value is None:
-            raise UserError("--config is missing: name a file in configs/")
-        train(_CONFIG.value, workdir)
-    else:
-        from talora_jax.training.evaluate import evaluate
-        from talora_jax.training.setup import prepare
-
-        evaluate(prepare(config_lib.read(workdir / "config.json")), workdir, print)
+    return Path(args.workdir).expanduser()
 
 
-def _describe() -> None:
-    if _CONFIG.value is None and not _WORKDIR.value:
+def _predict(args: argparse.Namespace, config: Config) -> None:
+    del config  # the run's own
+    if bool(args.workdir) == bool(args.adapter):
+        raise UserError("predict needs --workdir or --adapter, one of them")
+    if not args.out:
+        raise UserError("--out is missing: where should the predictions go?")
+    from talora_jax.inference.model import load
+    from talora_jax.inference.to_files import find_images, predict
+
+    out = Path(args.out).expanduser()
+    inputs = find_images(args.images, out)
+    model = load(args.workdir or args.adapter, args.base, force=args.force)
+    predict(model, inputs, out, tasks=args.tasks, npy=args.npy, overwrite=args.overwrite)
+
+
+def _describe(args: argparse.Namespace, config: Config) -> None:
+    if config is None and not args.workdir:
         raise UserError("--config is missing: name a file in configs/, or --workdir of a run")
+    if config is None:
+        config = config_lib.read(_workdir(args) / "config.json")
     from rich.console import Console
 
     from talora_jax.experiments.describe import describe
@@ -108,30 +204,11 @@ def _describe() -> None:
     # Wide enough for the tables where the output is no terminal.
     if not console.is_terminal:
         console.width = 120
-    config = _CONFIG.value
-    if config is None:
-        config = config_lib.read(Path(_WORKDIR.value).expanduser() / "config.json")
     describe(config, console)
 
 
-def _predict() -> None:
-    if bool(_WORKDIR.value) == bool(_ADAPTER.value):
-        raise UserError("--mode predict needs --workdir or --adapter, one of them")
-    if not _OUT.value:
-        raise UserError("--out is missing: where should the predictions go?")
-    from talora_jax.inference.model import load
-    from talora_jax.inference.to_files import find_images, predict
-
-    out = Path(_OUT.value).expanduser()
-    inputs = find_images(_IMAGES.value, out)
-    model = load(_WORKDIR.value or _ADAPTER.value, _BASE.value, force=_FORCE.value)
-    predict(model, inputs, out, tasks=_TASKS.value, npy=_NPY.value, overwrite=_OVERWRITE.value)
-
-
-def cli() -> None:
-    """`main`, with the command line read."""
-    run_command(lambda: app.run(main, flags_parser=lambda a: command_line.parse(a, __doc__)))
+_MODES = {"train": _train, "evaluate": _evaluate, "predict": _predict, "describe": _describe}
 
 
 if __name__ == "__main__":
-    cli()
+    run_command(main)

@@ -20,7 +20,7 @@ AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MIN_SHARDED_SIZE = 2**12
 
 
-def start_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+def start_hosts(coordinator: str | None, num_processes: int, process_id: int) -> None:
     """Joins this process to the others; on a TPU pod `coordinator='auto'` finds them by itself."""
     if coordinator == "auto":
         jax.distributed.initialize()

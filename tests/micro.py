@@ -23,6 +23,7 @@ MICRO = SamConfig(
 SIZES["micro"] = lambda: MICRO
 
 if __name__ == "__main__":
-    from talora_jax.main import cli
+    from talora_jax.errors import run_command
+    from talora_jax.main import main
 
-    cli()
+    run_command(main)

@@ -3,6 +3,7 @@
 import micro  # noqa: F401  # adds the size, in the processes of the runs, too
 
 if __name__ == "__main__":
-    from talora_jax.experiments.sweep import cli
+    from talora_jax.errors import run_command
+    from talora_jax.experiments.sweep import main
 
-    cli()
+    run_command(main)

@@ -1,6 +1,5 @@
 """Every config in configs/ loads and passes its checks; the big recipe builds and steps."""
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import pytest
 
 from talora_jax import config as config_lib
 from talora_jax import sharding
+from talora_jax.command_line import load_config
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
+from talora_jax.models.adapters import ORTHOGONAL_PARTS
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training.loop import train
@@ -23,17 +24,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 CLASSES = tuple(f"class {i}" for i in range(13))
 
 
-def load(name):
-    path = CONFIGS[0].with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+SIZED = ("nyuv2:vit_b", "nyuv2:vit_l", "nyuv2:vit_h")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+@pytest.mark.parametrize("name", [*(path.stem for path in CONFIGS), *SIZED])
 def test_configs_pass_their_checks_and_are_locked(name):
-    config = load(name)
+    config = load_config(name)
     config_lib.check(config)
     with pytest.raises(AttributeError):
         config.no_such_field = 1
@@ -77,6 +73,22 @@ def test_values_that_cannot_work(field, value, told):
         config_lib.check(config)
 
 
+def test_a_wrong_value_is_told_with_the_nearest_right_one():
+    config = config_lib.default()
+    config.adapter.kind = "tallora"
+    with pytest.raises(UserError, match=r"expected one of .*; did you mean talora\?$"):
+        config_lib.check(config)
+
+
+def test_what_the_defaults_name_is_what_there_is():
+    assert config_lib.default().orthogonal_parts == ORTHOGONAL_PARTS
+
+
+def test_flat_fields_name_a_config_as_on_the_command_line():
+    flat = config_lib.flat_fields({"a": 1, "b": {"c": [2]}})
+    assert flat == {"config.a": 1, "config.b.c": [2]}
+
+
 def test_a_kernel_of_another_machine_is_refused_before_data_is_read(config):
     config.model.attention = "splash"
     config.data.path = "nowhere"
@@ -111,7 +123,7 @@ def nyuv2(config):
 
 
 def test_the_nyuv2_recipe_traces_at_full_size_without_allocating():
-    config = load("nyuv2_vit_l")
+    config = load_config("nyuv2:vit_l")
     mesh, _, tasks, batch = nyuv2(config)
     run = abstract(config, mesh, tasks, SIZES["vit_l"]())
     state = abstract_state(run)
@@ -124,7 +136,7 @@ def test_the_nyuv2_recipe_traces_at_full_size_without_allocating():
 
 @pytest.mark.parametrize(("size", "count"), [("vit_b", 13_445_180), ("vit_h", 17_717_548)])
 def test_the_other_sizes_of_the_nyuv2_recipe_train_as_many_parameters_as_said(size, count):
-    config, recipe = load(f"nyuv2_{size}"), load("nyuv2_vit_l")
+    config, recipe = load_config(f"nyuv2:{size}"), load_config("nyuv2:vit_l")
     assert config.model.size == size
     recipe.model.size = size
     assert config == recipe
@@ -152,12 +164,12 @@ def small(config, published, tmp_path):
 @pytest.mark.parametrize(
     ("name", "metrics"),
     [
-        ("nyuv2_vit_l", {"semantic/miou", "depth/pooled/abs_err", "normals/per_image/mean"}),
+        ("nyuv2", {"semantic/miou", "depth/pooled/abs_err", "normals/per_image/mean"}),
         ("cityscapes_vit_l", {"semantic/miou", "disparity/pooled/abs_err"}),
     ],
 )
 def test_published_layouts_train_and_evaluate(name, metrics, micro, published, tmp_path):
-    config = small(load(name), published, tmp_path)
+    config = small(load_config(name), published, tmp_path)
     found = train(config, tmp_path / "run")
     assert metrics <= found.keys()
     assert {key.partition("/")[0] for key in found} == set(config.tasks)

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talora_jax.config import flat_fields
 from talora_jax.training.log import read_metrics
-from talora_jax.training.loop import flat_fields
 
 
 def flags(config, workdir):
     """The command line that gives this config."""
     fields = flat_fields(config.to_dict())
-    # hosts, mesh and the rest stay at their defaults; what the fixture sets is said.
-    said = [
+    # hosts, mesh and the rest stay at their defaults; what the fixture sets is given.
+    given = [
         f"--{name}={value}"
         for name, value in fields.items()
         if name.startswith(("config.data.", "config.model.size", "config.adapter.ranks"))
         or name in ("config.batch_size", "config.eval_batch_size", "config.log_every")
     ]
-    return ["--config=configs/rooms_tiny.py", f"--workdir={workdir}", *said]
+    return ["--config=configs/rooms_tiny.py", f"--workdir={workdir}", *given]
 
 
 def finish(process, *, status=0):
@@ -37,8 +37,8 @@ def wrong(start_main):
 
     def run(*arguments):
         _, errors = finish(start_main(*arguments), status=2)
-        before, said, message = errors.partition("error: ")
-        assert said and "Traceback" not in errors, errors
+        _, error, message = errors.partition("error: ")
+        assert error and "Traceback" not in errors, errors
         return message.strip()
 
     return run

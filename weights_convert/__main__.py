@@ -19,24 +19,29 @@ model.safetensors from Hugging Face (or the folder around it), or a base.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from talora_jax.errors import UserError, run_command
-from weights_convert.checkpoint import Checkpoint, check_finite, open_checkpoint
+from talora_jax.errors import ArgumentParser, UserError, run_command
 from weights_convert.download import FILES, URL, download, sha256
-from weights_convert.resize import resized
-from weights_convert.write import check_output, write
+
+if TYPE_CHECKING:
+    from weights_convert.checkpoint import Checkpoint
 
 _NAMES = {"official": "official names", "huggingface": "Hugging Face names", "base": "a base"}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Does what the command line says.
 
     Raises:
       UserError: it cannot be done; nothing is left half-written.
     """
-    args = _parser().parse_intermixed_args(argv)
+    args = _parser().parse_intermixed_args(arguments)
+    # Imported here, as below: --help and a wrong argument need not wait for JAX.
+    from weights_convert.write import check_output
+
     source, output = args.input, args.output
     if args.download:
         # The only path beside --download is the output.
@@ -59,6 +64,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     """Reads, checks and writes a checkpoint, and reports what it was and what was done."""
+    from weights_convert.checkpoint import check_finite, open_checkpoint
+    from weights_convert.write import write
+
     tasks = args.tasks.split(",") if args.tasks else ()
     checkpoint = open_checkpoint(source, tasks, args.decoder_heads)
     check_finite(checkpoint)
@@ -71,13 +79,14 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
         "huggingface_alias": checkpoint.huggingface_alias,
     }
     if args.adapter:
-        # Imported here: it needs what training needs, the other conversions do not.
         from weights_convert.merge import merged
 
         checkpoint = merged(checkpoint, args.adapter, args.channel)
         origin = {**origin, "adapter": args.adapter.name, "channel": args.channel}
         print(f"merged {args.channel} of {args.adapter}")
     if args.image_size is not None:
+        from weights_convert.resize import resized
+
         before = checkpoint.architecture.sam.encoder.image_size
         checkpoint = resized(checkpoint, args.image_size)
         origin = {**origin, "interpolated_from": before}
@@ -89,7 +98,7 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     print(f"wrote {output}; the weights are from {origin['file']}, SHA-256 {origin['sha256']}")
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def _describe(checkpoint: "Checkpoint") -> str:
     architecture = checkpoint.architecture
     encoder = architecture.sam.encoder
     parameters = sum(checkpoint.get(entry).size for entry in checkpoint.entries)
@@ -104,12 +113,8 @@ def _describe(checkpoint: Checkpoint) -> str:
     return "; ".join(words)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m weights_convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__, "python -m weights_convert")
     parser.add_argument("input", type=Path, nargs="?", metavar="INPUT", help="what to read")
     parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT", help="what to write")
     parser.add_argument(

@@ -91,8 +91,8 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
     """Opens the data set at `data.path`, preparing it if that has not been done.
 
     Args:
-      data: `config.data`, of which are read `path`, `dir` ('' = TFDS's default) and `image_size`
-        (H, W that the files must have; () takes what they have).
+      data: `config.data`, of which are read `path`, `dir` (None: TFDS's default) and `image_size`
+        (H, W that the files must have; None takes what they have).
       tasks: targets wanted.
 
     Raises:
@@ -101,7 +101,7 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
     check_tasks(packing.records.name, packing.tasks, tasks)
     with _opened(packing, data.path) as root:
         splits = _list(packing, root)
-        size = _size(data.image_size, splits["train"][0]["image"])
+        size = _size(data.image_size or (), splits["train"][0]["image"])
         _note_counts(packing, root, splits)
         name = f"{_download(root).resolve().name}-{_fingerprint(root, splits)}"
         if prepared(packing.records, data.dir, name) is None:

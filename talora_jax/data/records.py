@@ -155,8 +155,8 @@ class RecordsSource:
         return {name: self._unpack(name, record[name]) for name in ("image", *self._tasks)}
 
 
-def prepare(dataset: type[Records], data_dir: str, config: RecordsConfig) -> None:
-    """Writes the records of `config` under `data_dir` ('' = TFDS's default), all or nothing.
+def prepare(dataset: type[Records], data_dir: str | None, config: RecordsConfig) -> None:
+    """Writes the records of `config` under `data_dir` (None: TFDS's default), all or nothing.
 
     TFDS writes beside the final directory and renames at the end. Of processes that prepare the
     same at once, the last ones find that it is there.
@@ -179,7 +179,9 @@ def prepare(dataset: type[Records], data_dir: str, config: RecordsConfig) -> Non
                 ) from error
 
 
-def prepared(dataset: type[Records], data_dir: str, name: str) -> tfds.core.DatasetBuilder | None:
+def prepared(
+    dataset: type[Records], data_dir: str | None, name: str
+) -> tfds.core.DatasetBuilder | None:
     """Reads what `prepare` wrote for the config of that name; None if it has not yet."""
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     directory = root / dataset.name / name / str(dataset.VERSION)

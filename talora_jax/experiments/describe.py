@@ -173,8 +173,8 @@ def _parts_table(parts: Sequence[Part]) -> Table:
             # Kernels and scales before their biases.
             named = sorted(part.shapes.items(), reverse=True)
             shapes = [f"{name} {_times(shape)}".strip() for name, shape in named]
-            told = ", ".join(shapes) if len(shapes) <= 2 else f"{len(shapes)} tensors"
-            table.add_row(part.name, told, f"{part.parameters:,}", part.group)
+            summary = ", ".join(shapes) if len(shapes) <= 2 else f"{len(shapes)} tensors"
+            table.add_row(part.name, summary, f"{part.parameters:,}", part.group)
     return table
 
 

@@ -11,9 +11,8 @@ import ml_collections
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError, one_line
 from talora_jax.training.log import read_metrics
-from talora_jax.training.loop import flat_fields
 
-# Where a run happens and how often it tells: nothing that its numbers depend on.
+# Where a run happens and how often it reports: nothing that its numbers depend on.
 _PLACE = (
     "config.data.dir",
     "config.hosts.",
@@ -31,7 +30,7 @@ class FinishedRun:
 
     Attributes:
       metrics: of the validation split after the last step, by `<task>/<metric>`.
-      parameters: how many train; None in a workdir that does not tell.
+      parameters: how many train; None in a workdir without it.
       step_time: median seconds a step; None where it was never measured.
     """
 
@@ -54,7 +53,7 @@ def read_run(workdir: Path) -> FinishedRun:
     """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: there is no such directory")
-    config = _read_config(workdir)
+    config = config_lib.read(workdir / "config.json")
     rows = _read_rows(workdir)
     steps = [row["step"] for row in rows if row["split"] == "train"]
     final = [r for r in rows if r["split"] == "val" and r["step"] == config.steps]
@@ -79,7 +78,8 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Fields that the run never reads are left out: ranks of a kind without adapters, the
     regulariser's of a kind without Tucker factors. Runs of equal settings differ by the seed only.
     """
-    fields = {k: v for k, v in flat_fields(config.to_dict()).items() if not k.startswith(_PLACE)}
+    fields = config_lib.flat_fields(config.to_dict())
+    fields = {name: value for name, value in fields.items() if not name.startswith(_PLACE)}
     unread = {"config.seed"}
     kind = config.adapter.kind
     if kind in ("none", "full"):
@@ -101,20 +101,6 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def key(fields: dict[str, Any]) -> str:
     """Equal for equal fields, whether they come from a file (lists) or not (tuples)."""
     return json.dumps(fields, sort_keys=True)
-
-
-def _read_config(workdir: Path) -> ml_collections.ConfigDict:
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: not a run's workdir, config.json is missing")
-    try:
-        config = config_lib.from_fields(json.loads(path.read_text()))
-        config_lib.check(config)
-    except (UserError, ValueError, OSError) as error:
-        raise UserError(
-            f"{workdir}: config.json is not a config of this version: {one_line(error)}"
-        ) from error
-    return config
 
 
 def _read_rows(workdir: Path) -> list[dict]:

@@ -19,8 +19,8 @@ class PublishedRow:
     Attributes:
       tasks: of the table's models.
       metrics: by `<task>/<metric>`, in our units.
-      delta_p, delta_m: relative improvement over the same table's single-task row in %, if told.
-      parameters: that train, if told.
+      delta_p, delta_m: relative improvement over the same table's single-task row in %, if printed.
+      parameters: that train, if printed.
     """
 
     method: str
@@ -36,7 +36,7 @@ class PublishedRow:
 class _Table:
     """A table as printed: what each column is, its unit in ours, and lines of method and numbers.
 
-    A column is a metric's name, or `delta_p`, `delta_m`, `parameters`; "-" stands for not told.
+    A column is a metric's name, or `delta_p`, `delta_m`, `parameters`; "-" stands for not printed.
     """
 
     source: str
@@ -48,13 +48,13 @@ class _Table:
         rows = []
         for line in self.lines.strip().splitlines():
             method, *numbers = (cell.strip() for cell in line.split("|"))
-            told = {
+            values = {
                 name: float(number) * unit
                 for (name, unit), number in zip(self.columns, numbers, strict=True)
                 if number != "-"
             }
-            beside = {name: told.pop(name, None) for name in ("delta_p", "delta_m", "parameters")}
-            rows.append(PublishedRow(method, self.source, tasks, told, **beside))
+            beside = {name: values.pop(name, None) for name in ("delta_p", "delta_m", "parameters")}
+            rows.append(PublishedRow(method, self.source, tasks, values, **beside))
         return rows
 
 

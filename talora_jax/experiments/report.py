@@ -2,7 +2,7 @@
 
 One table of finished runs, beside what is published on their data set: printed, and written as
 table.md, table.csv (every metric there is) and plot.png (quality against trainable parameters).
-What the rows and the relative improvements Δp and Δm are: talora_jax/comparison.py.
+What the rows and the relative improvements Δp and Δm are: talora_jax/experiments/tables.py.
 """
 
 import csv
@@ -11,34 +11,36 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 import rich.box
 import rich.console
 import rich.table
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.markup import escape
 
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments.finished_run import FinishedRun, key, read_run, settings
+from talora_jax.experiments.improvement import signed
 from talora_jax.experiments.tables import (
     DELTA_M,
     DELTA_P,
     MEASURED,
     PARAMETERS,
     SUMMARY,
-    Table,
+    ResultTable,
     make_tables,
 )
 from talora_jax.files import write_atomically
-from talora_jax.tasks import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
 
 _MARKERS = "osD^vP*X"
 
 
 def report(
     workdirs: Sequence[Path], out: Path, baseline: Sequence[Path] = ()
-) -> tuple[list[Table], list[str]]:
+) -> tuple[list[ResultTable], list[str]]:
     """Reads workdirs, prints the tables and writes table.md, table.csv and plot.png into `out`.
 
     Args:
@@ -50,15 +52,15 @@ def report(
     Raises:
       UserError: no workdir is usable, or a baseline is not.
     """
-    told = [read_run(path) for path in baseline]
-    for run in told:
+    singles = [read_run(path) for path in baseline]
+    for run in singles:
         if len(run.tasks) > 1:
             raise UserError(
                 f"--baseline {run.workdir} has {len(run.tasks)} tasks, expected a single-task run"
             )
     console = rich.console.Console(highlight=False)
-    runs, left_out = _read_all(workdirs, told)
-    tables = make_tables(runs, told)
+    runs, left_out = _read_all(workdirs, singles)
+    tables = make_tables(runs, singles)
     for table in tables:
         _print(table, console)
     for line in left_out:
@@ -76,12 +78,12 @@ def report(
 
 
 def _read_all(
-    workdirs: Sequence[Path], told: Sequence[FinishedRun]
+    workdirs: Sequence[Path], singles: Sequence[FinishedRun]
 ) -> tuple[list[FinishedRun], list[str]]:
-    """The finished runs, each once, and a sentence for each workdir without one."""
+    """The finished runs, `singles` first, and a sentence for each workdir without a new one."""
     runs, left_out = {}, []
     experiments: dict[str, Path] = {}
-    for path in [*(run.workdir for run in told), *workdirs]:
+    for path in [*(run.workdir for run in singles), *workdirs]:
         place = path.resolve()
         if place in runs:
             continue
@@ -99,7 +101,7 @@ def _read_all(
     return list(runs.values()), left_out
 
 
-def markdown(tables: Sequence[Table], left_out: Sequence[str] = ()) -> str:
+def markdown(tables: Sequence[ResultTable], left_out: Sequence[str] = ()) -> str:
     """The tables in Markdown, with what a reader needs to know under them."""
     lines = []
     for table in tables:
@@ -126,7 +128,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def comma_separated(tables: Sequence[Table]) -> str:
+def comma_separated(tables: Sequence[ResultTable]) -> str:
     """The tables as CSV: every metric that any row has, means and deviations at full precision."""
     rows = [(table, row) for table in tables for row in table.rows]
     own = (name for _, row in rows for name in row.values)
@@ -146,7 +148,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     return file.getvalue()
 
 
-def _print(table: Table, console: rich.console.Console) -> None:
+def _print(table: ResultTable, console: rich.console.Console) -> None:
     """The table in parts that fit a terminal: the summary, then the metrics of each task."""
     parts = [SUMMARY] + [
         tuple(name for name in table.metrics if name.startswith(f"{task}/")) for task in table.tasks
@@ -179,21 +181,24 @@ def _cell(column: str, values: Sequence[float]) -> tuple[str, ...]:
         return (f"{mean:,.0f}",)
     if column in (DELTA_P, DELTA_M):
         # Adding 0 takes the sign off a rounded −0.
-        told, decimals = f"{round(mean, 2) + 0.0:+.2f}", 2
+        text, decimals = f"{round(mean, 2) + 0.0:+.2f}", 2
     else:
         # Four significant digits of a number that is not 0, nan or inf.
         known = math.isfinite(mean) and mean != 0
         decimals = max(0, 3 - math.floor(math.log10(abs(mean)))) if known else 4
-        told = f"{mean:.{decimals}f}"
-    return (told, f"{stdev(values):.{decimals}f}") if len(values) > 1 else (told,)
+        text = f"{mean:.{decimals}f}"
+    return (text, f"{stdev(values):.{decimals}f}") if len(values) > 1 else (text,)
 
 
-def plot(tables: Sequence[Table]) -> Figure:
+def plot(tables: Sequence[ResultTable]) -> "Figure":
     """Quality against trainable parameters: relative improvements, then each task's metric of Δm.
 
     Up is better in every panel. Filled, with bars of ± one standard deviation: measured. Hollow:
     published with its parameters.
     """
+    # Imported here: the tables and their mistakes need not wait for it.
+    from matplotlib.figure import Figure
+
     most = max(len(_panels(table)) for table in tables)
     figure = Figure(figsize=(3.4 * most, 4.2 * len(tables)))
     parts = figure.subfigures(len(tables), 1, squeeze=False)[:, 0]
@@ -202,18 +207,17 @@ def plot(tables: Sequence[Table]) -> Figure:
     return figure
 
 
-def _panels(table: Table) -> dict[str, int]:
+def _panels(table: ResultTable) -> dict[str, int]:
     """Column → 1 where higher is better, else -1."""
     deltas = {name: 1 for name in (DELTA_P, DELTA_M) if any(name in r.values for r in table.rows)}
-    main = {
-        f"{task}/{metric}": sign
-        for task in table.tasks
-        for metric, sign in TASKS[task].delta_m.items()
-    }
-    return deltas | main
+    for task in table.tasks:
+        deltas |= signed(task, "delta_m")
+    return deltas
 
 
-def _plot_table(table: Table, figure: SubFigure) -> None:
+def _plot_table(table: ResultTable, figure: "SubFigure") -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     panels = _panels(table)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     entries = {}
@@ -257,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--baseline", nargs="+", type=Path, default=(), metavar="WORKDIR",
         help="the single-task runs that Δ is relative to; default: those of the same data set "
         "and model size among the WORKDIRs")  # fmt: skip
-    told = parser.parse_args(arguments)
-    report(told.workdirs, told.out, told.baseline)
+    args = parser.parse_args(arguments)
+    report(args.workdirs, args.out, args.baseline)
 
 
 if __name__ == "__main__":

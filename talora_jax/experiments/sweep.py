@@ -21,22 +21,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import ml_collections
 import rich.console
 from absl import logging
 
 from talora_jax import config as config_lib
-from talora_jax.command_line import load_config
-from talora_jax.errors import ArgumentParser, run_command
+from talora_jax.command_line import parse
+from talora_jax.errors import ArgumentParser, check_choice, run_command
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
-from talora_jax.models.adapters import KINDS, ORTHOGONAL_PARTS
-from talora_jax.training.loop import claim_workdir, train
 from talora_jax.weights import adapter_file
 
 STL = "stl"
-METHODS = (*KINDS, STL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,28 +109,30 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
     Raises:
       UserError: a workdir belongs to another config, or not one run ended well.
     """
+    from talora_jax.training.loop import claim_workdir
+
     for name, config in runs.items():
         claim_workdir(config, directory / "runs" / name, write=False)
     console = rich.console.Console(highlight=False)
     failed = {}
     for number, (name, config) in enumerate(runs.items(), 1):
-        told = f"[{number}/{len(runs)}] {name}: "
+        head = f"[{number}/{len(runs)}] {name}: "
         workdir = directory / "runs" / name
         # The adapter file comes last.
         if (workdir / adapter_file.FILE_NAME).exists():
-            console.print(f"{told}finished before", markup=False, soft_wrap=True)
+            console.print(f"{head}finished before", markup=False, soft_wrap=True)
             continue
         begun = time.monotonic()
         log = directory / "logs" / f"{name}.txt"
-        console.print(f"{told}running, {log}", markup=False, soft_wrap=True)
+        console.print(f"{head}running, {log}", markup=False, soft_wrap=True)
         status = _run(config, workdir, log)
         taken = f"after {time.monotonic() - begun:.0f} s"
         if status:
             killed = f"killed by signal {-status}"
             failed[name] = killed if status < 0 else _last_line(log)
-            console.print(f"{told}failed {taken}: {failed[name]}", markup=False, soft_wrap=True)
+            console.print(f"{head}failed {taken}: {failed[name]}", markup=False, soft_wrap=True)
         else:
-            console.print(f"{told}done {taken}", markup=False, soft_wrap=True)
+            console.print(f"{head}done {taken}", markup=False, soft_wrap=True)
     # Earlier sweeps' runs in the same place are of the table, too.
     planned = [directory / "runs" / name for name in runs]
     report([*planned, *sorted((directory / "runs").glob("*"))], directory / "report")
@@ -160,6 +158,10 @@ def _train(fields: dict, workdir: Path, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     logging.set_verbosity(logging.WARNING)
+    import jax
+
+    from talora_jax.training.loop import train
+
     # What one run has compiled for evaluation, other seeds and a resumed run need not.
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
@@ -188,33 +190,39 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
     Raises:
       UserError: an argument, a field or a value that is not allowed.
     """
-    told, overrides = _parser().parse_known_args(arguments)
-    config = load_config(told.config, overrides)
+    args, config = parse(_parser(), arguments)
+    # Imported here: --help and most mistakes need not wait for JAX.
+    from talora_jax.models.adapters import KINDS
+
+    for method in args.methods:
+        check_choice("--methods", method, (*KINDS, STL))
+    check_choice("--stl-adapter", args.stl_adapter, KINDS)
     grid = Grid(
-        tuple(dict.fromkeys(told.methods)),
-        tuple(dict.fromkeys(told.seeds)),
-        tuple(told.ranks),
-        tuple(told.orthogonal_weights),
-        tuple(told.orthogonal_parts),
-        told.stl_adapter,
+        tuple(dict.fromkeys(args.methods)),
+        tuple(dict.fromkeys(args.seeds)),
+        tuple(args.ranks),
+        tuple(args.orthogonal_weights),
+        tuple(args.orthogonal_parts),
+        args.stl_adapter,
     )
-    return config, told.workdir.expanduser(), grid
+    return config, args.workdir.expanduser(), grid
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--config", required=True, help="the experiment that all runs share, a file in configs/")
+    add("--config", required=True,
+        help="the experiment that all runs share, a file in configs/ or its name")  # fmt: skip
     add("--workdir", required=True, type=Path, help="where runs/, logs/ and report/ go")
-    add("--methods", required=True, nargs="+", choices=METHODS, metavar="METHOD",
-        help=f"of {', '.join(METHODS)}")  # fmt: skip
+    add("--methods", required=True, nargs="+", metavar="METHOD",
+        help="what config.adapter.kind can be, and stl")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=(), metavar="SEED", help="default: the config's")
     add("--ranks", nargs="+", type=_ranks, default=(), metavar="p,q,v", help="Tucker ranks")
     add("--orthogonal-weights", nargs="+", type=float, default=(), metavar="λ",
         help="weights of the regulariser")  # fmt: skip
     add("--orthogonal-parts", nargs="+", type=_parts, default=(), metavar="PARTS",
-        help=f"what the regulariser looks at, as {','.join(ORTHOGONAL_PARTS)}")  # fmt: skip
-    add("--stl-adapter", choices=KINDS, default="full", metavar="KIND",
+        help="what the regulariser looks at, as U1,U2,G")  # fmt: skip
+    add("--stl-adapter", default="full", metavar="KIND",
         help="what trains in a single-task run (default: %(default)s, everything)")  # fmt: skip
     return parser
 
@@ -223,8 +231,8 @@ def _ranks(text: str) -> tuple[int, int, int]:
     try:
         p, q, v = (int(number) for number in text.split(","))
     except ValueError:
-        told = f"{text!r}: expected three whole numbers, as 8,8,2"
-        raise argparse.ArgumentTypeError(told) from None
+        message = f"{text!r}: expected three whole numbers, as 8,8,2"
+        raise argparse.ArgumentTypeError(message) from None
     return p, q, v
 
 
@@ -233,22 +241,17 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the sweep; 1 if a run failed."""
+    """Runs the sweep, which can be stopped and started again; 1 if a run failed."""
     config, directory, grid = read_command(sys.argv[1:] if arguments is None else arguments)
-    failed = sweep(plan(config, grid), directory)
+    try:
+        failed = sweep(plan(config, grid), directory)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     for name, line in failed.items():
         print(f"failed: {name}: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def cli() -> None:
-    """`main`, which can be stopped and started again."""
-    try:
-        run_command(main)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    cli()
+    run_command(main)

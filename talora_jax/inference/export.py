@@ -1,25 +1,4 @@
-"""python -m talora_jax.export WORKDIR OUT
-
-Writes a trained model in forms that need no talora_jax:
-
-  OUT/model_cpu.jaxexport      a program (StableHLO, by jax.export), one for each of --platforms
-  OUT/weights.safetensors      what all of them compute with: base and adapter, kept once
-  OUT/model.json               image size, tasks, class names, what the program gives
-  OUT/run.py, OUT/README.md    how to run it; jax, flatbuffers, numpy and safetensors are enough
-  OUT/merged/TASK.safetensors  for each task a SAM of its own, the adapter merged into its weights
-
-A program takes uint8 RGB images of one size, any number of them, and gives for each task what its
-user wants: class indices and probabilities, metres, unit normals, probabilities of an edge. It
-resizes and normalises by itself.
-
-A merged file is a base with the one task's decoder. Train on from it with
---config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
-under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
-
-  python -m talora_jax.export /tmp/rooms_tiny exported
-  python -m talora_jax.export /tmp/rooms_tiny exported --platforms tpu --tasks depth --size 480 640
-  python -m talora_jax.export /tmp/rooms_tiny exported --parts merged --base sam_vit_b.safetensors
-"""
+"""Writes a trained model as programs and as merged files; the command is `talora_jax.export`."""
 
 import argparse
 import dataclasses
@@ -41,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, UInt8
 
-from talora_jax.errors import UserError, run_command
+from talora_jax.errors import UserError
 from talora_jax.files import replacing
 from talora_jax.inference import run_exported
 from talora_jax.inference.model import tasks_of
@@ -53,9 +32,6 @@ from talora_jax.weights.base_file import Description
 from talora_jax.weights.build import merged
 from talora_jax.weights.state import filled, name_of
 
-# As jax.export calls them.
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-PARTS = ("program", "merged")
 WEIGHTS = "weights.safetensors"
 # Of float32 on a CPU, between program and model: far above rounding, which is 1e-5 but for
 # directions of short vectors, and far below what any mistake would make.
@@ -81,21 +57,16 @@ class Trained:
     model: MSam
 
 
-def main(argv: list[str] | None = None) -> None:
+def export(args: argparse.Namespace) -> None:
     """Does what the command line says.
+
+    Args:
+      args: as `talora_jax.export` reads them.
 
     Raises:
       UserError: it cannot be done; nothing is left half-written.
     """
-    args = _parser().parse_args(argv)
     # All that can be known to be wrong is told before any work is done.
-    for flag, values, known in (
-        ("platforms", args.platforms, PLATFORMS),
-        ("parts", args.parts, PARTS),
-    ):
-        unknown = [value for value in values if value not in known]
-        if unknown:
-            raise UserError(f"--{flag}: unknown {unknown[0]!r}, expected of {', '.join(known)}")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}, expected at least 1")
     if args.size and min(args.size) < 1:
@@ -359,69 +330,3 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
     """The largest difference, relative where values exceed 1."""
     return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b))))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m talora_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "workdir", type=Path, metavar="WORKDIR", help="of a finished run, or its adapter file"
-    )
-    parser.add_argument(
-        "out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty"
-    )
-    parser.add_argument(
-        "--platforms",
-        nargs="+",
-        default=["cpu", "cuda", "tpu"],
-        metavar="PLATFORM",
-        help=f"what to write programs for, of {', '.join(PLATFORMS)}; none need be here. With "
-        "config.model.dtype=auto they compute in float32 on cpu, else in bfloat16 "
-        "(default: cpu cuda tpu)",
-    )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="which tasks, in the order wanted (default: all of the run)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="of the images that the program takes, and of its arrays (default: the run's)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="compute exactly N images at once, which may be faster on an accelerator (default: "
-        "any number of images, one after the other)",
-    )
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=list(PARTS),
-        metavar="PART",
-        help="what to write: program, merged (default: both)",
-    )
-    parser.add_argument(
-        "--base",
-        type=Path,
-        metavar="FILE",
-        help="where the base is that the run was trained on, if it has moved",
-    )
-    parser.add_argument(
-        "--no-check",
-        action="store_true",
-        help="do not run the program for this machine and compare it with the model",
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    run_command(main)

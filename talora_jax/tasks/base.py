@@ -41,10 +41,6 @@ class Task(abc.ABC):
     name: str
     channels: ClassVar[int]  # number of raw maps, C
     meaning: ClassVar[str] = ""  # what the arrays of `outputs` hold, for people
-    # The metrics whose change against single-task training the literature averages, 1 where higher
-    # is better and -1 where lower is: all of LibMTL's Δp, and the one of ASTMT's Δm.
-    delta_p: ClassVar[Mapping[str, int]]
-    delta_m: ClassVar[Mapping[str, int]]
     # The target of one image: an array [H, W, *target_shape] of `target_dtype` that is `unlabelled`
     # where there is no label. `stored_dtype` is what `store` gives.
     target_shape: ClassVar[tuple[int, ...]]

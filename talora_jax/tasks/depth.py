@@ -36,8 +36,6 @@ class Depth(Task):
     target_dtype = stored_dtype = np.float32
     unlabelled = 0
     meaning = "depth in the unit it was trained on, metres"
-    delta_p = {"pooled/abs_err": -1, "pooled/rel_err": -1}
-    delta_m = {"pooled/rmse": -1}
     unit: ClassVar[str] = "m"
     in_files: ClassVar[str] = "metres"
     # Of a PNG, the first whose 16 bits reach far enough: to 65 m, 655 m, …

@@ -28,8 +28,6 @@ class Edges(Binary):
     tolerance: float = 0.0075
 
     meaning = "probability of an edge"
-    delta_p = {"ods_f": 1}
-    delta_m = {"ods_f": 1}
     thresholds = tuple(k / 100 for k in range(1, 100))
 
     def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:

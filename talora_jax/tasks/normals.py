@@ -42,14 +42,6 @@ class Normals(Task):
     stored_dtype = np.int16  # fixed point, right to 2e-5
     unlabelled = 0
     meaning = "unit vectors in the camera's frame: x right, y down, z forward"
-    delta_p = {
-        "pooled/mean": -1,
-        "pooled/median": -1,
-        "pooled/within_11.25": 1,
-        "pooled/within_22.5": 1,
-        "pooled/within_30": 1,
-    }
-    delta_m = {"pooled/mean": -1}
     # The pooled median comes from a histogram, which can be added over batches. Bins of 0.001
     # degrees (0.7 MB of int32) leave it off by less than that.
     bins_per_degree = 1000

@@ -24,8 +24,6 @@ class Saliency(Binary):
     """
 
     meaning = "probability of being salient"
-    delta_p = {"miou_max": 1}
-    delta_m = {"miou_max": 1}
     # np.linspace(0.2, 0.9, 15), and 0.05, 0.10 … 0.95.
     miou_thresholds = tuple((4 + k) / 20 for k in range(15))
     f_thresholds = tuple(k / 20 for k in range(1, 20))

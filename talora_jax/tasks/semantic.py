@@ -51,8 +51,6 @@ class Semantic(Task):
     target_dtype = stored_dtype = np.int32
     unlabelled = -1
     meaning = "class index, and the probability of each class"
-    delta_p = {"miou": 1, "pixel_acc": 1}
-    delta_m = {"miou": 1}
 
     @classmethod
     def make(cls, name: str, class_names: Sequence[str]) -> "Task":
@@ -189,7 +187,6 @@ class HumanParts(Semantic):
     among them, but for a class that is absent, which they count as 0 and we leave out.
     """
 
-    delta_p = {"miou": 1}
     part_names: ClassVar[tuple[str, ...]] = (
         "background",
         "head",

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Array
 
+from talora_jax import config as config_lib
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
@@ -122,31 +122,22 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, *, write: bo
     """
     path = workdir / "config.json"
     # Through JSON and back, tuples are lists on both sides.
-    ours = json.loads(json.dumps(config.to_dict()))
+    ours = json.dumps(config.to_dict(), indent=2)
     if path.exists():
-        theirs = flat_fields(json.loads(path.read_text()))
-        fields = flat_fields(ours)
-        differing = sorted(k for k in theirs | fields if theirs.get(k) != fields.get(k))
+        theirs = config_lib.flat_fields(config_lib.read(path).to_dict())
+        fields = config_lib.flat_fields(config_lib.from_fields(json.loads(ours)).to_dict())
+        differing = sorted(k for k in fields if theirs[k] != fields[k])
         if differing:
-            told = ", ".join(
-                f"{k} was {theirs.get(k)!r} and is now {fields.get(k)!r}" for k in differing
+            changes = ", ".join(
+                f"{k} was {theirs[k]!r} and is now {fields[k]!r}" for k in differing
             )
             raise UserError(
-                f"{workdir} was written by another config: {told}. Choose another --workdir, or "
+                f"{workdir} was written by another config: {changes}. Choose another --workdir, or "
                 "give the same config to resume."
             )
     elif write:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(ours, indent=2).encode())
-
-
-def flat_fields(config: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """{"config.data.name": …} from nested dicts."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}.{name}"
-        flat |= flat_fields(value, key) if isinstance(value, dict) else {key: value}
-    return flat
+        write_atomically(path, ours.encode())
 
 
 def _due(step: int, every: int) -> bool:

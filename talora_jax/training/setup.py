@@ -128,7 +128,7 @@ def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
         base = parent.base
     # The file stands for itself: all its tasks are tasks of its config.
     fields = config.to_dict()
-    fields["tasks"], fields["adapter"]["extend"] = list(channels), ""
+    fields["tasks"], fields["adapter"]["extend"] = list(channels), None
     return AdapterFile(
         tensors,
         dataclasses.asdict(AdapterConfig.of(config.adapter)),
@@ -136,7 +136,7 @@ def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
         class_names,
         base,
         run.fingerprint,
-        weights=config.model.weights,
+        weights=config.model.weights or "",
         seed=config.seed,
         sam=dataclasses.asdict(sizes(config)),
         pixel_normalisation=config.model.pixel_normalisation,
@@ -164,7 +164,7 @@ def abstract(
     frozen = nnx.merge_state(frozen, kept)
     names = tuple(task.name for task in tasks)
     splits = {"train": range(config.batch_size), "val": ()}
-    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size), splits)
+    dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size or ()), splits)
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, "")
 
 

@@ -217,7 +217,7 @@ def test_the_config_takes_precedence_over_dataset_json(root):
     "empty",
     [
         {"class_names": (), "intrinsics": (), "image_size": (), "ignore_label": None},
-        {"class_names": ("",), "intrinsics": (0.0,) * 4, "depth_scale": 0.0, "ignore_label": -1},
+        {"class_names": None, "intrinsics": None, "image_size": None, "depth_scale": None},
     ],
 )
 def test_what_the_config_leaves_open_is_dataset_jsons(root, empty):

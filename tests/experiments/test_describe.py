@@ -106,7 +106,7 @@ def test_class_names_without_opening(folder, tmp_path):
     assert class_names(data, ("semantic",)) == ("red", "green", "blue")
     assert not list(tmp_path.iterdir())
 
-    data.class_names = ("",)
+    data.class_names = None
     with pytest.raises(UserError, match="config.data.path is empty"):
         class_names(data, ("semantic",))
     data.path = str(folder)

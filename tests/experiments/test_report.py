@@ -4,6 +4,10 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,23 +15,24 @@ from PIL import Image
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import read_run, settings
+from talora_jax.experiments.improvement import COMPARED, delta_m, delta_p
 from talora_jax.experiments.published import _TABLES, published_rows
 from talora_jax.experiments.report import main, markdown, report
-from talora_jax.experiments.tables import delta_m, delta_p, make_tables
+from talora_jax.experiments.tables import make_tables
 from talora_jax.tasks import TASKS
 
 BOTH = ("semantic", "depth")
 
 
 def metrics(miou=None, pixel_acc=None, abs_err=None, rel_err=None, rmse=None):
-    told = {
+    values = {
         "semantic/miou": miou,
         "semantic/pixel_acc": pixel_acc,
         "depth/pooled/abs_err": abs_err,
         "depth/pooled/rel_err": rel_err,
         "depth/pooled/rmse": rmse,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def write(workdir, tasks, values, *, step=1000, parameters=100, times=(0.0, 0.2, 0.4, 0.3), **set_):
@@ -177,27 +182,30 @@ def test_published_numbers_are_in_the_units_of_ours():
 
 
 def test_every_task_says_what_improvement_is_made_of():
-    for name, task in TASKS.items():
-        assert set(task.delta_p.values()) | set(task.delta_m.values()) <= {1, -1}, name
-        assert len(task.delta_m) == 1, name
+    assert COMPARED.keys() == TASKS.keys()
+    for name, compared in COMPARED.items():
+        assert set(compared.delta_p.values()) | set(compared.delta_m.values()) <= {1, -1}, name
+        assert len(compared.delta_p) and len(compared.delta_m) == 1, name
 
 
 def test_workdirs_without_a_finished_run_are_told_one_line_each(joint, singles, tmp_path, capsys):
     broken = {
         "half": "unfinished, the last logged step is 4 of 1000",
-        "bare": "not a run's workdir, config.json is missing",
-        "cut": "config.json is not a config of this version: Expecting",
-        "foreign": "config.json is not a config of this version: ",
+        "bare": "bare holds no run",
+        "cut": "config.json is damaged: Expecting",
+        "foreign": "config.json: a config that this talora_jax does not understand",
+        "list": "config.json: a config that this talora_jax does not understand",
         "table": "metrics.jsonl: line 1 is not of a run",
         "early": "unfinished, no step is logged of 1000",
         "nowhere": "there is no such directory",
         "twice": f"the same settings and seed as {joint[0]}",
     }
-    for name in ("half", "cut", "foreign", "table", "early"):
+    for name in ("half", "cut", "foreign", "list", "table", "early"):
         write(tmp_path / name, BOTH, {}, step=400)
     (tmp_path / "bare").mkdir()
     (tmp_path / "cut" / "config.json").write_text('{"seed"')
     (tmp_path / "foreign" / "config.json").write_text('{"learning_rate": 1}')
+    (tmp_path / "list" / "config.json").write_text("[1]")
     (tmp_path / "table" / "metrics.jsonl").write_text("[1, 2]\n")
     (tmp_path / "early" / "metrics.jsonl").unlink()
     write(tmp_path / "twice", BOTH, metrics(0.9, 0.9, 0.1, 0.1, 0.1), log_every=7)
@@ -279,3 +287,38 @@ def test_where_a_download_lies_does_not_make_another_experiment():
         before = settings(config)
     config.data.name = "folder"
     assert settings(config)["config.data.path"] == "/two"
+
+
+def test_a_task_that_is_in_no_improvement_is_reported_without(tmp_path):
+    values = {"semantic/miou": 0.5, "semantic/pixel_acc": 0.5, "heat/rmse": 1.0}
+    runs = [
+        write(tmp_path / "joint", ("semantic", "heat"), values),
+        write(tmp_path / "s", ("semantic",), values),
+        write(tmp_path / "h", ("heat",), values),
+    ]
+    tables, left_out = report(runs, tmp_path / "out")
+    assert not left_out
+    row = measured(tables)["talora"]
+    assert row.values["heat/rmse"] == [1.0] and "Δp (%)" not in row.values
+
+
+def test_a_report_of_older_files_needs_no_jax(joint, tmp_path):
+    """What those files hold where a field is unset makes no other experiment."""
+    path = joint[1] / "config.json"
+    fields = json.loads(path.read_text())
+    fields["data"] |= {"path": "", "class_names": [""], "intrinsics": [0.0] * 4}
+    fields["data"] |= {"depth_scale": 0.0, "ignore_label": -1}
+    fields["model"]["weights"] = fields["adapter"]["extend"] = ""
+    path.write_text(json.dumps(fields))
+    program = (
+        "import sys\n"
+        "from talora_jax.command_line import main\n"
+        "main(['report', *sys.argv[1:]])\n"
+        "assert not {'jax', 'flax', 'orbax', 'grain', 'matplotlib.pyplot'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, joint), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| talora | 2 |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "plot.png").exists()

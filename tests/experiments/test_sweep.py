@@ -60,13 +60,16 @@ def test_the_command_line():
     assert config.steps == 7 and config.tasks == ("semantic", "depth", "normals")
     assert directory == Path("x")
     assert grid == Grid(("talora", "stl"), (3, 4), ((8, 8, 2),), orthogonal_parts=(("U1", "G"),))
+    config, _, grid = read_command([*arguments, "--config.tasks", "('depth', 'edges')"])
+    assert config.tasks == ("depth", "edges") and grid == Grid(("talora", "stl"))
     for wrong, told in (
         (["--config.stepps=7"], "no field stepps; did you mean steps"),
         (["--config.steps=many"], "steps"),
-        (["--config.steps", "7"], "unexpected argument '--config.steps'; see --help"),
+        (["--config.steps", "many"], "steps"),
+        (["--seed", "7"], "unexpected argument '--seed'; did you mean --seeds?"),
         (["--ranks", "8,8"], "argument --ranks: '8,8': expected three whole numbers, as 8,8,2"),
         (["--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
-        (["--methods", "lora"], "invalid choice: 'lora'"),
+        (["--methods", "lora"], "--methods: unknown 'lora', expected one of talora, lora_shared"),
         (["--config", "configs/none.py"], "there is no file 'configs/none.py'"),
     ):
         with pytest.raises(UserError) as error:

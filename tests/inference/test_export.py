@@ -16,8 +16,8 @@ from flax import nnx
 from PIL import Image
 
 from talora_jax import config as config_lib
+from talora_jax import export
 from talora_jax.errors import run_command
-from talora_jax.inference import export
 from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
@@ -238,8 +238,11 @@ def test_every_platform_lowers_tiled_attention_at_a_fixed_batch(finished, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--platforms", "gpu"], "--platforms: unknown 'gpu', expected of cpu, cuda, rocm, tpu"),
-        (["--parts", "onnx"], "--parts: unknown 'onnx', expected of program, merged"),
+        (
+            ["--platforms", "gpu"],
+            "--platforms: unknown 'gpu', expected one of cpu, cuda, rocm, tpu",
+        ),
+        (["--parts", "onnx"], "--parts: unknown 'onnx', expected one of program, merged"),
         (["--tasks", "edges"], "unknown 'edges', this model has semantic, depth, normals"),
         (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
         (["--size", "0", "32"], "--size is 0 32, expected two positive numbers"),
@@ -283,7 +286,7 @@ def test_workdirs_without_a_finished_run(finished, config, tmp_path, capsys):
     dataclasses.replace(file, base_fingerprint="of another").write(adapter)
     refused([str(half), out], "belongs to another base than", capsys)
     config = config.copy_and_resolve_references()
-    config.data.image_size = ()
+    config.data.image_size = None
     save(model, half, config)
     refused([str(half), out], "--size is missing", capsys)
     assert not list(tmp_path.glob("*out*"))

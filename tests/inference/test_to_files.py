@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import talora_jax
-from talora_jax.command_line import one_flag_each
 from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError
@@ -146,23 +145,6 @@ def test_when_nothing_can_be_read(model, album, tmp_path):
         inputs = find_images([str(album / "photo.jpg")], tmp_path / "out")
         predict(model, inputs, tmp_path / "out", tasks=["flow"])
     assert not (tmp_path / "out").exists()
-
-
-def test_one_flag_takes_several_images():
-    given = "main --mode predict --images a 'b c' --out o --images=d e --npy".split()
-    assert one_flag_each(given, "images") == [
-        "main",
-        "--mode",
-        "predict",
-        "--images=a",
-        "--images='b",
-        "--images=c'",
-        "--out",
-        "o",
-        "--images=d",
-        "--images=e",
-        "--npy",
-    ]
 
 
 def test_the_command_gives_what_the_api_gives(start_main, shelf, album, tmp_path):

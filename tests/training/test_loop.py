@@ -14,7 +14,7 @@ from talora_jax.errors import UserError
 from talora_jax.training import optim
 from talora_jax.training.evaluate import constant_baselines, evaluate
 from talora_jax.training.log import read_metrics
-from talora_jax.training.loop import flat_fields, train
+from talora_jax.training.loop import train
 from talora_jax.training.setup import prepare
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weights.adapter_file import AdapterFile
@@ -197,7 +197,3 @@ def test_constant_baselines_are_those_of_the_training_split(config):
     truth = [run.dataset.splits["val"][i]["depth"] for i in range(2)]
     error = np.abs(np.mean(depths) - np.array(truth)).mean()
     np.testing.assert_allclose(baselines["depth/pooled/abs_err"], error, rtol=1e-5)
-
-
-def test_flat_fields_name_a_config_as_on_the_command_line():
-    assert flat_fields({"a": 1, "b": {"c": [2]}}) == {"config.a": 1, "config.b.c": [2]}

@@ -27,7 +27,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     `data.dir`; a run that is killed in between leaves nothing that looks prepared.
 
     Args:
-      data: `config.data` with `path`, `dir` ('' = TFDS's default), `val_fraction`, and those of
+      data: `config.data` with `path`, `dir` (None: TFDS's default), `val_fraction`, and those of
         the fields of `talora_jax.data.folder.settings` that it may carry.
       tasks: targets wanted.
 

@@ -15,8 +15,8 @@
     }
 
 All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `ignore_label`,
-`intrinsics` as (fx, fy, cx, cy) and `image_size`; one that says something is taken in place of
-`dataset.json`'s. None, an empty tuple, and what `_UNSAID` lists say nothing.
+`intrinsics` as (fx, fy, cx, cy) and `image_size`; one that is not None or empty is taken
+in place of `dataset.json`'s.
 """
 
 import dataclasses
@@ -28,14 +28,6 @@ from typing import Any
 import ml_collections
 
 from talora_jax.errors import UserError
-
-# The defaults of `config.data`: values of the right type, for overriding, that mean nothing.
-_UNSAID = {
-    "class_names": ("",),
-    "depth_scale": 0.0,
-    "ignore_label": -1,
-    "intrinsics": (0.0, 0.0, 0.0, 0.0),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +72,7 @@ def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Setting
             values[name] = _parse(name, value, f"{path}: {name}")
     for name in fields:
         value = data.get(name)
-        if name != "splits" and value not in (None, (), _UNSAID.get(name)):
+        if name != "splits" and value not in (None, ()):
             values[name] = _parse(name, value, f"config.data.{name}")
     return Settings(**values)
 

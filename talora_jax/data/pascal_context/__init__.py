@@ -45,16 +45,17 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
     """Opens the PASCAL_MT under `data.path`; the first time, and after any change, prepares it.
 
     Args:
-      data: `config.data`, of which are read `path`, `dir` (where records are kept; '' = TFDS's
+      data: `config.data`, of which are read `path`, `dir` (where records are kept; None: TFDS's
         default) and `image_size` (H, W of batches).
       tasks: targets wanted.
 
     Raises:
       UserError: the folder, one of its files or a field is not as it should be.
     """
-    if len(data.image_size) != 2 or min(data.image_size) < 1:
+    size = tuple(data.image_size or ())
+    if len(size) != 2 or min(size) < 1:
         raise UserError(
-            f"config.data.image_size is {tuple(data.image_size)}; pascal_context needs (height, "
+            f"config.data.image_size is {size}; pascal_context needs (height, "
             "width), the size that images are brought to, such as (512, 512)."
         )
     check_tasks(data.name, TASK_NAMES, tasks)
@@ -74,7 +75,7 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
         name=data.name,
         tasks=TASK_NAMES,
         class_names=SEMANTIC,
-        image_size=tuple(data.image_size),
+        image_size=size,
         splits={
             split: RecordsSource(builder.as_data_source(split), tasks, unpack) for split in splits
         },

@@ -10,8 +10,6 @@ import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.nyuv2_classes import CLASS_NAMES
-from talora_jax.data.records import RecordsSource, prepare, prepared
-from talora_jax.data.rooms.records import Rooms, records_config, unpack
 
 TASK_NAMES = ("semantic", "depth", "normals", "edges")
 
@@ -20,15 +18,20 @@ def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset
     """Opens the rooms, rendering them first if they are not there yet.
 
     Args:
-      data: `config.data`, of which are read `dir` (where records are kept; '' = TFDS's default),
+      data: `config.data`, of which are read `dir` (where records are kept; None: TFDS's default),
         `train_frames`, `val_frames`, `image_size` (H, W) and `seed`.
       tasks: targets wanted.
 
     Raises:
       UserError: a field is out of range, or the directory cannot be written.
     """
+    # Imported here: `python -m talora_jax.data.rooms --help` need not wait for JAX.
+    from talora_jax.data.records import RecordsSource, prepare, prepared
+    from talora_jax.data.rooms.records import Rooms, records_config, unpack
+
     check_tasks(Rooms.name, TASK_NAMES, tasks)
-    config = records_config(data.train_frames, data.val_frames, data.image_size, data.seed)
+    size = tuple(data.image_size or ())
+    config = records_config(data.train_frames, data.val_frames, size, data.seed)
     if prepared(Rooms, data.dir, config.name) is None:
         prepare(Rooms, data.dir, config)
     builder = prepared(Rooms, data.dir, config.name)

@@ -18,17 +18,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from talora_jax.data.nyuv2_classes import CLASS_NAMES
-from talora_jax.data.progress import progress
-from talora_jax.data.rooms.render import render
-from talora_jax.data.rooms.scene import FOCAL, random_scene
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.files import replacing
-from talora_jax.tasks import palette
-from talora_jax.tasks.png import Png, scaled
 
 DEPTH_SCALE = 1000
 
@@ -42,6 +33,17 @@ def write_folder(out: Path, frames: int, size: tuple[int, int], seed: int) -> No
     Raises:
       UserError: the folder exists, or a value is out of range.
     """
+    # Imported here: --help and a wrong argument need not wait for JAX.
+    import numpy as np
+    from PIL import Image
+
+    from talora_jax.data.nyuv2_classes import CLASS_NAMES
+    from talora_jax.data.progress import progress
+    from talora_jax.data.rooms.render import render
+    from talora_jax.data.rooms.scene import FOCAL, random_scene
+    from talora_jax.tasks import palette
+    from talora_jax.tasks.png import Png, scaled
+
     if out.exists():
         raise UserError(f"{out} exists: name another folder, or remove it first")
     for name, value, least in (("frames", frames, 1), ("size", min(size), 32), ("seed", seed, 0)):
