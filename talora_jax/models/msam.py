@@ -131,8 +131,8 @@ class MSam(nnx.Module):
         return {name: geometry.from_padded(maps) for name, maps in low_res.items()}
 
     def predict_mixed(
-        self, images: Iterable[Float[Array, "H W 3"]], tasks: Sequence[str] | None = None
-    ) -> dict[str, list[Float[Array, "H W C"]]]:
+        self, images: Iterable[Float[Array, "_H _W 3"]], tasks: Sequence[str] | None = None
+    ) -> dict[str, list[Float[Array, "_H _W C"]]]:
         """Raw maps for images of different sizes, each map at its image's size.
 
         One joint pass; with native aspect, one for each size of padded images.
@@ -166,14 +166,14 @@ class MSam(nnx.Module):
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> dict[str, Float[Array, "B H/4 W/4 C"]]:
-        """Raw maps of normalised, padded images at a quarter of their sides."""
+    ) -> dict[str, Float[Array, "B Y X C"]]:
+        """Raw maps of normalised, padded images, 4×4 to a token."""
         tasks = self.tasks if tasks is None else tuple(tasks)
         return self.decode(self.embed(padded, tasks, key=key), tasks)
 
     def decode(
         self, embeddings: Float[Array, "n B h w D"], tasks: Sequence[str]
-    ) -> dict[str, Float[Array, "B 4h 4w C"]]:
+    ) -> dict[str, Float[Array, "B 4*h 4*w C"]]:
         """Raw maps of image embeddings, one for each of the tasks."""
         # From here on tasks take turns: the batch alone is spread over the mesh.
         embeddings = constrain(embeddings, None, ("data", "fsdp"))
