@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import gc
 import importlib.util
 import json
 import os
@@ -12,13 +13,38 @@ import tempfile
 import types
 from pathlib import Path
 
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+COMPILED = REPOSITORY / ".jax_cache"
+MAX_COMPILED = 2**31  # bytes
+
+
+def compiled_folder() -> str:
+    """Where programs are kept from one run to the next; in CI, of this run alone."""
+    if os.environ.get("CI"):
+        folder = tempfile.mkdtemp(prefix="talora_jax_compiled_")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+    # JAX removes nothing from it.
+    if sum(file.stat().st_size for file in COMPILED.glob("*")) > MAX_COMPILED:
+        shutil.rmtree(COMPILED)
+    return str(COMPILED)
+
+
 # Tests compile far more than they compute. Set before JAX starts, and inherited by every process
 # that a test starts: what one has compiled, none compiles again.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="talora_jax_compiled_")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled_folder()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes of these packages are checked at every call, while a program is traced as well.
+# Before anything imports them; processes that tests start run without.
+install_import_hook(
+    ["talora_jax.models", "talora_jax.tasks", "talora_jax.data"], "beartype.beartype"
+)
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +68,26 @@ from talora_jax.weights.build import build, for_msam
 from talora_jax.weights.state import tensors_of
 from weights_convert.official import from_official
 
-TESTS = Path(__file__).parent
-REPOSITORY = TESTS.parent
 GOLDEN = TESTS / "goldens" / "mtsam_tiny.npz"
 KINDS = {"semantic": "semantic", "depth": "depth", "normal": "normals"}
+MAX_RESIDENT = 1.2e9  # bytes
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if {"start_python", "start_main"} & set(item.fixturenames):
+        item.add_marker("process")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped():
+    """Programs that one file compiled serve few others, and stay in memory unless dropped."""
+    yield
+    statm = Path("/proc/self/statm")  # Linux alone
+    if statm.exists():
+        resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > MAX_RESIDENT:
+            jax.clear_caches()
+            gc.collect()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,8 +60,8 @@ class Geometry:
         return height, width
 
     def to_padded(
-        self, images: Float[Array, "*b H W 3"], *, normalise: bool = True
-    ) -> Float[Array, "*b H W 3"]:
+        self, images: Float[Array | np.ndarray, "*b H W 3"], *, normalise: bool = True
+    ) -> Float[Array, "*b Y X 3"]:
         """The images at size `padded`: resizes, normalises, then zero-pads right and below.
 
         The resize is bilinear, antialiased when shrinking.
@@ -128,7 +128,9 @@ class Geometry:
 
 
 def resize(
-    x: Float[Array, "*b h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]
+    x: Float[Array, "*b h w C"],
+    rows: Float[Array | np.ndarray, "H h"],
+    columns: Float[Array | np.ndarray, "W w"],
 ) -> Float[Array, "*b H W C"]:
     """A separable resize of both axes."""
     # TPUs would round float32 to bfloat16: depth in metres, to centimetres.

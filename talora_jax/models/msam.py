@@ -163,8 +163,8 @@ class MSam(nnx.Module):
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> dict[str, Float[Array, "B Y//4 X//4 C"]]:
-        """Raw maps of padded images at a quarter of their sides."""
+    ) -> dict[str, Float[Array, "B y x C"]]:
+        """Raw maps of padded images, 4×4 to a token."""
         tasks = self.tasks if tasks is None else tuple(tasks)
         return self.decode(self.embed(padded, tasks, key=key), tasks)
 

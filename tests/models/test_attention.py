@@ -68,7 +68,7 @@ def test_tiled_gradients_are_those_of_the_whole(platform):
 
 
 def test_a_longer_table_is_sliced_around_its_centre():
-    table = np.arange(13, dtype=np.float32)[:, None]
+    table = jnp.arange(13, dtype=jnp.float32)[:, None]
     np.testing.assert_array_equal(
         relative_positions(table, 3)[..., 0], [[6, 5, 4], [7, 6, 5], [8, 7, 6]]
     )

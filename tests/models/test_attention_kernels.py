@@ -25,7 +25,7 @@ def arrays(height, width, tasks=2, images=1, heads=2, width_of_head=4):
     rng = np.random.default_rng(0)
     shape = (3, tasks, images, heads, height, width, width_of_head)
     tables = (rng.normal(size=(2 * n - 1, width_of_head)) for n in (height, width))
-    return tuple(x.astype(np.float32) for x in (*rng.normal(size=shape), *tables))
+    return tuple(jnp.asarray(x, jnp.float32) for x in (*rng.normal(size=shape), *tables))
 
 
 def with_gradients(attention, inputs):

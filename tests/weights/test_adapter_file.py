@@ -10,13 +10,13 @@ from flax import nnx
 
 import talora_jax
 from talora_jax.errors import UserError, run_command
+from talora_jax.experiments import describe_adapter
 from talora_jax.models.adapters import KINDS, AdapterConfig
 from talora_jax.models.msam import new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training.loop import train
 from talora_jax.training.setup import Run, learnt_file, make_model, prepare
-from talora_jax.weights import adapter_file as adapter
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.state import tensors_of
 
@@ -24,7 +24,7 @@ from talora_jax.weights.state import tensors_of
 def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     code = (
-        "import sys; from talora_jax.weights import adapter_file; adapter_file.main(); "
+        "import sys; from talora_jax.experiments.describe_adapter import main; main(); "
         "assert 'jax' not in sys.modules"
     )
     process = start_python("-c", code, str(shelf / "adapter.safetensors"))
@@ -45,7 +45,7 @@ def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
 def test_a_file_that_is_no_adapter(shelf, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["adapter", str(shelf / "photo.jpg")])
     with pytest.raises(SystemExit, match="2"):
-        run_command(adapter.main)
+        run_command(describe_adapter.main)
     errors = capsys.readouterr().err
     assert "cut short or no adapter" in errors and len(errors.strip().splitlines()) == 1
 
