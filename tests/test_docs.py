@@ -39,9 +39,7 @@ def test_recipes():
 )
 def test_what_a_page_links_to_is_there(page):
     links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
-    files = [link for link in links if "://" not in link]
-    assert files
-    for file in files:
+    for file in (link for link in links if "://" not in link):
         assert (page.parent / file).exists(), file
 
 

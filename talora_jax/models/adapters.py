@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -64,7 +65,7 @@ class AdapterConfig:
             raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "AdapterConfig":
+    def of(cls, fields: Mapping[str, Any] | ml_collections.ConfigDict) -> "AdapterConfig":
         """From fields of these names, of a run's config or an adapter file; others are left."""
         return cls(
             fields["kind"],
