@@ -175,7 +175,7 @@ def test_a_task_weighs_what_is_its_own_wherever_the_task_axis_is(micro, adapter)
 PROGRAM = """
 import sys
 import numpy as np
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/training"]
 import micro, test_gradients as t
 
 run = t.make_run(micro.MICRO, "nash_mtl", "talora", 2, (2, 1, 3))
