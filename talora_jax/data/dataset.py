@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from talora_jax.errors import UserError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the samples of a split; what Grain reads from.
 
