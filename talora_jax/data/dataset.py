@@ -26,9 +26,9 @@ class Source(Protocol):
                                           without people is -1 everywhere
         saliency     float32  [H, W, 1]   1 = salient, 0 = not, -1 = no label
         edges        float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
-        instance     int32    [H, W]      object index, -1 = no label; an extra, not a task
 
-    with the image always there and the targets as asked for when the dataset was opened.
+    with the image always there and the targets as asked for when the dataset was opened. What is
+    true of a target by itself its task declares: `target_dtype`, `target_shape`, `unlabelled`.
     """
 
     def __len__(self) -> int: ...

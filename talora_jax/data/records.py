@@ -29,7 +29,7 @@ from talora_jax.data.progress import progress
 from talora_jax.errors import UserError
 from talora_jax.tasks import TASKS
 
-Sample = dict[str, Num[np.ndarray, "H W *c"]]
+Sample = dict[str, Num[np.ndarray, "H W ..."]]
 
 # TFDS holds the samples of a shard in memory until it is written: 32 of 480×640 take 190 MB.
 _SHARD = 32
@@ -56,14 +56,14 @@ class RecordsConfig(tfds.core.BuilderConfig):
       title: the data's name for people.
       splits: for each split, what its samples are made of, in their order.
       make: makes a sample, as stored, of one of these; called in threads.
-      stored: dtype and shape of every array of a sample.
+      stored: dtype and shape of every array of a sample, None for a length that may differ.
       class_names: one per class; empty without 'semantic'.
     """
 
     title: str
     splits: Mapping[str, Sequence[Any]]
     make: Callable[[Any], Sample]
-    stored: Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
+    stored: Mapping[str, tuple[DTypeLike, tuple[int | None, ...]]]
     class_names: tuple[str, ...]
 
 

@@ -37,7 +37,9 @@ from PIL import Image
 from talora_jax.errors import UserError
 from talora_jax.tasks import TASKS
 
-Sample = dict[str, Shaped[np.ndarray, "H W *c"]]  # 'image', and targets by the names of tasks
+# 'image', and targets by the names of tasks: of one H×W, and of another.
+Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
+Resized = dict[str, Shaped[np.ndarray, "h w ..."]]
 
 # ITU-R BT.601 luma, as in Pillow's conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -81,7 +83,7 @@ def turn_scale(
     degrees: float,
     scales: tuple[float, float],
     size: tuple[int, int],
-) -> Sample:
+) -> Resized:
     """Turns and scales the scene about the frame's centre, and stretches the frame to `size`.
 
     The angle is drawn evenly from [-degrees, degrees], counter-clockwise as seen, the scale evenly
@@ -125,7 +127,7 @@ def turn_scale(
     return {name: move(name, values) for name, values in sample.items()}
 
 
-def fit(sample: Sample, size: tuple[int, int]) -> Sample:
+def fit(sample: Sample, size: tuple[int, int]) -> Resized:
     """Stretches the frame to `size` H, W: bilinear for the image, as the task says for a target."""
     if sample["image"].shape[:2] == tuple(size):
         return dict(sample)
@@ -225,7 +227,7 @@ class Augment:
             augment.colour_jitter,
         )
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Resized:
         sample = scale_crop(sample, rng, self.scales)
         if self.turn or self.scale_range != (1.0, 1.0):
             sample = turn_scale(sample, rng, self.turn, self.scale_range, self.size)

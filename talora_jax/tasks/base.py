@@ -82,7 +82,7 @@ class Task(abc.ABC):
         return stored.astype(cls.target_dtype, copy=False)
 
     @classmethod
-    def resize(cls, target: Truth, size: tuple[int, int]) -> Truth:
+    def resize(cls, target: Truth, size: tuple[int, int]) -> Num[np.ndarray, "h w *c"]:
         """The target of the frame stretched to `size` H, W."""
         return resize_nearest(target, size)
 
@@ -179,7 +179,7 @@ class Task(abc.ABC):
     def legend(self, output: Output) -> Legend:
         """What the colours of `show` mean."""
         grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
-        return Bar(grey, 0, 1, "")
+        return Bar(grey, 0.0, 1.0, "")
 
     def png(self, output: Output) -> Png:
         """An output as a file: 16 bits, in which 65535 is 1."""

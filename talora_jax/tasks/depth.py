@@ -39,7 +39,7 @@ class Depth(Task):
     unit: ClassVar[str] = "m"
     in_files: ClassVar[str] = "metres"
     # Of a PNG, the first whose 16 bits reach far enough: to 65 m, 655 m, …
-    png_scales: ClassVar[tuple[float, ...]] = (1000, 100, 10, 1)
+    png_scales: ClassVar[tuple[int, ...]] = (1000, 100, 10, 1)
     near_is_large: ClassVar[bool] = False
 
     @classmethod

@@ -37,7 +37,7 @@ class Png:
         return content.getvalue()
 
 
-def scaled(values: np.ndarray, scale: float, text: Mapping[str, str]) -> Png:
+def scaled(values: np.ndarray, scale: int | float, text: Mapping[str, str]) -> Png:
     """Values ≥ 0 as a 16-bit PNG: value = pixel / scale, rounded; others and NaN become 0."""
     pixels = np.rint(np.nan_to_num(values.astype(np.float64)) * scale).clip(0, 2**16 - 1)
     return Png(pixels.astype(np.uint16), {**text, "scale": f"{scale:g}"})

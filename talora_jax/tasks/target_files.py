@@ -1,6 +1,7 @@
 """Files that targets and images are read from, npy, PNG and JPEG: nothing in them is trusted."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from zipfile import Path as ZipPath
@@ -10,6 +11,9 @@ from jaxtyping import Integer
 from PIL import Image
 
 from talora_jax.errors import one_line
+
+# NumPy reads a header by `ast.literal_eval`, which some Pythons break when two threads are in it.
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 
 class BadFile(Exception):
@@ -38,7 +42,9 @@ def read_npy(path: Path | ZipPath) -> np.ndarray:
       BadFile: it cannot be read, is cut short, or is not an array with values.
     """
     try:
-        values = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        content = io.BytesIO(path.read_bytes())
+        with _ONE_HEADER_AT_A_TIME:
+            values = np.load(content, allow_pickle=False)
     except Exception as error:  # NumPy raises many kinds, from EOFError to tokenize's.
         raise BadFile(f"cannot be read as npy ({one_line(error)})") from error
     if not isinstance(values, np.ndarray) or not values.size:

@@ -531,7 +531,7 @@ def test_no_plane_is_laid_across_a_step():
     depth = np.ones((40, 60, 1), np.float32)
     depth[:, 30:] = 1.5
     depth[10:14, 10:14] = 0
-    normals = normals_from_depth(depth, Intrinsics(60, 60, 29.5, 19.5))
+    normals = normals_from_depth(depth, Intrinsics(60.0, 60.0, 29.5, 19.5))
     assert not normals[10:14, 10:14].any()
     valid = depth[..., 0] > 0
     np.testing.assert_allclose(
@@ -543,4 +543,4 @@ def test_lone_measurements_have_no_normal():
     depth = np.zeros((40, 60, 1), np.float32)
     depth[20, :] = 1
     depth[5, 5] = 1
-    assert not normals_from_depth(depth, Intrinsics(60, 60, 29.5, 19.5)).any()
+    assert not normals_from_depth(depth, Intrinsics(60.0, 60.0, 29.5, 19.5)).any()

@@ -80,8 +80,8 @@ def test_mirror_moves_every_pixel_alike(size, seed):
 def test_mirrored_normals_are_those_of_the_mirrored_depth():
     y, x = np.mgrid[:30, :40].astype(np.float32)
     depth = (1 + 0.2 * np.sin(x / 7) + 0.01 * y)[..., None]
-    intrinsics = Intrinsics(40, 42, 17, 13)
-    other_way = Intrinsics(40, 42, 39 - 17, 13)
+    intrinsics = Intrinsics(40.0, 42.0, 17.0, 13.0)
+    other_way = Intrinsics(40.0, 42.0, 39.0 - 17.0, 13.0)
     normals = normals_from_depth(depth, intrinsics)
     mirrored = transforms.mirror({"image": depth, "depth": depth, "normals": normals})
     again = normals_from_depth(np.ascontiguousarray(mirrored["depth"]), other_way)
@@ -157,7 +157,7 @@ def test_colour_jitter_changes_the_image_alone(size, seed, strength):
 
 
 def test_colour_jitter_is_brightness_then_contrast_then_saturation():
-    class Fixed:
+    class Fixed(np.random.Generator):
         def uniform(self, low, high, size):
             assert (low, high, size) == (0.5, 1.5, 3)
             return np.array([0.8, 1.3, 0.6])
@@ -168,7 +168,7 @@ def test_colour_jitter_is_brightness_then_contrast_then_saturation():
     values = mean + 1.3 * (values - mean)
     grey = (values @ [0.299, 0.587, 0.114])[..., None]
     values = (grey + 0.6 * (values - grey)).clip(0, 255)
-    jittered = transforms.colour_jitter({"image": image}, Fixed(), 0.5)["image"]
+    jittered = transforms.colour_jitter({"image": image}, Fixed(np.random.PCG64(0)), 0.5)["image"]
     assert np.abs(jittered - values).max() <= 0.501
 
 
@@ -177,10 +177,11 @@ def test_colour_jitter_of_no_strength_is_nothing():
     assert_equal(transforms.colour_jitter(sample, np.random.default_rng(0), 0.0), sample)
 
 
-class Drawn:
+class Drawn(np.random.Generator):
     """A generator that draws this angle, in degrees, and this scale."""
 
     def __init__(self, degrees, scale):
+        super().__init__(np.random.PCG64(0))
         self.ranges, self.values = [], [degrees, scale]
 
     def uniform(self, low, high):

@@ -1,6 +1,7 @@
 """Thinning keeps what it should keep, and the matching is one to one and has the most pairs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,12 +23,12 @@ def blobs(seed, count=40, size=(24, 31)):
 
 
 def thinned(maps):
-    return unpack(np.asarray(jitted_thin(pack(maps[None])))[0], maps.shape[-1])
+    return unpack(np.asarray(jitted_thin(pack(jnp.asarray(maps[None]))))[0], maps.shape[-1])
 
 
 def test_packed_maps_come_back():
     maps = np.random.default_rng(0).random((2, 5, 7, 70)) < 0.5
-    words = np.asarray(pack(maps))
+    words = np.asarray(pack(jnp.asarray(maps)))
     assert words.shape == (2, 5, 7, 3)
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(unpack(words, 70), maps)
@@ -67,7 +68,7 @@ def test_a_band_becomes_its_middle_line():
 
 def test_maps_of_a_batch_do_not_meet():
     maps = np.stack([blobs(0), blobs(1)])
-    together = unpack(np.asarray(jitted_thin(pack(maps))), maps.shape[-1])
+    together = unpack(np.asarray(jitted_thin(pack(jnp.asarray(maps)))), maps.shape[-1])
     np.testing.assert_array_equal(together, [thinned(maps[0]), thinned(maps[1])])
 
 

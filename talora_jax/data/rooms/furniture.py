@@ -18,6 +18,7 @@ from talora_jax.data.rooms.materials import (
     METAL,
     WHITE,
     Material,
+    Number,
     fabric,
     fronts,
     hsv,
@@ -33,8 +34,8 @@ class Part:
     """One solid. Parts of a piece with the same `thing` are one instance."""
 
     shape: int
-    centre: tuple[float, float, float]
-    half: tuple[float, float, float]
+    centre: tuple[Number, Number, Number]
+    half: tuple[Number, Number, Number]
     material: Material
     label: str
     thing: int = 0
@@ -46,8 +47,8 @@ class Piece:
     """Parts, the extent (width, depth, height), and flat tops (x, y, z, width, depth)."""
 
     parts: tuple[Part, ...]
-    size: tuple[float, float, float]
-    tops: tuple[tuple[float, float, float, float, float], ...] = ()
+    size: tuple[Number, Number, Number]
+    tops: tuple[tuple[Number, Number, Number, Number, Number], ...] = ()
 
 
 def box(x, y, z, material, label, thing=0, yaw=0.0) -> Part:
@@ -384,7 +385,7 @@ def rug(rng: np.random.Generator) -> Piece:
     a = hsv(rng.uniform(), rng.uniform(0.2, 0.8), rng.uniform(0.3, 0.8))
     b = hsv(rng.uniform(), rng.uniform(0.2, 0.8), rng.uniform(0.3, 0.8))
     material = Material(
-        rng.choice((materials.PATTERN, materials.STRIPES, materials.CARPET)),
+        int(rng.choice((materials.PATTERN, materials.STRIPES, materials.CARPET))),
         a,
         b,
         rng.uniform(0.1, 0.3),

@@ -189,7 +189,7 @@ class Layout:
         if height > 0.9:
             self.tall.append(rect)
 
-    def _wall_point(self, wall: int, s: float) -> np.ndarray:
+    def _wall_point(self, wall: int, s: float) -> tuple[np.ndarray, float]:
         along = self.room[1] if wall < 2 else self.room[0]
         far = self.room[0] if wall < 2 else self.room[1]
         fixed = far if wall % 2 else 0.0
@@ -460,7 +460,7 @@ class Layout:
 
 def _meet(a, b, margin: float) -> bool:
     """Whether two rectangles (x0, y0, x1, y1) are nearer than the margin."""
-    return (
+    return bool(
         a[0] < b[2] + margin
         and b[0] < a[2] + margin
         and a[1] < b[3] + margin

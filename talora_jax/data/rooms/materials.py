@@ -25,6 +25,7 @@ import numpy as np
     FOLDS,
 ) = range(14)
 
+Number = int | float
 Colour = tuple[float, float, float]
 
 
@@ -39,7 +40,7 @@ class Material:
     texture: int
     a: Colour
     b: Colour
-    scale: float = 0.1
+    scale: Number = 0.1
     emission: float = 0.0
     gloss: float = 0.0
 
