@@ -13,12 +13,11 @@ Time is that of the encodings alone at `--size`, each kind beside as many frozen
     python -m benchmarks.adapters --repeats 0     counts alone, half a minute
 """
 
-import sys
-
 from rich.table import Table
 
 from benchmarks import arguments, report
 from benchmarks.harness import Contender, ask
+from talora_jax.errors import run_command
 
 KINDS = ("talora", "lora_shared", "lora_per_task")
 NUM_TASKS = 3
@@ -116,4 +115,4 @@ def _percent(row: dict, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Contender, ask
+from talora_jax.errors import ArgumentParser
 
 SIZES = ("tiny", "vit_b", "vit_l", "vit_h")
 INSTALL_PEERS = "pip install 'talora_jax[torch]' segment-anything transformers"
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
+def parser(doc: str) -> ArgumentParser:
     """A parser with what all benchmarks share; `doc` is the module's docstring."""
-    parser = argparse.ArgumentParser(
-        f"python -m benchmarks.{Path(sys.argv[0]).stem}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(doc, f"python -m benchmarks.{Path(sys.argv[0]).stem}")
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="also write all that is measured to this file"
     )
@@ -27,7 +24,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_model_arguments(
-    parser: argparse.ArgumentParser,
+    parser: ArgumentParser,
     *,
     peers: Sequence[str] | None,
     default: Sequence[str] | None = None,
@@ -71,7 +68,7 @@ def add_model_arguments(
         )
 
 
-def add_geometry_arguments(parser: argparse.ArgumentParser) -> None:
+def add_geometry_arguments(parser: ArgumentParser) -> None:
     """`--original` and `--variants`, of the benchmarks from an image to its maps."""
     parser.add_argument(
         "--original",

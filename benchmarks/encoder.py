@@ -7,10 +7,9 @@ transformers uses its fused attention (SDPA). Ours has no adapters here.
     python -m benchmarks.encoder --size tiny      a quick check that everything runs
 """
 
-import sys
-
 from benchmarks import arguments, report
 from benchmarks.harness import Contender
+from talora_jax.errors import run_command
 
 PEERS = ("transformers", "segment_anything")
 
@@ -32,4 +31,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,11 +11,11 @@ cores that also read, the two are in each other's way, as they are in training t
     python -m benchmarks.input --dataset nyuv2_mtan --path nyuv2
 """
 
-import sys
 import tempfile
 
 from benchmarks import arguments, report
 from benchmarks.harness import Contender, Result, ask
+from talora_jax.errors import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,4 +148,4 @@ def _sentence(args, took: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

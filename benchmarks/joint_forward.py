@@ -10,10 +10,9 @@ with the dense update of every layer and the decoder once per channel; see
     python -m benchmarks.joint_forward --size tiny   a quick check that everything runs
 """
 
-import sys
-
 from benchmarks import arguments, report
 from benchmarks.harness import Contender
+from talora_jax.errors import run_command
 
 PEERS = ("transformers", "segment_anything")
 
@@ -40,4 +39,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

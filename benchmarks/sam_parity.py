@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.arguments import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
-from talora_jax.errors import UserError, run_command
+from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.inference.prompts import SamPredictor
 from talora_jax.inference.rgb import as_rgb
 from talora_jax.weights.build import load_sam
@@ -125,11 +125,7 @@ def draw(image, points, theirs, ours) -> Image.Image:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.sam_parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(__doc__, "python -m benchmarks.sam_parity")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="an official .pth, or: random")
     parser.add_argument("image", metavar="IMAGE", help="a picture to ask about")
     parser.add_argument(

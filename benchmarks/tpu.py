@@ -24,10 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 from rich.table import Table
 
 from benchmarks import arguments, report
-from talora_jax.command_line import load_config
+from talora_jax.command_line import parse
 from talora_jax.errors import run_command
 
 # By generation: the name of eight chips that libtpu wants to hear, and how many sides a shape has.
@@ -70,7 +71,7 @@ class Measured:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args, overrides = _parse(argv)
+    args, config = _parse(argv)
     generation, shape = _check_topology(args.topology)
     _set_environment(generation, shape)
     # From here on JAX may be imported: it reads the environment only once.
@@ -83,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
     devices = _devices(args.topology, generation)
     mesh = _mesh(args.mesh, devices)
-    config = load_config(args.config, overrides)
     config_lib.check(config)
     # What `auto` means depends on the machine that trains, not on this one.
     for field in ("dtype", "param_dtype"):
@@ -218,8 +218,8 @@ def _table(measured: dict[str, Measured], chips: int) -> Table:
     return table
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The command line, and what in it changes the config."""
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """The command line, and the config that it gives."""
     parser = arguments.parser(__doc__)
     parser.add_argument(
         "--topology",
@@ -275,12 +275,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--hlo", metavar="FOLDER", help="also write the compiled programs here, as text"
     )
-    args, overrides = parser.parse_known_args(argv)
+    args, config = parse(parser, argv)
     for name in ("batch_per_chip", "repeats", "classes", "tasks"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
-    return args, overrides
+    return args, config
 
 
 def _check_topology(name: str) -> tuple[str, str]:

@@ -14,10 +14,9 @@ tasks, which at ViT-B may need more than 24 GB and is therefore not measured unl
     python -m benchmarks.train_step --size tiny   a quick check that everything runs
 """
 
-import sys
-
 from benchmarks import arguments, report
 from benchmarks.harness import Contender
+from talora_jax.errors import run_command
 
 PEERS = ("transformers_by_task", "segment_anything_by_task", "transformers", "segment_anything")
 BY_TASK = "_by_task"
@@ -46,4 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,5 +1,6 @@
 """Every config in configs/ loads and passes its checks; the big recipe builds and steps."""
 
+import json
 import math
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from talora_jax.errors import UserError
 from talora_jax.models.adapters import ORTHOGONAL_PARTS
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
-from talora_jax.training.loop import train
+from talora_jax.training.loop import claim_workdir, train
 from talora_jax.training.setup import abstract, prepare
 from talora_jax.training.step import abstract_state, make_train_step
 
@@ -78,6 +79,22 @@ def test_a_wrong_value_is_told_with_the_nearest_right_one():
     config.adapter.kind = "tallora"
     with pytest.raises(UserError, match=r"expected one of .*; did you mean talora\?$"):
         config_lib.check(config)
+
+
+def test_a_workdir_with_values_that_mean_unset_is_the_same_runs(tmp_path):
+    """Files may hold what `OPTIONAL` lists for None, and lack fields that have a default."""
+    config = config_lib.default()
+    fields = config.to_dict()
+    for name, empty in config_lib.OPTIONAL.items():
+        section, field = name.split(".")
+        if fields[section][field] is None:
+            fields[section][field] = empty
+    del fields["host_metrics"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    claim_workdir(config, tmp_path, write=False)
+    config.data.depth_scale = 10.0
+    with pytest.raises(UserError, match="config.data.depth_scale was None and is now 10.0. Choose"):
+        claim_workdir(config, tmp_path, write=False)
 
 
 def test_what_the_defaults_name_is_what_there_is():

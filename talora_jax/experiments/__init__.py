@@ -1,1 +1,1 @@
-"""Many runs, and what is told of runs; knows `training`, and nothing but `main` knows it."""
+"""Many runs, and what they came to; knows `training`, and is used by the commands alone."""

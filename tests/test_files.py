@@ -1,0 +1,34 @@
+"""Files are there whole or not at all, and a disk that refuses is told in one sentence."""
+
+import pytest
+
+from talora_jax.errors import UserError
+from talora_jax.files import replacing, write_atomically
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "file"
+    for content in (b"old", b"new"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_refused_write_leaves_the_old_file(tmp_path):
+    with pytest.raises(UserError, match="nowhere/file could not be written: No such file"):
+        write_atomically(tmp_path / "nowhere" / "file", b"")
+    # A folder is in the way.
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old").write_bytes(b"old")
+    with pytest.raises(UserError, match="full could not be written"):
+        write_atomically(tmp_path / "full", b"new")
+    assert (tmp_path / "full" / "old").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_what_fails_halfway_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
