@@ -200,7 +200,10 @@ def test_uint8_images_and_whole_floats_as_labels(copy, tmp_path, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_path(name, tmp_path):
     expected = "that https://github.com/lorenmt/mtan links to."
-    for path, problem in (("", "is empty"), (tmp_path / "nowhere", "nowhere', which does not exist")):
+    for path, problem in (
+        ("", "is empty"),
+        (tmp_path / "nowhere", "nowhere', which does not exist"),
+    ):
         message = refused(path, name, tmp_path)
         assert problem in message and message.endswith(expected) and "\n" not in message
 

@@ -8,7 +8,9 @@ import sys
 import ml_collections
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from talora_jax.data import records as records_lib
 from talora_jax.data.rooms import CLASS_NAMES, open_rooms, records
 from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import random_scene
@@ -61,6 +63,24 @@ def test_source_can_be_pickled(prepared):
 def test_prepared_rooms_are_not_rendered_again(prepared, monkeypatch):
     monkeypatch.setattr(records, "render", lambda *_: pytest.fail("rendered again"))
     assert len(open_rooms(config(prepared[0]), TASKS).splits["train"]) == 4
+
+
+def test_rooms_of_another_version_are_rendered_anew(prepared, monkeypatch):
+    rendered = []
+    monkeypatch.setattr(records, "render", lambda *room: rendered.append(1) or render(*room))
+    monkeypatch.setattr(records.Rooms, "VERSION", tfds.core.Version("2.0.0"))
+    assert len(open_rooms(config(prepared[0]), TASKS).splits["train"]) == 4
+    assert len(rendered) == 6
+
+
+def test_instances_are_kept_too(prepared):
+    builder = records_lib.prepared(
+        records.Rooms, str(prepared[0]), records.records_config(4, 2, SIZE, 7).name
+    )
+    source = records_lib.RecordsSource(builder.as_data_source("val"), ("instance",), records.unpack)
+    instance = source[1]["instance"]
+    assert instance.dtype == np.int32
+    np.testing.assert_array_equal(instance, render(random_scene(7, "val", 1), SIZE)["instance"])
 
 
 def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
