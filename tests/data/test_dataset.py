@@ -60,7 +60,7 @@ import sys, ml_collections
 from talora_jax.data import class_names
 assert len(class_names(ml_collections.ConfigDict({"name": "rooms"}), ("semantic",))) == 13
 heavy = ("tensorflow_datasets", "scipy.io", "talora_jax.data.rooms", "talora_jax.data.folder")
-sys.exit(", ".join(name for name in heavy if name in sys.modules))
+sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -106,8 +106,8 @@ def test_archives_are_read_as_they_are(name, originals, tmp_path):
 
 def test_the_data_may_lie_one_folder_down(originals, tmp_path):
     outer = originals["nyuv2_mtan"].parent
-    told = refused(outer, "nyuv2_mtan", tmp_path)
-    assert "holds cityscapes_mtan, nyuv2_mtan, each with train/ or val/; name one" in told
+    message = refused(outer, "nyuv2_mtan", tmp_path)
+    assert "holds cityscapes_mtan, nyuv2_mtan, each with train/ or val/; name one" in message
     alone = tmp_path / "outer"
     shutil.copytree(originals["nyuv2_mtan"], alone / "nyuv2")
     assert len(open_at(alone, "nyuv2_mtan", tmp_path).splits["val"]) == 4
@@ -199,10 +199,13 @@ def test_uint8_images_and_whole_floats_as_labels(copy, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_path(name, tmp_path):
-    told = "that https://github.com/lorenmt/mtan links to."
-    for path, said in (("", "is empty"), (tmp_path / "nowhere", "nowhere', which does not exist")):
+    expected = "that https://github.com/lorenmt/mtan links to."
+    for path, problem in (
+        ("", "is empty"),
+        (tmp_path / "nowhere", "nowhere', which does not exist"),
+    ):
         message = refused(path, name, tmp_path)
-        assert said in message and message.endswith(told) and "\n" not in message
+        assert problem in message and message.endswith(expected) and "\n" not in message
 
 
 def test_no_data(tmp_path):
@@ -253,7 +256,7 @@ def duplicate(root):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
         (remove("val"), ["val is missing, or has no samples 0.npy, 1.npy, …"]),
         (remove("train/depth"), ["train/depth is missing"]),
@@ -269,13 +272,15 @@ def duplicate(root):
         (duplicate, ["val/label has 1 (1).npy, expected 0.npy, 1.npy, …"]),
     ],
 )
-def test_what_is_missing_is_named(spoil, told, copy, tmp_path):
+def test_what_is_missing_is_named(spoil, expected, copy, tmp_path):
     root = copy("nyuv2_mtan")
     spoil(root)
     lines = refused(root, "nyuv2_mtan", tmp_path).splitlines()
     title = f"{root} is not NYUv2 as MTAN packs it:"
     assert lines == (
-        [f"{title} {told[0]}"] if len(told) == 1 else [title, *("  " + line for line in told)]
+        [f"{title} {expected[0]}"]
+        if len(expected) == 1
+        else [title, *("  " + line for line in expected)]
     )
 
 
@@ -320,7 +325,7 @@ def pickled(root):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
         (cut, "cannot be read as npy ("),
         (pickled, "cannot be read as npy (Object arrays cannot be loaded when allow_pickle=False)"),
@@ -352,11 +357,11 @@ def pickled(root):
         ),
     ],
 )
-def test_bad_files_are_told_in_one_line_and_nothing_is_kept(spoil, told, copy, tmp_path):
+def test_bad_files_are_told_in_one_line_and_nothing_is_kept(spoil, expected, copy, tmp_path):
     root = copy("nyuv2_mtan")
     place = spoil(root)
     message = refused(root, "nyuv2_mtan", tmp_path / "records")
-    assert message.startswith(f"{root / place}: ") and told in message
+    assert message.startswith(f"{root / place}: ") and expected in message
     assert "\n" not in message
 
 

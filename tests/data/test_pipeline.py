@@ -215,6 +215,7 @@ def test_eval_of_nothing_is_nothing():
     )
 
 
+@pytest.mark.process
 def test_tensorflow_is_not_imported():
     script = "import sys, talora_jax.data.pipeline; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

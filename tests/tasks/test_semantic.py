@@ -33,10 +33,12 @@ def test_a_label_without_a_class_is_not_hidden(cases, name, above):
     task, (maps, target) = cases.task_of(name), cases.case_of(name)
     target[1, 2, 3:5] = cases.NUM_CLASSES[name] + above
     assert np.isnan(cases.loss(task, maps, target)[0])
-    told = f"{name}: 2 pixels have a label above the last class; expected 0 to {task.channels - 1},"
-    with pytest.raises(UserError, match=told):
+    expected = (
+        f"{name}: 2 pixels have a label above the last class; expected 0 to {task.channels - 1},"
+    )
+    with pytest.raises(UserError, match=expected):
         cases.summary(task, maps, target)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         cases.constant_of(name, target)
 
 

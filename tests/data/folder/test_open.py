@@ -1,0 +1,95 @@
+"""What a user's own folder gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from talora_jax.data.folder.edges import edges_from_ids
+
+
+def test_samples_are_what_the_contract_says(planes, root):
+    dataset = planes.open_root(root)
+    assert dataset.name == "folder"
+    assert dataset.tasks == planes.ALL
+    assert dataset.class_names == ("class 0", "class 1")
+    assert dataset.image_size == planes.SIZE
+    assert {split: len(source) for split, source in dataset.splits.items()} == {
+        "train": 3,
+        "val": 2,
+    }
+    images = set()
+    for sample in planes.samples(dataset):
+        assert {name: (values.shape, values.dtype) for name, values in sample.items()} == {
+            "image": ((*planes.SIZE, 3), np.uint8),
+            "semantic": (planes.SIZE, np.int32),
+            "depth": ((*planes.SIZE, 1), np.float32),
+            "normals": ((*planes.SIZE, 3), np.float32),
+            "edges": ((*planes.SIZE, 1), np.float32),
+        }
+        images.add(sample["image"].tobytes())
+        expected = np.where(planes.labels() == 255, -1, planes.labels().astype(np.int32))
+        np.testing.assert_array_equal(sample["semantic"], expected)
+        np.testing.assert_allclose(sample["depth"][..., 0], planes.plane_depth(), atol=6e-5)
+        np.testing.assert_array_equal(sample["edges"], edges_from_ids(expected))
+    rng = [np.random.default_rng(index) for index in range(5)]
+    assert images == {r.integers(0, 256, (*planes.SIZE, 3), dtype=np.uint8).tobytes() for r in rng}
+
+
+def test_derived_normals_are_the_planes(planes, root):
+    for sample in planes.samples(planes.open_root(root)):
+        np.testing.assert_allclose(np.linalg.norm(sample["normals"], axis=-1), 1, atol=1e-4)
+        assert planes.degrees(sample["normals"]).max() < 0.5
+
+
+def test_only_the_tasks_asked_for_are_given(planes, root):
+    dataset = planes.open_root(root, ("depth",))
+    assert dataset.tasks == planes.ALL
+    assert set(dataset.splits["val"][0]) == {"image", "depth"}
+
+
+def test_edges_come_from_instances_before_semantics(planes, root):
+    instance = np.ones(planes.SIZE, np.uint16)
+    instance[:, 16:] = 700
+    instance[20:] = 0
+    for index in range(5):
+        planes.save(root / f"instance/{index}.png", instance)
+    edges = planes.open_root(root, ("edges",)).splits["train"][0]["edges"][..., 0]
+    expected = np.zeros(planes.SIZE)
+    expected[19:] = -1
+    expected[:20, 15:17] = 1
+    np.testing.assert_array_equal(edges, expected)
+
+
+def test_without_depth_and_labels_only_the_rest_is_offered(planes, root):
+    for index in range(5):
+        (root / f"depth/{index}.png").unlink()
+    (root / "depth").rmdir()
+    assert planes.open_root(root, ("semantic",)).tasks == ("semantic", "edges")
+    message = planes.refused(root, ("depth", "normals"))
+    assert message.endswith("has no targets for depth, normals; it has semantic, edges.")
+
+
+def test_normals_need_intrinsics(planes, root):
+    planes.write_json(root, {"intrinsics": None})
+    message = planes.refused(root)
+    assert "dataset.json" in message and "--config.data.intrinsics" in message
+    assert planes.open_root(root, ("depth",)).tasks == ("semantic", "depth", "edges")
+
+
+def test_preparing_is_quiet_on_standard_output(planes, root, capfd):
+    planes.open_root(root)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.process
+def test_tensorflow_is_not_imported(root):
+    script = f"""
+import sys, ml_collections
+from talora_jax.data import open_dataset
+data = dict(name="folder", path={str(root)!r}, dir={str(root.parent / "prepared")!r})
+open_dataset(ml_collections.ConfigDict(dict(data, val_fraction=0.4)), ["depth"]).splits["val"][0]
+sys.exit("tensorflow" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
