@@ -259,11 +259,11 @@ def _readme(tasks: Sequence[Task], described: dict) -> str:
         "| array | of each image | |",
         "|---|---|---|",
     ]
-    for told in described["tasks"].values():
-        for name, x in told["arrays"].items():
-            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {told['meaning']} |")
-        if told["class_names"]:
-            lines.append(f"| | | classes: {', '.join(told['class_names'])} |")
+    for described_task in described["tasks"].values():
+        for name, x in described_task["arrays"].items():
+            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {described_task['meaning']} |")
+        if described_task["class_names"]:
+            lines.append(f"| | | classes: {', '.join(described_task['class_names'])} |")
     return "\n".join(
         [
             *lines,

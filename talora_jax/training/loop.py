@@ -154,9 +154,9 @@ def _check_finite(step: int, scalars: dict[str, Array], run: Run) -> dict[str, f
     broken = [name for name, value in values.items() if not np.isfinite(value)]
     if broken:
         losses = [name for name in broken if name.endswith("/loss")] or broken
-        told = ", ".join(f"{name} is {values[name]}" for name in losses)
+        broken_losses = ", ".join(f"{name} is {values[name]}" for name in losses)
         raise UserError(
-            f"step {step}: {told}. The last checkpoint is from before it; lower "
+            f"step {step}: {broken_losses}. The last checkpoint is from before it; lower "
             "config.optimizer.learning_rate or set config.optimizer.clip_norm, and check the "
             "targets of that task."
         )
