@@ -99,7 +99,7 @@ class Geometry:
         (height, width), (new_height, new_width) = self.original, self.resized
         return xy * np.array([new_width / width, new_height / height])
 
-    def from_padded(self, maps: Float[Array, "*b h w C"]) -> Float[Array, "*b H W C"]:
+    def from_padded(self, maps: Float[Array | np.ndarray, "*b h w C"]) -> Float[Array, "*b H W C"]:
         """Maps of the padded image at any resolution, to the original size, in float32.
 
         Bilinear to `padded`, crop, bilinear to `original`; half-pixel centres, no antialiasing.
@@ -128,7 +128,7 @@ class Geometry:
 
 
 def resize(
-    x: Float[Array, "*b h w C"],
+    x: Float[Array | np.ndarray, "*b h w C"],
     rows: Float[Array | np.ndarray, "H h"],
     columns: Float[Array | np.ndarray, "W w"],
 ) -> Float[Array, "*b H W C"]:

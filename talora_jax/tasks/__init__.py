@@ -59,7 +59,13 @@ TASKS: dict[str, type[Task]] = {
 def make_task(name: str, *, class_names: Sequence[str]) -> Task:
     """The task called `name` on a dataset with these classes.
 
-    Raises: UserError for an unknown name, or for a task that needs classes where there are none.
+    >>> import talora_jax
+    >>> depth = talora_jax.make_task("depth", class_names=())
+    >>> depth.channels, sorted(depth.outputs(jnp.ones((1, 4, 6, 1))))
+    (1, ['depth'])
+
+    Raises:
+      UserError: an unknown name, or a task that needs classes where there are none.
     """
     if name not in TASKS:
         raise UserError(f"Unknown task {name!r}: expected one of {', '.join(TASKS)}.")

@@ -127,7 +127,9 @@ class Task(abc.ABC):
     def activate(self, maps: Float[Array, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """The prediction that raw maps stand for, in float32."""
 
-    def outputs(self, maps: Maps, *, probabilities: bool = True) -> dict[str, Array]:
+    def outputs(
+        self, maps: Float[Array, "*b H W C"], *, probabilities: bool = True
+    ) -> dict[str, Array]:
         """What raw maps mean to a person: arrays [*b,H,W,…] by name, the task's own first.
 
         Unless a task says otherwise it is what `activate` gives, one channel without its axis.
