@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -33,7 +35,11 @@ def compiled_folder() -> str:
 
 # Tests compile far more than they compute. Set before JAX starts, and inherited by every process
 # that a test starts: what one has compiled, none compiles again.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+XLA_FLAGS = "--xla_backend_optimization_level=0"
+# Half the time of a compilation, where XLA still has the choice: an unknown flag ends the process.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled_folder()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -226,19 +232,27 @@ def start_main(start_python):
 
 
 @pytest.fixture(scope="session")
-def micro_sam(micro) -> Sam:
+def fill() -> Callable[[Callable[[], nnx.Module]], nnx.Module]:
+    """Makes a model with random numbers in every parameter; nothing is compiled for it."""
+
+    def fill(make):
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        rng = np.random.default_rng(0)
+
+        def draw(path, variable):
+            noise = rng.normal(size=variable.shape)
+            noise = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
+            return variable.replace(jnp.asarray(noise, variable.dtype))
+
+        return nnx.merge(graphdef, nnx.map_state(draw, state))
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def micro_sam(micro, fill) -> Sam:
     """The promptable model of that size, random numbers in every parameter."""
-
-    def make():
-        return Sam(micro, rngs=nnx.Rngs(0))
-
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(make))):
-        name = ".".join(map(str, path))
-        noise = rng.normal(size=variable.shape)
-        tensors[name] = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
-    return build(make, tensors)
+    return fill(lambda: Sam(micro, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="session")

@@ -16,26 +16,21 @@ from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES
 from talora_jax.weights.build import build
+from talora_jax.weights.state import tensors_of
 
 CHANNELS = {"semantic": 5, "depth": 1, "normals": 3, "edges": 1}
 
 
-def make(sam, kind="talora", channels=CHANNELS, **adapter):
-    return make_once(sam, AdapterConfig(kind, (4, 5, 3), **adapter), tuple(channels.items()))
+@pytest.fixture(scope="module")
+def make(micro, fill):
+    """Makes a micro mSAM with random numbers in every parameter: no update is zero, no two tasks
+    are alike."""
 
+    def make(kind="talora", channels=CHANNELS, sam=micro, dtype=jnp.float32, **adapter):
+        config = AdapterConfig(kind, (4, 5, 3), **adapter)
+        return fill(lambda: MSam(sam, config, channels, dtype=dtype, rngs=nnx.Rngs(0)))
 
-@functools.cache
-def make_once(sam, config, channels):
-    return build(lambda: MSam(sam, config, dict(channels), rngs=nnx.Rngs(0)))
-
-
-def perturb(model):
-    """Moves every parameter, so that no update is zero and no two tasks are alike."""
-    graphdef, state = nnx.split(model)
-    leaves, treedef = jax.tree.flatten(state)
-    rng = np.random.default_rng(1)
-    moved = [x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves]
-    return nnx.merge(graphdef, jax.tree.unflatten(treedef, moved))
+    return make
 
 
 def images(*sizes):
@@ -43,14 +38,19 @@ def images(*sizes):
     return [jnp.asarray(rng.random((*size, 3)), jnp.float32) for size in sizes]
 
 
-def compiled(model, method, *arguments):
-    """A call of the model, compiled."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def call(graphdef, method, tasks, state, images):
+    return getattr(nnx.merge(graphdef, state), method)(images, tasks)
+
+
+def compiled(model, method, images, tasks=None):
+    """A call of the model, compiled once for models and images of one shape."""
     graphdef, state = nnx.split(model)
-    return jax.jit(lambda state: getattr(nnx.merge(graphdef, state), method)(*arguments))(state)
+    return call(graphdef, method, tasks, state, images)
 
 
-def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
-    model = perturb(make(micro))
+def test_joint_forward_of_mixed_sizes_equals_single_forwards(make, micro):
+    model = make()
     batch = images((48, 64), (64, 40), (31, 57))
     padded = jnp.concatenate([model.to_padded(image[None]) for image in batch])
     low_res = compiled(model, "low_res", padded)
@@ -68,8 +68,8 @@ def test_joint_forward_of_mixed_sizes_equals_single_forwards(micro):
             np.testing.assert_allclose(joint[task][i], maps, rtol=0, atol=1e-5)
 
 
-def test_images_of_one_size_are_a_batch(micro):
-    model = perturb(make(micro, channels={"depth": 1, "edges": 1}))
+def test_images_of_one_size_are_a_batch(make):
+    model = make(channels={"depth": 1, "edges": 1})
     batch = images((48, 40), (48, 40))
     maps = compiled(model, "__call__", jnp.stack(batch))
     for i, image in enumerate(batch):
@@ -85,8 +85,8 @@ def natively(model):
     return model
 
 
-def test_native_aspect_of_square_images_is_the_padded_model(micro):
-    model = perturb(make(micro, channels={"depth": 1, "edges": 1}))
+def test_native_aspect_of_square_images_is_the_padded_model(make):
+    model = make(channels={"depth": 1, "edges": 1})
     (square,) = images((1, 40, 40))
     padded = compiled(model, "__call__", square)
     native = compiled(natively(model), "__call__", square)
@@ -94,8 +94,8 @@ def test_native_aspect_of_square_images_is_the_padded_model(micro):
         np.testing.assert_array_equal(native[task], padded[task])
 
 
-def test_native_aspect_encodes_no_padding(micro):
-    model = natively(perturb(make(micro, channels={"depth": 1, "edges": 1})))
+def test_native_aspect_encodes_no_padding(make):
+    model = natively(make(channels={"depth": 1, "edges": 1}))
     assert model.geometry((48, 64)).padded == (48, 64)
     assert model.geometry((61, 17)).padded == (64, 24)  # resized to 64×18, in patches of 8
     for image in images((48, 64), (61, 17)):
@@ -106,11 +106,11 @@ def test_native_aspect_encodes_no_padding(micro):
             assert maps.shape[1:3] == image.shape[:2] and maps.std() > 0.01
 
 
-def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):
+def test_a_smaller_grid_crops_positions_and_slices_relative_ones(make, micro):
     """24×32 pixels in an encoder for 64×64 are 24×32 in one for 32×32 with those positions."""
-    model = perturb(make(micro, channels={"depth": 1}))
+    model = make(channels={"depth": 1})
     smaller = dataclasses.replace(micro, encoder=dataclasses.replace(micro.encoder, image_size=32))
-    graphdef, _ = nnx.split(make(smaller, channels={"depth": 1}))
+    graphdef, _ = nnx.split(make(sam=smaller, channels={"depth": 1}))
     state = nnx.state(model)
     encoder = state["image_encoder"]
     encoder["pos_embed"] = encoder["pos_embed"].replace(encoder["pos_embed"][...][:4, :4])
@@ -119,25 +119,25 @@ def test_a_smaller_grid_crops_positions_and_slices_relative_ones(micro):
         table = attention[axis][...]  # offsets of 8 tokens, 15 rows; of 4, the middle 7
         attention[axis] = attention[axis].replace(table[:, 4:-4])
     (image,) = images((1, 24, 32))
-    large = compiled(model, "embed", image, ["depth"])
-    small = jax.jit(lambda state: nnx.merge(graphdef, state).embed(image, ["depth"]))(state)
+    large = compiled(model, "embed", image, ("depth",))
+    small = call(graphdef, "embed", ("depth",), state, image)
     assert large.shape[2:4] == (3, 4)
     np.testing.assert_allclose(large, small, rtol=0, atol=1e-5)
 
 
-def test_tasks_and_images_differ(micro):
-    model = perturb(make(micro))
+def test_tasks_and_images_differ(make):
+    model = make()
     embeddings = compiled(model, "embed", jnp.stack(images((64, 64), (64, 64))), model.tasks)
     flat = embeddings.reshape(8, -1)
     distances = jnp.abs(flat[:, None] - flat[None]).max(-1) + jnp.eye(8)
     assert distances.min() > 1e-2
 
 
-def test_a_subset_of_tasks_in_any_order(micro):
-    model = perturb(make(micro, channels={"depth": 1, "normals": 3, "edges": 1}))
+def test_a_subset_of_tasks_in_any_order(make):
+    model = make(channels={"depth": 1, "normals": 3, "edges": 1})
     batch = jnp.stack(images((48, 64)))
     every = compiled(model, "__call__", batch)
-    some = compiled(model, "__call__", batch, ["edges", "depth"])
+    some = compiled(model, "__call__", batch, ("edges", "depth"))
     assert some.keys() == {"edges", "depth"}
     for task, maps in some.items():
         np.testing.assert_allclose(maps, every[task], rtol=0, atol=1e-5)
@@ -154,13 +154,12 @@ def test_a_subset_of_tasks_in_any_order(micro):
         ("lora_shared", (True, True, True)),
     ],
 )
-def test_merged_equals_factored(micro, kind, qkv):
+def test_merged_equals_factored(make, kind, qkv):
     channels = {"depth": 1, "normals": 3}
-    model = perturb(make(micro, kind, channels, qkv=qkv))
+    model = make(kind, channels, qkv=qkv)
     (batch,) = images((1, 64, 64))
     factored = compiled(model, "embed", batch, model.tasks)
-    graphdef, _ = nnx.split(make(micro, "none", channels))
-    embed = jax.jit(lambda state: nnx.merge(graphdef, state).embed(batch, ["depth"])[0])
+    graphdef, _ = nnx.split(make("none", channels))
     for t in range(len(channels)):
         state = nnx.state(model)
         for blocks in ("window_blocks", "global_blocks"):
@@ -172,26 +171,30 @@ def test_merged_equals_factored(micro, kind, qkv):
             kernel = attention["qkv"]["kernel"]
             attention["qkv"]["kernel"] = kernel.replace(kernel[...] + dense)
             del attention["adapter"]
-        np.testing.assert_allclose(embed(state), factored[t], rtol=0, atol=1e-5)
+        (dense,) = call(graphdef, "embed", ("depth",), state, batch)
+        np.testing.assert_allclose(dense, factored[t], rtol=0, atol=1e-5)
 
 
-def test_a_new_adapter_changes_nothing(micro):
+def test_a_new_adapter_changes_nothing(make, micro):
     (batch,) = images((1, 64, 64))
-    channels = {"depth": 1}
-    plain, adapted = make(micro, "none", channels), nnx.clone(make(micro, "talora", channels))
-    nnx.update(adapted, nnx.state(plain))
+    channels, config = {"depth": 1}, AdapterConfig("talora", (4, 5, 3))
+    plain = make("none", channels)
+    base = tensors_of(nnx.state(plain))
+    adapted = build(lambda: MSam(micro, config, channels, rngs=nnx.Rngs(0)), base)
     np.testing.assert_array_equal(
-        compiled(plain, "embed", batch, ["depth"]), compiled(adapted, "embed", batch, ["depth"])
+        compiled(plain, "embed", batch, ("depth",)), compiled(adapted, "embed", batch, ("depth",))
     )
 
 
-def test_remat_changes_no_gradient(micro):
+def test_remat_changes_no_gradient(micro, fill):
     (batch,) = images((1, 48, 64))
+
+    sizes = dataclasses.replace(micro, decoder=dataclasses.replace(micro.decoder, depth=1))
 
     def gradient(remat):
         config = AdapterConfig(ranks=(4, 4, 2), dropout=0.1)
-        model = build(lambda: MSam(micro, config, {"depth": 1}, remat=remat, rngs=nnx.Rngs(0)))
-        graphdef, learnt, frozen = nnx.split(perturb(model), trainable(config), ...)
+        model = fill(lambda: MSam(sizes, config, {"depth": 1}, remat=remat, rngs=nnx.Rngs(0)))
+        graphdef, learnt, frozen = nnx.split(model, trainable(config), ...)
 
         def loss(learnt):
             maps = nnx.merge(graphdef, learnt, frozen)(batch, key=jax.random.key(0))
@@ -207,9 +210,9 @@ def test_remat_changes_no_gradient(micro):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-def test_tasks_one_after_the_other_are_tasks_together(micro, monkeypatch):
+def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
     batch = jnp.stack(images((48, 64), (48, 64)))
-    model = perturb(make(micro, dropout=0.3))
+    model = make(dropout=0.3)
     graphdef, learnt, frozen = nnx.split(model, trainable(AdapterConfig()), ...)
     tasks = ("normals", "depth")  # not all of them, and in another order
 
@@ -231,13 +234,11 @@ def test_tasks_one_after_the_other_are_tasks_together(micro, monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-def test_bfloat16_computes_near_float32(micro):
-    config = AdapterConfig(ranks=(4, 4, 2))
+def test_bfloat16_computes_near_float32(make):
     batch = jnp.stack(images((48, 64)))
 
     def maps(dtype):
-        make = lambda: MSam(micro, config, {"depth": 1}, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
-        return compiled(build(make), "__call__", batch)["depth"]
+        return compiled(make(channels={"depth": 1}, dtype=dtype), "__call__", batch)["depth"]
 
     exact, rounded = maps(jnp.float32), maps(jnp.bfloat16)
     assert rounded.dtype == jnp.float32
@@ -264,7 +265,7 @@ def test_trainable_parameter_counts_without_allocating(size, adapters, all_train
     assert count(trainable(config)) == all_trainable
 
 
-def test_full_trains_the_encoder_and_nothing_adapted(micro):
-    model = make(micro, "full")
+def test_full_trains_the_encoder_and_nothing_adapted(make):
+    model = make("full")
     frozen = nnx.state(model, nnx.Not(trainable(AdapterConfig("full"))))
     assert list(frozen) == ["positions"]
