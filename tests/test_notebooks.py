@@ -29,6 +29,10 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LIMIT = 180
 
 
+def runs_notebooks(test):
+    return pytest.mark.slow(pytest.mark.process(test))
+
+
 def read(name):
     return nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
 
@@ -136,6 +140,7 @@ def test_notebooks_are_stored_without_outputs_and_begin_alike(path):
     assert all("%pip" not in cell.source for cell in cells[2:])
 
 
+@runs_notebooks
 def test_convert_and_prompt(converted):
     base, tensors, (text, pictures) = converted
     assert f"wrote {base}" in text and len(pictures) == 2
@@ -145,6 +150,7 @@ def test_convert_and_prompt(converted):
         np.testing.assert_array_equal(stored[name], x)
 
 
+@runs_notebooks
 def test_finetune_resumes_and_shows_what_was_learnt(finetuned):
     workdir, (text, pictures) = finetuned
     assert "Resuming after step" in text
@@ -155,6 +161,7 @@ def test_finetune_resumes_and_shows_what_was_learnt(finetuned):
     assert steps == list(range(1, 41))
 
 
+@runs_notebooks
 def test_finetune_on_nyuv2(execute, converted, published, place):
     data = published.WRITE["nyuv2_mtan"](place / "download", size=(48, 64))
     flags = [*FLAGS, "--config.steps=1", f"--config.data.dir={place / 'records'}"]
@@ -165,6 +172,7 @@ def test_finetune_on_nyuv2(execute, converted, published, place):
     assert (place / "nyuv2" / "adapter.safetensors").is_file()
 
 
+@runs_notebooks
 def test_predict_and_export(execute, finetuned):
     text, pictures = execute("predict_and_export", WORKDIR=finetuned[0])
     assert "4 of 4 images predicted" in text

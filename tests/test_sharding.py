@@ -76,6 +76,7 @@ def steps(start_python):
     return dict(zip(MESHES, map(json.loads, out.splitlines()), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
     one, many = steps[1, 1, 1], steps[mesh]
@@ -85,11 +86,13 @@ def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, *map(abs, theirs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_second_step_runs_the_first_ones_program(steps, mesh):
     assert steps[mesh]["compilations"] == 1
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_sharded_under_fsdp(steps):
     assert set(steps[8, 1, 1]["frozen_shares"]) == {1}
     assert len(steps[2, 4, 1]["frozen_shares"]) >= 4  # qkv, proj, lin1, lin2

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 
+from benchmarks import tpu
 from benchmarks.abstract_step import choose_tasks
+from talora_jax.errors import run_command
 from talora_jax.tasks import TASKS
 
 RECIPE = ("semantic", "depth", "normals")
@@ -19,6 +22,7 @@ def test_more_tasks_than_a_config_names():
     assert [task.name for task in choose_tasks(("depth", "normals"), 1, 13)] == ["depth"]
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_and_measured(start_python, tmp_path):
     path = tmp_path / "report.json"
     process = start_python(
@@ -40,22 +44,32 @@ def test_the_step_is_compiled_and_measured(start_python, tmp_path):
     assert step["reduced_ratio"] > 0
 
 
+# What is wrong is found before the environment is set for JAX.
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--topology", "v9x:2x4"], "--topology: unknown 'v9x:2x4', expected GENERATION:SHAPE"),
         (["--topology", "v5e:2x2x2"], "--topology: unknown 'v5e:2x2x2'"),
-        (["--topology", "cpu:2", "--mesh", "4,1,1"], "--mesh is 4,1,1, but the topology has 2"),
         (["--topology", "cpu:1", "--config", "none.py"], "--config: there is no file 'none.py'"),
         (["--topology", "cpu:1", "--config.model.sise=tiny"], "the config has no field sise"),
         (["--topology", "cpu:1", "--tasks", "0"], "--tasks is 0, expected at least 1"),
     ],
 )
-def test_mistakes_are_told_in_one_line(start_python, arguments, told):
-    process = start_python("-m", "benchmarks.tpu", *arguments)
+def test_mistakes_are_told_in_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["tpu", *arguments])
+    monkeypatch.setattr(tpu, "_set_environment", None)
+    with pytest.raises(SystemExit) as stop:
+        run_command(tpu.main)
+    # A text for a status is what Python prints at the end.
+    error = capsys.readouterr().err + (stop.value.code if isinstance(stop.value.code, str) else "")
+    assert stop.value.code and message in error and len(error.splitlines()) == 1
+
+
+def test_a_mesh_of_another_number_of_devices(start_python):
+    process = start_python("-m", "benchmarks.tpu", "--topology", "cpu:2", "--mesh", "4,1,1")
     _, errors = process.communicate(timeout=120)
     assert process.returncode
-    assert told in errors.splitlines()[-1]
+    assert errors.splitlines()[-1] == "--mesh is 4,1,1, but the topology has 2 devices"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")

@@ -113,6 +113,7 @@ for tasks, images in ((2, 4), (1, 4)):
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_spreads_the_grids_and_changes_nothing(start_python):
     process = start_python("-c", PROGRAM, devices=8)
     out, errors = process.communicate(timeout=300)

@@ -186,6 +186,7 @@ def test_a_new_adapter_changes_nothing(make, micro):
     )
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(micro, fill):
     (batch,) = images((1, 48, 64))
 
@@ -210,6 +211,7 @@ def test_remat_changes_no_gradient(micro, fill):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
     batch = jnp.stack(images((48, 64), (48, 64)))
     model = make(dropout=0.3)
@@ -234,6 +236,7 @@ def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32(make):
     batch = jnp.stack(images((48, 64)))
 

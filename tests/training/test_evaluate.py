@@ -64,6 +64,7 @@ def test_host_metrics_are_measured_unless_switched_off(edges_config):
     assert without == {name: value for name, value in actual.items() if name not in EXACT}
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(edges_config, start_python):
     run = prepare(edges_config)
     expected = [Evaluator(run).metrics(run.trainable), constant_baselines(run)]
