@@ -129,7 +129,7 @@ def _told_by(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config.get("model", {})
     known = ("pixel_normalisation", "native_aspect", "dtype", "param_dtype")
     return {
-        "adapter": config["adapter"],
+        "adapter": {name: x for name, x in config["adapter"].items() if name != "extend"},
         "weights": model.get("weights") or "",
         "seed": config.get("seed", 0),
         **{name: model[name] for name in known if name in model},

@@ -23,7 +23,6 @@ SIZE = (24, 32)
 class Glass(Binary):
     """Where one sees through; the share of it that is found."""
 
-
     def pixel_loss(self, maps, target):
         return optax.sigmoid_binary_cross_entropy(maps, target)[..., 0]
 

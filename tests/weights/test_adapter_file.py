@@ -6,6 +6,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 from flax import nnx
 
 import talora_jax
@@ -153,3 +155,53 @@ def test_what_can_be_extended(config, learn, shelf):
     base = str(shelf / "sam_micro.safetensors")
     assert "belongs to another base" in refused(**{"model.weights": base})
     assert "no adapter at x" in refused(**{"adapter.extend": "x"})
+
+
+@pytest.mark.parametrize("name", ["run/adapter", "adapter"])
+def test_files_that_have_all_in_the_runs_config_predict_the_same(shelf, tmp_path, name):
+    path, old = shelf / f"{name}.safetensors", tmp_path / "old.safetensors"
+    file = AdapterFile.read(path)
+    with safetensors.safe_open(path, "np") as opened:
+        metadata = opened.metadata()
+    kept = ("config", "channels", "class_names", "base", "base_fingerprint", "tensors_sha256")
+    metadata = {key: metadata[key] for key in kept} | {"format": "talora_jax adapter 2"}
+    safetensors.numpy.save_file(dict(file.tensors), old, metadata)
+    assert dataclasses.replace(AdapterFile.read(old), tensors={}, sam=file.sam) == (
+        dataclasses.replace(file, tensors={})
+    )
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    expected = talora_jax.load(path).predict(photo)
+    for name, array in talora_jax.load(old).predict(photo).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_what_should_be_frozen_is_not_saved_over(shelf, tmp_path):
+    base = shelf / "sam_micro.safetensors"
+    model = talora_jax.load_msam(base, AdapterConfig(ranks=(4, 4, 2)), {"depth": 1})
+    model.image_encoder.neck.conv1.kernel[...] += 1
+    with pytest.raises(UserError, match="image_encoder.neck.conv1.kernel: expected as in .*micro"):
+        talora_jax.save_adapter(model, tmp_path / "mine.safetensors", base)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_needs_a_base_or_sizes(shelf):
+    with pytest.raises(UserError, match="needs a base, or sizes"):
+        talora_jax.load_msam(None, AdapterConfig(), {"depth": 1})
+    with pytest.raises(UserError, match="no base at nowhere"):
+        talora_jax.load_msam("nowhere", AdapterConfig(), {"depth": 1})
+
+
+def test_from_random_numbers_and_back(micro, shelf, tmp_path):
+    """Without a base the seed is what the file keeps of it."""
+    adapter = AdapterConfig("lora_per_task", ranks=(4, 4, 2))
+    model = talora_jax.load_msam(None, adapter, {"depth": 1}, sam=micro, seed=3)
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    talora_jax.save_adapter(model, tmp_path / "mine.safetensors", None, seed=3)
+    seen = talora_jax.load(tmp_path / "mine.safetensors").predict(photo)["depth"]
+    maps = nnx.jit(lambda model, images: model(images))(model, photo[None] / np.float32(255))
+    np.testing.assert_allclose(seen, maps["depth"][0, ..., 0], rtol=0, atol=1e-5)
+
+
+def test_an_unknown_kind_of_adapter_is_refused():
+    with pytest.raises(UserError, match="no adapter kind 'lora'; expected one of talora, lora_sh"):
+        AdapterConfig("lora")
