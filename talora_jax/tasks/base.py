@@ -17,14 +17,15 @@ from talora_jax.tasks.legends import Bar, Legend
 from talora_jax.tasks.png import Png, scaled
 from talora_jax.tasks.target_files import FileSettings
 
-Maps = Float[Array, "B H W C"]  # what the model gives: raw, of any float type
-Target = Num[Array, "B H W *c"]
-Mask = Bool[Array, "B H W"]
+AnyArray = Array | np.ndarray
+Maps = Float[AnyArray, "B H W C"]  # what the model gives: raw, of any float type
+Target = Num[AnyArray, "B H W *c"]
+Mask = Bool[AnyArray, "B H W"]
 Sums = dict[str, Array]  # of one batch
 HostSums = dict[str, Int[np.ndarray, "..."]]
 Totals = Mapping[str, ArrayLike]  # the same, added over batches
-AnyTarget = Num[Array | np.ndarray, "..."]  # with a batch axis or without
-Labelled = Bool[Array | np.ndarray, "*b H W"]
+AnyTarget = Num[AnyArray, "..."]  # with a batch axis or without
+Labelled = Bool[AnyArray, "*b H W"]
 Activated = Float[np.ndarray, "H W C"]  # of one image, as `Task.activate` gives it
 Truth = Num[np.ndarray, "H W *c"]
 Output = Num[np.ndarray, "H W *c"]  # of one image, as `Task.outputs` gives it
@@ -124,7 +125,7 @@ class Task(abc.ABC):
         return jnp.sum(image_sums(pixel_loss, self.valid(target))), self.count(target)
 
     @abc.abstractmethod
-    def activate(self, maps: Float[Array, "*b H W C"]) -> Float[Array, "*b H W C"]:
+    def activate(self, maps: Float[AnyArray, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """The prediction that raw maps stand for, in float32."""
 
     def outputs(
@@ -206,12 +207,14 @@ def resize_nearest(
     return values.take(rows, axis=0).take(columns, axis=1)
 
 
-def bincount(index: Int[Array, "*b"], mask: Bool[Array, "*b"], length: int) -> Int[Array, "n"]:
+def bincount(
+    index: Int[AnyArray, "*b"], mask: Bool[AnyArray, "*b"], length: int
+) -> Int[Array, "n"]:
     """How often each index in [0, length) occurs inside the mask, int32."""
     return jnp.bincount(jnp.where(mask, index, length).ravel(), length=length)
 
 
-def image_sums(values: Float[Array, "B H W"], valid: Mask) -> Float[Array, "B"]:
+def image_sums(values: Float[AnyArray, "B H W"], valid: Mask) -> Float[Array, "B"]:
     """Sums over each image's valid pixels, row by row.
 
     Without the barriers XLA's CPU would make one sum of it and add a small image's pixels one after
@@ -221,7 +224,7 @@ def image_sums(values: Float[Array, "B H W"], valid: Mask) -> Float[Array, "B"]:
     return jax.lax.optimization_barrier(jnp.sum(rows, axis=1))
 
 
-def error_sums(errors: Mapping[str, Float[Array, "B H W"]], valid: Mask) -> Sums:
+def error_sums(errors: Mapping[str, Float[AnyArray, "B H W"]], valid: Mask) -> Sums:
     """Sums of per-pixel errors over all pixels, and of their per-image means over images.
 
     `rmse` stands for the squared error: its root is taken after the mean.

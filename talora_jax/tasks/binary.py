@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from talora_jax.tasks.base import (
     Activated,
+    AnyArray,
     AnyTarget,
     Labelled,
     Picture,
@@ -45,7 +46,7 @@ class Binary(Task):
     def valid(self, target: AnyTarget) -> Labelled:
         return target[..., 0] >= 0
 
-    def activate(self, maps: Float[Array, "*b H W 1"]) -> Float[Array, "*b H W 1"]:
+    def activate(self, maps: Float[AnyArray, "*b H W 1"]) -> Float[Array, "*b H W 1"]:
         """The probability of a yes."""
         return jax.nn.sigmoid(maps.astype(jnp.float32))
 
@@ -55,8 +56,8 @@ class Binary(Task):
 
 
 def reached(
-    probability: Float[Array, "B H W"],
-    mask: Bool[Array, "B H W"],
+    probability: Float[AnyArray, "B H W"],
+    mask: Bool[AnyArray, "B H W"],
     thresholds: Sequence[float],
     *,
     above: bool = False,

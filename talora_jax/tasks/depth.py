@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float32
 
 from talora_jax.tasks.base import (
     Activated,
+    AnyArray,
     AnyTarget,
     Labelled,
     Maps,
@@ -76,13 +77,13 @@ class Depth(Task):
     def valid(self, target: AnyTarget) -> Labelled:
         return target[..., 0] > 0
 
-    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:
+    def pixel_loss(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Float[Array, "B H W"]:
         return jnp.abs(maps - target)[..., 0]
 
-    def activate(self, maps: Float[Array, "*b H W 1"]) -> Float[Array, "*b H W 1"]:
-        return maps.astype(jnp.float32)
+    def activate(self, maps: Float[AnyArray, "*b H W 1"]) -> Float[Array, "*b H W 1"]:
+        return jnp.asarray(maps, jnp.float32)
 
-    def metrics(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Sums:
+    def metrics(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Sums:
         valid = self.valid(target)
         error = self.pixel_loss(maps.astype(jnp.float32), target)
         truth = jnp.where(valid, target[..., 0], 1)
@@ -116,7 +117,7 @@ class Depth(Task):
         scale = next((s for s in self.png_scales if far * s < 2**16 - 0.5), last)
         return scaled(output, scale, {"task": self.name, "unit": self.unit})
 
-    def statistics(self, target: Float[Array, "B H W 1"]) -> Sums:
+    def statistics(self, target: Float[AnyArray, "B H W 1"]) -> Sums:
         valid = self.valid(target)
         return {"sum": jnp.sum(target[..., 0], where=valid), "count": jnp.sum(valid)}
 

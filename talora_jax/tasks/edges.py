@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt32
 
-from talora_jax.tasks.base import HostSums, Maps, Sums, Totals
+from talora_jax.tasks.base import AnyArray, HostSums, Maps, Sums, Totals
 from talora_jax.tasks.binary import Binary, reached
 from talora_jax.tasks.boundaries import count_matches, pack, thin, unpack
 
@@ -30,12 +30,12 @@ class Edges(Binary):
     meaning = "probability of an edge"
     thresholds = tuple(k / 100 for k in range(1, 100))
 
-    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:
+    def pixel_loss(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Float[Array, "B H W"]:
         edge = (target[..., 0] > 0.5).astype(jnp.float32)
         weight = jnp.where(edge > 0, self.positive_weight, 1 - self.positive_weight)
         return weight * optax.sigmoid_binary_cross_entropy(maps[..., 0], edge)
 
-    def metrics(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Sums:
+    def metrics(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Sums:
         """Counts at the thresholds 0.01, 0.02 … 0.99, of predictions (probability >= threshold) and
         of true edges, all of them and the matched ones.
 
@@ -63,7 +63,7 @@ class Edges(Binary):
         }
 
     def host_inputs(
-        self, maps: Maps, target: Float[Array, "B H W 1"]
+        self, maps: Maps, target: Float[AnyArray, "B H W 1"]
     ) -> dict[str, UInt32[Array, "B H W words"]]:
         """`lines`: what is predicted at each of `thresholds`, then the true edges, all thinned."""
         valid, edge = self.valid(target), target[..., 0] > 0.5
@@ -129,7 +129,7 @@ class Edges(Binary):
             f"{protocol}ods_threshold": self.thresholds[best],
         }
 
-    def statistics(self, target: Float[Array, "B H W 1"]) -> Sums:
+    def statistics(self, target: Float[AnyArray, "B H W 1"]) -> Sums:
         return {"edges": jnp.sum(target > 0.5), "count": jnp.sum(self.valid(target))}
 
     def constant(self, statistics: Totals) -> Float[np.ndarray, "1"]:
@@ -138,7 +138,7 @@ class Edges(Binary):
         return np.float32([np.log((edges + 1) / (count - edges + 1))])
 
 
-def _spread(maps: Float[Array, "B H W"], radius: int) -> Float[Array, "B H W"]:
+def _spread(maps: Float[AnyArray, "B H W"], radius: int) -> Float[Array, "B H W"]:
     """The largest value in the square of this radius around each pixel."""
     size = 2 * radius + 1
     return jax.lax.reduce_window(maps, -jnp.inf, jax.lax.max, (1, size, size), (1, 1, 1), "SAME")

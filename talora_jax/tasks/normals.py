@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Float32, Int16
 
 from talora_jax.tasks.base import (
     Activated,
+    AnyArray,
     AnyTarget,
     Labelled,
     Maps,
@@ -98,14 +99,14 @@ class Normals(Task):
     def valid(self, target: AnyTarget) -> Labelled:
         return (target != 0).any(-1)
 
-    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 3"]) -> Float[Array, "B H W"]:
+    def pixel_loss(self, maps: Maps, target: Float[AnyArray, "B H W 3"]) -> Float[Array, "B H W"]:
         return 1 - jnp.sum(_unit(maps) * _unit(target), axis=-1)
 
-    def activate(self, maps: Float[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
+    def activate(self, maps: Float[AnyArray, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
         """Unit vectors; a zero vector stays zero."""
         return _unit(maps.astype(jnp.float32))
 
-    def metrics(self, maps: Maps, target: Float[Array, "B H W 3"]) -> Sums:
+    def metrics(self, maps: Maps, target: Float[AnyArray, "B H W 3"]) -> Sums:
         valid = self.valid(target)
         prediction, truth = self.activate(maps), self.activate(target)
         opposite = jnp.linalg.norm(prediction - truth, axis=-1)
@@ -163,7 +164,7 @@ class Normals(Task):
         text = {"task": self.name, "values": "x, y, z = 2 * pixel / 255 - 1: right, down, forward"}
         return Png(np.rint((output + 1) * 127.5).astype(np.uint8), text)
 
-    def statistics(self, target: Float[Array, "B H W 3"]) -> Sums:
+    def statistics(self, target: Float[AnyArray, "B H W 3"]) -> Sums:
         return {"direction": jnp.sum(_unit(target.astype(jnp.float32)), axis=(0, 1, 2))}
 
     def constant(self, statistics: Totals) -> Float[np.ndarray, "3"]:
@@ -171,7 +172,7 @@ class Normals(Task):
         return np.asarray(_unit(jnp.asarray(statistics["direction"], jnp.float32)))
 
 
-def _unit(vectors: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
+def _unit(vectors: Float[AnyArray, "*b C"]) -> Float[Array, "*b C"]:
     """Vectors of length 1; one of no length stays zero and has gradient zero, not NaN."""
     square = jnp.sum(vectors**2, axis=-1, keepdims=True)
     safe = square > 1e-30

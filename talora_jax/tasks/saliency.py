@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from talora_jax.tasks.base import Maps, Sums, Totals
+from talora_jax.tasks.base import AnyArray, Maps, Sums, Totals
 from talora_jax.tasks.binary import Binary, reached
 
 
@@ -32,7 +32,7 @@ class Saliency(Binary):
     invpt_thresholds = tuple(math.log(k / (20 - k)) for k in range(10, 15))
     beta_squared = 0.3
 
-    def pixel_loss(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Float[Array, "B H W"]:
+    def pixel_loss(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Float[Array, "B H W"]:
         valid, salient = self.valid(target), target[..., 0] > 0.5
         pixels = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
         share = jnp.sum(salient, axis=(1, 2), keepdims=True) / pixels
@@ -40,7 +40,7 @@ class Saliency(Binary):
         truth = salient.astype(jnp.float32)
         return weight * optax.sigmoid_binary_cross_entropy(maps[..., 0], truth)
 
-    def metrics(self, maps: Maps, target: Float[Array, "B H W 1"]) -> Sums:
+    def metrics(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Sums:
         """Sums over images of the IoU at each of `miou_thresholds`; counts of salient pixels, true,
         predicted and both, at `f_thresholds` and `invpt_thresholds`."""
         valid, salient = self.valid(target), target[..., 0] > 0.5
@@ -89,7 +89,7 @@ class Saliency(Binary):
             result[name] = float(np.max(f_measure))
         return result
 
-    def statistics(self, target: Float[Array, "B H W 1"]) -> Sums:
+    def statistics(self, target: Float[AnyArray, "B H W 1"]) -> Sums:
         return {}
 
     def constant(self, statistics: Totals) -> Float[np.ndarray, "1"]:

@@ -18,6 +18,7 @@ from matplotlib.colors import hsv_to_rgb
 from talora_jax.errors import UserError
 from talora_jax.tasks.base import (
     Activated,
+    AnyArray,
     AnyTarget,
     Labelled,
     Maps,
@@ -72,10 +73,10 @@ class Semantic(Task):
     def valid(self, target: AnyTarget) -> Labelled:
         return target >= 0
 
-    def pixel_loss(self, maps: Maps, target: Int[Array, "B H W"]) -> Float[Array, "B H W"]:
+    def pixel_loss(self, maps: Maps, target: Int[AnyArray, "B H W"]) -> Float[Array, "B H W"]:
         return optax.softmax_cross_entropy_with_integer_labels(maps, jnp.maximum(target, 0))
 
-    def activate(self, maps: Float[Array, "*b H W C"]) -> Float[Array, "*b H W C"]:
+    def activate(self, maps: Float[AnyArray, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """Log-probabilities."""
         return jax.nn.log_softmax(maps.astype(jnp.float32))
 
@@ -88,7 +89,7 @@ class Semantic(Task):
             outputs[f"{self.name}_probabilities"] = jax.nn.softmax(maps.astype(jnp.float32))
         return outputs
 
-    def metrics(self, maps: Maps, target: Int[Array, "B H W"]) -> Sums:
+    def metrics(self, maps: Maps, target: Int[AnyArray, "B H W"]) -> Sums:
         """The confusion matrix, int32 [truth, prediction], and the count of unknown labels."""
         cell = target * self.num_classes + jnp.argmax(maps, axis=-1)
         known = self.valid(target) & (target < self.num_classes)
@@ -156,7 +157,7 @@ class Semantic(Task):
             return Png(output.astype(np.uint16), text)
         return Png(output.astype(np.uint8), text, self.colours())
 
-    def statistics(self, target: Int[Array, "B H W"]) -> Sums:
+    def statistics(self, target: Int[AnyArray, "B H W"]) -> Sums:
         known = self.valid(target) & (target < self.num_classes)
         return {
             "classes": bincount(target, known, self.num_classes),
