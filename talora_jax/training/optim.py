@@ -1,7 +1,7 @@
 """Schedule, parameter groups and optimizer of the released recipe.
 
 Adam with L2 weight decay (added to the gradient before Adam), a linear warm-up and a linear decay
-to 0, per step: REFERENCE of the MTSAM release. Groups of parameters may scale the learning rate.
+to 0, per step, as in the MTSAM release. Groups of parameters may scale the learning rate.
 """
 
 import ml_collections
