@@ -87,6 +87,7 @@ def results(workdir):
     return [{k: v for k, v in row.items() if k != "step_time"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_end(start_main, config, tmp_path):
     def command(name):
         long = ["--config.steps=12", "--config.checkpoint_every=3", "--config.eval_every=6"]

@@ -136,6 +136,7 @@ def python_without_talora_jax(folder, code_or_file, *arguments):
     )
 
 
+@pytest.mark.process
 def test_the_program_runs_without_talora_jax(finished, tasks, images, tmp_path, capsys):
     model, workdir = finished
     out = tmp_path / "out"

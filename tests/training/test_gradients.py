@@ -184,6 +184,7 @@ np.savez(sys.argv[1], **t.by_name(found.gradient["model"]))
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_and_accumulation_change_no_balanced_gradient(micro, start_python, tmp_path):
     process = start_python("-c", PROGRAM, str(tmp_path / "found.npz"), devices=6)
     one = by_name(gradient_of(make_run(micro, "nash_mtl", "talora")).gradient["model"])

@@ -52,6 +52,7 @@ def test_a_file_that_is_no_adapter(shelf, capsys, monkeypatch):
     assert "cut short or no adapter" in errors and len(errors.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shelf, tmp_path, micro):
     parent, base = shelf / "adapter.safetensors", shelf / "sam_micro.safetensors"
     before = AdapterFile.read(parent)

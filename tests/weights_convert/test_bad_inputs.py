@@ -137,6 +137,7 @@ def test_outputs_that_cannot_be(run, refuse, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["out.safetensors", "folder"])
+@pytest.mark.process
 def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
     # A limit on the size of files stands in for the disk: the write itself fails.
     before = sorted(tmp_path.rglob("*"))
@@ -154,6 +155,7 @@ def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_without_pytorch_the_error_names_the_extra(checkpoint, tmp_path):
     # Conversions without .pth run without PyTorch; those with say what to install.
     program = (
