@@ -183,7 +183,7 @@ class ImageEncoder(nnx.Module):
     def __call__(
         self,
         images: Float[Array, "B H W 3"],
-        task_ids: tuple[int, ...],
+        task_ids: tuple[int | Int[Array, ""], ...],
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "n B h w C"]:

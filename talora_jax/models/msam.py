@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
@@ -123,7 +124,7 @@ class MSam(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array | np.ndarray, "B H W 3"],
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
@@ -146,14 +147,14 @@ class MSam(nnx.Module):
         """How an image of this (H, W) is encoded."""
         return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
 
-    def to_padded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B Y X 3"]:
+    def to_padded(self, images: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B Y X 3"]:
         """Images, RGB in [0, 1], as the encoder takes them: resized, normalised, padded."""
         geometry = self.geometry(images.shape[1:3])
         return geometry.to_padded(images, normalise=self.pixel_normalisation)
 
     def from_padded(
-        self, maps: Float[Array, "B h w C"], size: tuple[int, int]
-    ) -> Float[Array, "B H W C"]:
+        self, maps: Float[Array, "*b h w C"], size: tuple[int, int]
+    ) -> Float[Array, "*b H W C"]:
         """Maps of padded images, at any resolution, at the images' own (H, W)."""
         return self.geometry(size).from_padded(maps)
 

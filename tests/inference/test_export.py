@@ -1,6 +1,7 @@
 """A trained model in forms that need no talora_jax."""
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -219,7 +220,7 @@ def test_merging_other_kinds(config, tasks, kind):
 
 def test_every_platform_lowers_tiled_attention_at_a_fixed_batch(finished, tmp_path, monkeypatch):
     """With few logits allowed at once, attention takes a path of its own on every platform."""
-    monkeypatch.setitem(attention.attend.__kwdefaults__, "max_logits", 4096)
+    monkeypatch.setitem(inspect.unwrap(attention.attend).__kwdefaults__, "max_logits", 4096)
     out = tmp_path / "out"
     export.main(
         [str(finished[1]), str(out), "--parts", "program", "--batch-size", "2"]
@@ -247,7 +248,7 @@ def test_every_platform_lowers_tiled_attention_at_a_fixed_batch(finished, tmp_pa
         (["--tasks", "edges"], "unknown 'edges', this model has semantic, depth, normals"),
         (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
         (["--size", "0", "32"], "--size is 0 32, expected two positive numbers"),
-        (["--base", "nowhere.safetensors"], "no base at nowhere.safetensors"),
+        (["--base", "nowhere.safetensors"], "there is no base nowhere.safetensors"),
     ],
 )
 def test_mistakes_are_told_in_one_line(finished, tmp_path, capsys, arguments, told):

@@ -107,7 +107,7 @@ def test_what_is_written_is_a_folder_of_data(model, shelf, tmp_path):
     prediction = model.predict(Image.open(shelf / "photo.jpg"))
     labels = read("semantic", tmp_path / "semantic" / "photo.png", Settings())
     np.testing.assert_array_equal(labels, prediction["semantic"])
-    metres = read("depth", tmp_path / "depth" / "photo.png", Settings(depth_scale=1000))
+    metres = read("depth", tmp_path / "depth" / "photo.png", Settings(depth_scale=1000.0))
     expected = np.maximum(prediction["depth"], 0)
     np.testing.assert_allclose(metres[..., 0], expected, rtol=0, atol=0.5 / 1000 + 1e-6)
 

@@ -179,8 +179,8 @@ def test_a_new_adapter_changes_nothing(make, micro):
     (batch,) = images((1, 64, 64))
     channels, config = {"depth": 1}, AdapterConfig("talora", (4, 5, 3))
     plain = make("none", channels)
-    base = tensors_of(nnx.state(plain))
-    adapted = build(lambda: MSam(micro, config, channels, rngs=nnx.Rngs(0)), base)
+    tensors = tensors_of(nnx.state(plain))
+    adapted = build(lambda: MSam(micro, config, channels, rngs=nnx.Rngs(0)), {}, tensors)
     np.testing.assert_array_equal(
         compiled(plain, "embed", batch, ("depth",)), compiled(adapted, "embed", batch, ("depth",))
     )
@@ -190,11 +190,9 @@ def test_a_new_adapter_changes_nothing(make, micro):
 def test_remat_changes_no_gradient(micro, fill):
     (batch,) = images((1, 48, 64))
 
-    sizes = dataclasses.replace(micro, decoder=dataclasses.replace(micro.decoder, depth=1))
-
     def gradient(remat):
         config = AdapterConfig(ranks=(4, 4, 2), dropout=0.1)
-        model = fill(lambda: MSam(sizes, config, {"depth": 1}, remat=remat, rngs=nnx.Rngs(0)))
+        model = fill(lambda: MSam(micro, config, {"depth": 1}, remat=remat, rngs=nnx.Rngs(0)))
         graphdef, learnt, frozen = nnx.split(model, trainable(config), ...)
 
         def loss(learnt):
