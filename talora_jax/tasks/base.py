@@ -129,7 +129,7 @@ class Task(abc.ABC):
         """The prediction that raw maps stand for, in float32."""
 
     def outputs(
-        self, maps: Float[Array, "*b H W C"], *, probabilities: bool = True
+        self, maps: Float[AnyArray, "*b H W C"], *, probabilities: bool = True
     ) -> dict[str, Array]:
         """What raw maps mean to a person: arrays [*b,H,W,…] by name, the task's own first.
 

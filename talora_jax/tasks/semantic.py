@@ -81,7 +81,7 @@ class Semantic(Task):
         return jax.nn.log_softmax(maps.astype(jnp.float32))
 
     def outputs(
-        self, maps: Float[Array, "*b H W C"], *, probabilities: bool = True
+        self, maps: Float[AnyArray, "*b H W C"], *, probabilities: bool = True
     ) -> dict[str, Array]:
         """The most probable class, int32 [*b,H,W], and as `<name>_probabilities` [*b,H,W,C]."""
         outputs = {self.name: jnp.argmax(maps, axis=-1).astype(jnp.int32)}
