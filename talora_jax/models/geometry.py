@@ -157,7 +157,7 @@ def pixels_to_padded(
 
 
 def normalise(
-    padded: Num[Array, "*b Y X 3"], resized: Int[Array, "*#b 2"]
+    padded: Num[Array | np.ndarray, "*b Y X 3"], resized: Int[Array | np.ndarray, "*#b 2"]
 ) -> Float[Array, "*b Y X 3"]:
     """SAM's pixel normalisation of padded images: padding is zero after it, not before.
 
