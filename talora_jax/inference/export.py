@@ -193,7 +193,7 @@ def write_program(
 
 
 def write_merged(trained: Trained, path: Path, task: Task) -> None:
-    """Writes one task's SAM as a base; see `talora_jax.weights.base_file.merged`."""
+    """Writes one task's SAM as a base; see `talora_jax.weights.build.merged`."""
     tensors = merged(trained.model, task.name)
     tensors |= {name: x for name, x in trained.base.prompts.items() if name not in tensors}
     source = {

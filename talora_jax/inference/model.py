@@ -78,6 +78,7 @@ class TrainedModel:
         adapter = AdapterConfig.of(file.adapter)
         # What matters to training alone is left out, so that adapters that differ in nothing else
         # share programs.
+        self._per_task = adapter.per_task
         self._graphdef, abstract = _one_task(
             base.sam, dataclasses.replace(adapter, dropout=0.0), resolve_dtype(file.dtype)
         )
@@ -198,7 +199,7 @@ class TrainedModel:
         embedding, positions, arrays = None, None, {}
         for task in wanted:
             model, rows = self._ones[task.name]
-            if embedding is None or AdapterConfig.of(self.file.adapter).per_task:
+            if embedding is None or self._per_task:
                 embedding = _embed(self._graphdef, model, padded)
             if positions is None:
                 positions = _positions(self._graphdef, model, *embedding.shape[1:3])

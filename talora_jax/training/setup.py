@@ -19,7 +19,7 @@ from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import resolve_dtype, sizes_of
+from talora_jax.weights.assemble import base_in_words, resolve_dtype, sizes_of
 from talora_jax.weights.base_file import read_base, read_description
 from talora_jax.weights.build import build, check_base_tasks, make_msam
 from talora_jax.weights.state import fingerprint, tensors_of
@@ -115,7 +115,7 @@ def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
     tensors = tensors_of(learnt)
     channels = {task.name: task.channels for task in run.tasks}
     class_names = {task.name: task.class_names for task in run.tasks if task.class_names}
-    base = _base_text(config)
+    base = base_in_words(config.model.weights, config.seed)
     if parent:
         adapter = AdapterConfig.of(config.adapter)
         axes = {name: task_axis(adapter, name.split(".")) for name in parent.tensors}
@@ -252,10 +252,3 @@ def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
                 f"with {was!r}: set --config.{field}={shlex.quote(str(was).replace(' ', ''))}"
             )
     return parent
-
-
-def _base_text(config: ml_collections.ConfigDict) -> str:
-    """What a run's base is, for people to read."""
-    if not config.model.weights:
-        return f"random numbers of seed {config.seed}, drawn by jax {jax.__version__}"
-    return read_description(config.model.weights).in_words(config.model.weights)

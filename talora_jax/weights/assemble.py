@@ -20,7 +20,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.base_file import read_base, sam_config
+from talora_jax.weights.base_file import read_base, read_description, sam_config
 from talora_jax.weights.build import build, check_base_tasks, for_msam, make_msam
 from talora_jax.weights.state import filled, fingerprint, name_of, tensors_of
 
@@ -194,12 +194,10 @@ def save_adapter(
       UserError: what should be frozen is not that of the base: it was trained, too.
     """
     _, learnt, frozen = nnx.split(model, trainable(model.adapter), ...)
-    what = f"random numbers of seed {seed}, drawn by jax {jax.__version__}"
     if base is None:
         given = {name_of(p): v[...] for p, v in nnx.to_flat_state(frozen)}
     else:
-        tensors, description = read_base(base)
-        what = description.in_words(base)
+        tensors, _ = read_base(base)
         given = for_msam(tensors, model)
     moved = [
         name_of(p)
@@ -217,7 +215,7 @@ def save_adapter(
         dataclasses.asdict(model.adapter),
         dict(zip(model.tasks, model.channels, strict=True)),
         dict(class_names or {}),
-        what,
+        base_in_words(base, seed),
         fingerprint({n: np.asarray(x, np.float32) for n, x in given.items() if n in names}),
         weights=str(base or ""),
         seed=seed,
@@ -253,6 +251,13 @@ def resolve_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def base_in_words(weights: str | Path | None, seed: int) -> str:
+    """What a base is, for people to read: a file's, or without one the random numbers of a seed."""
+    if not weights:
+        return f"random numbers of seed {seed}, drawn by jax {jax.__version__}"
+    return read_description(weights).in_words(weights)
 
 
 def check_fits(file: AdapterFile, path: str | Path, base: Base, *, force: bool = False) -> None:
