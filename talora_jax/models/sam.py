@@ -9,9 +9,10 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from talora_jax.models.prompt_encoder import ABSENT, PromptEncoder
@@ -50,7 +51,20 @@ class SamConfig:
         return cls(encoder, MaskDecoderConfig(dim=64, heads=4, mlp_dim=256))
 
 
+def _exp(patch, size, width, heads, wb, window, dim=64):
+    encoder = ImageEncoderConfig(
+        image_size=size, patch_size=patch, width=width, heads=heads, stages=2, window_blocks=wb, window=window, out_channels=dim
+    )
+    return SamConfig(encoder, MaskDecoderConfig(dim=dim, heads=4, mlp_dim=256))
+
+
 SIZES = {
+    "p8": lambda: _exp(8, 256, 96, 3, 1, 8),
+    "p8w128": lambda: _exp(8, 256, 128, 4, 1, 8),
+    "p12d4": lambda: _exp(12, 288, 128, 4, 1, 6),
+    "p12": lambda: _exp(12, 288, 128, 4, 2, 6),
+    "p16": lambda: _exp(16, 256, 128, 4, 2, 8),
+    "p16t": lambda: _exp(16, 256, 96, 3, 1, 8),
     "vit_b": SamConfig.vit_b,
     "vit_l": SamConfig.vit_l,
     "vit_h": SamConfig.vit_h,
@@ -59,21 +73,56 @@ SIZES = {
 
 
 class Sam(nnx.Module):
-    """Promptable SAM: an image is encoded once, then asked about with any number of prompts."""
+    """Promptable SAM: an image is encoded once, then asked about with any number of prompts.
 
-    def __init__(self, config: SamConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    With an adapter it has one encoding for each domain of prompts (TA-LoRA's tasks), and one prompt
+    encoder and mask decoder for all of them.
+    """
+
+    def __init__(
+        self,
+        config: SamConfig,
+        adapter: AdapterConfig = AdapterConfig("none"),
+        domains: int = 1,
+        *,
+        native_aspect: bool = False,
+        attention: str = "xla",
+        remat: str = "block_but_attention",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
+        self.adapter = adapter
+        self.domains = domains
+        self.native_aspect = native_aspect
         self.image_encoder = ImageEncoder(
-            config.encoder, AdapterConfig("none"), 1, dtype=dtype, rngs=rngs
+            config.encoder,
+            adapter,
+            domains,
+            attention=attention,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.prompt_encoder = PromptEncoder(
             config.decoder.dim, config.encoder.image_size, dtype=dtype, rngs=rngs
         )
         self.mask_decoder = MaskDecoder(config.decoder, dtype=dtype, rngs=rngs)
 
-    def encode(self, squares: Float[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-        """Image embeddings of normalised, padded squares."""
-        return self.image_encoder(squares, (0,))[0]
+    def geometry(self, size: tuple[int, int]) -> Geometry:
+        """How an image of this (H, W) is encoded."""
+        return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
+
+    def encode(
+        self, padded: Float[Array, "B Y X 3"], domain: int = 0, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Image embeddings of normalised, padded images, for one domain of prompts.
+
+        Args:
+          padded: sides are multiples of the patch size, at most `image_size`.
+          key: for the adapters' dropout; None when not training.
+        """
+        return self.image_encoder(padded, (domain,), key=key)[0]
 
     def decode(
         self,
@@ -82,7 +131,7 @@ class Sam(nnx.Module):
         labels: Int[Array, "B P n"],
         masks: Float[Array, "B P Y X"] | None = None,
         *,
-        multimask: bool = True,
+        multimask: bool | None = True,
     ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
         """Mask logits of P prompts for each image, at a quarter of its side, and predicted IoUs.
 
@@ -91,7 +140,8 @@ class Sam(nnx.Module):
           points: points and box corners, (x, y) in pixels of the padded square.
           labels: what each point is, see `prompt_encoder`. ABSENT ones change nothing.
           masks: logits of an earlier prediction, one for each prompt; None for no mask prompts.
-          multimask: m = 3 masks for prompts that can mean several things, or m = 1.
+          multimask: m = 3 masks for prompts that can mean several things, or m = 1; None gives
+            m = 4, that one before those three.
         """
         encoder = self.prompt_encoder
         dense = encoder.no_mask_embed[0] if masks is None else encoder.masks(masks)
