@@ -66,7 +66,7 @@ from talora_jax.data import Dataset
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
-from talora_jax.models.sam import Sam
+from talora_jax.models.sam import SIZES, Sam
 from talora_jax.tasks import make_task
 from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
 from talora_jax.weights.base_file import Description
@@ -186,11 +186,24 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def nano_base(micro, fill, tmp_path_factory) -> Path:
+    """A base of the size `nano`, random numbers in every parameter."""
+    sam = fill(lambda: Sam(SIZES["nano"](), rngs=nnx.Rngs(0)))
+    path = tmp_path_factory.mktemp("base") / "sam_nano.safetensors"
+    description = Description(sam.config, None, {"file": "sam_nano.pth"})
+    tensors = tensors_of(nnx.state(sam))
+    safetensors.numpy.save_file(tensors, path, metadata=description.header())
+    return path
+
+
 @pytest.fixture
-def config(micro, folder, tmp_path_factory):
-    """A micro run on `folder`: four steps, a checkpoint every two."""
+def config(nano_base, folder, tmp_path_factory):
+    """A run of `nano` on `folder`, from a base: four steps, a checkpoint every two."""
     config = config_lib.default()
-    config.model.size = "micro"
+    config.model.size = "nano"
+    # The program that draws a whole model takes as long to compile as a training step.
+    config.model.weights = str(nano_base)
     config.model.remat = "none"
     config.adapter.ranks = (4, 4, 2)
     config.data.name = "folder"
@@ -274,35 +287,31 @@ def learn(micro):
     return learn
 
 
-def micro_config(**fields):
+def nano_config(**fields):
     config = config_lib.default()
-    config.model.size = "micro"
+    config.model.size = "nano"
     config.adapter.ranks = (4, 4, 2)
     config.update_from_flattened_dict(fields)
     return config
 
 
 @pytest.fixture(scope="session")
-def shelf(learn, micro_sam, tmp_path_factory) -> Path:
+def shelf(learn, nano_base, tmp_path_factory) -> Path:
     """A folder as a user has it, with three tasks in every adapter:
 
     run/                    the workdir of a run that started from random numbers
-    sam_micro.safetensors   a base
+    sam_nano.safetensors    a base
     adapter.safetensors     trained on it
     other.safetensors       trained on it, too
     photo.jpg               80×60
     """
     shelf = tmp_path_factory.mktemp("shelf")
-    base = shelf / "sam_micro.safetensors"
-    description = Description(micro_sam.config, None, {"file": "sam_micro.pth"})
-    safetensors.numpy.save_file(
-        tensors_of(nnx.state(micro_sam)), base, metadata=description.header()
-    )
+    base = Path(shutil.copy(nano_base, shelf))
     (shelf / "run").mkdir()
     for seed, (name, weights) in enumerate(
         {"run/adapter": "", "adapter": str(base), "other": str(base)}.items()
     ):
-        config = micro_config(**{"model.weights": weights})
+        config = nano_config(**{"model.weights": weights})
         run, learnt = learn(config, seed)
         learnt_file(run, learnt).write(shelf / f"{name}.safetensors")
         if not weights:

@@ -162,13 +162,14 @@ def test_the_other_sizes_of_the_nyuv2_recipe_train_as_many_parameters_as_said(si
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(learnt)) == count
 
 
-def small(config, published, tmp_path):
+def small(config, base, published, tmp_path):
     """The config with a small model, on a few samples in the published layout."""
     write = published.WRITE[config.data.name]
     config.data.image_size = (24, 32)
     config.data.path = str(write(tmp_path / "download", size=(24, 32)))
     config.data.dir = str(tmp_path / "records")
-    config.model.size = "micro"
+    config.model.size = "nano"
+    config.model.weights = str(base)
     config.model.remat = "none"
     config.batch_size = config.eval_batch_size = 2
     config.steps = 3
@@ -178,6 +179,7 @@ def small(config, published, tmp_path):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metrics"),
     [
@@ -185,8 +187,8 @@ def small(config, published, tmp_path):
         ("cityscapes_vit_l", {"semantic/miou", "disparity/pooled/abs_err"}),
     ],
 )
-def test_published_layouts_train_and_evaluate(name, metrics, micro, published, tmp_path):
-    config = small(load_config(name), published, tmp_path)
+def test_published_layouts_train_and_evaluate(name, metrics, nano_base, published, tmp_path):
+    config = small(load_config(name), nano_base, published, tmp_path)
     found = train(config, tmp_path / "run")
     assert metrics <= found.keys()
     assert {key.partition("/")[0] for key in found} == set(config.tasks)

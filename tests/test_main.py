@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from talora_jax.config import flat_fields
+from talora_jax.main import main
 from talora_jax.training.log import read_metrics
 
 
@@ -19,8 +20,9 @@ def flags(config, workdir):
     given = [
         f"--{name}={value}"
         for name, value in fields.items()
-        if name.startswith(("config.data.", "config.model.size", "config.adapter.ranks"))
-        or name in ("config.batch_size", "config.eval_batch_size", "config.log_every")
+        if name.startswith(("config.data.", "config.model.size", "config.model.weights"))
+        or name.startswith(("config.adapter.ranks", "config.batch_size", "config.eval_batch_size"))
+        or name == "config.log_every"
     ]
     return ["--config=configs/rooms_tiny.py", f"--workdir={workdir}", *given]
 
@@ -44,6 +46,7 @@ def wrong(start_main):
     return run
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line_are_told_in_one_line(wrong, config, tmp_path):
     good = flags(config, tmp_path / "run")
     for arguments, told in (
@@ -88,40 +91,43 @@ def results(workdir):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_end(start_main, config, tmp_path):
+def test_a_killed_run_resumes_to_the_same_end(start_main, config, tmp_path, capsys):
     def command(name):
         long = ["--config.steps=12", "--config.checkpoint_every=3", "--config.eval_every=6"]
         # A method that carries gradients from step to step: they are resumed, too.
         return [*flags(config, tmp_path / name), *long, "--config.weighting.kind=db_mtl"]
 
-    finish(start_main(*command("unbroken")))
+    main(command("unbroken"))
     expected = results(tmp_path / "unbroken")
     assert [row["step"] for row in expected if row["split"] == "val"] == [6, 12]
 
-    def after_step(workdir, step):
+    workdir = tmp_path / "killed"
+
+    def after_step(step):
         return any(row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl"))
 
-    def while_saving(workdir):
+    def while_saving():
         return any((workdir / "checkpoints").glob("*/*tmp*")) or any(
             (workdir / "checkpoints").glob("*tmp*")
         )
 
+    # One run, killed three times: before its first checkpoint, while it saves, between two.
     moments = {
-        "early": lambda w: after_step(w, 2),
-        "between": lambda w: after_step(w, 8),
-        "saving": lambda w: after_step(w, 3) and while_saving(w),
+        "early": lambda: after_step(2),
+        "saving": lambda: after_step(3) and while_saving(),
+        "between": lambda: after_step(8),
     }
     for name, is_now in moments.items():
-        workdir = tmp_path / name
-        process = start_main(*command(name))
-        while process.poll() is None and not is_now(workdir):
+        process = start_main(*command("killed"))
+        while process.poll() is None and not is_now():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"{name}: ended before it was killed"
         assert not (workdir / "adapter.safetensors").exists()
-        finish(start_main(*command(name)))
-        assert results(workdir) == expected, name
+    finish(start_main(*command("killed")))
+    assert results(workdir) == expected
 
-    out, _ = finish(start_main(*command("early")))
-    assert "This run is finished" in out
+    capsys.readouterr()
+    main(command("killed"))
+    assert "This run is finished" in capsys.readouterr().out

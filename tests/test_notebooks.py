@@ -19,7 +19,6 @@ from talora_jax.data.rooms.__main__ import write_folder
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.training.log import read_metrics
 from talora_jax.weights.base_file import Description
-from talora_jax.weights.build import build
 from talora_jax.weights.state import tensors_of
 from weights_convert.__main__ import main as convert
 
@@ -79,10 +78,10 @@ def execute(place):
 
 
 @pytest.fixture(scope="module")
-def converted(place, execute):
+def converted(place, execute, fill):
     """The base that the first notebook makes, from a tiny SAM under Hugging Face's names."""
     sizes = SIZES["tiny"]()
-    tensors = tensors_of(nnx.state(build(lambda: Sam(sizes, rngs=nnx.Rngs(0)))))
+    tensors = tensors_of(nnx.state(fill(lambda: Sam(sizes, rngs=nnx.Rngs(0)))))
     base, folder = place / "random.safetensors", place / "huggingface"
     description = Description(sizes, None, {"file": "random", "sha256": "…"})
     safetensors.numpy.save_file(tensors, base, description.header())
@@ -97,7 +96,7 @@ FLAGS = [
     "--config.adapter.ranks=(4, 4, 3)",
     "--config.batch_size=2",
     "--config.eval_batch_size=2",
-    "--config.steps=40",
+    "--config.steps=16",
     "--config.log_every=1",
     "--config.checkpoint_every=4",
     "--config.eval_every=0",
@@ -158,7 +157,7 @@ def test_finetune_resumes_and_shows_what_was_learnt(finetuned):
     # Data, losses, and a panel of the one validation picture.
     assert len(pictures) == 3
     steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
-    assert steps == list(range(1, 41))
+    assert steps == list(range(1, 17))
 
 
 @runs_notebooks

@@ -142,7 +142,7 @@ class TrainedModel:
         """The same base with another adapter. The base is shared, not loaded again; adapters with
         the same tasks and sizes share the compiled programs, too.
 
-        >>> model = talora_jax.load("adapter.safetensors", base="sam_micro.safetensors")
+        >>> model = talora_jax.load("adapter.safetensors", base="sam_nano.safetensors")
         >>> other = model.with_adapter("other.safetensors")
         >>> photo = Image.open("photo.jpg")
         >>> bool((other.predict(photo)["depth"] == model.predict(photo)["depth"]).all())
@@ -249,7 +249,7 @@ def load(
 
     >>> import talora_jax
     >>> model = talora_jax.load("run")
-    >>> model = talora_jax.load("adapter.safetensors", base="sam_micro.safetensors")
+    >>> model = talora_jax.load("adapter.safetensors", base="sam_nano.safetensors")
     >>> [(task.name, task.channels) for task in model.tasks]
     [('semantic', 3), ('depth', 1), ('normals', 3)]
 

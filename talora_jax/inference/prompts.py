@@ -72,7 +72,7 @@ class SamPredictor:
     """A promptable SAM that remembers the embeddings of the images it was set.
 
     >>> import talora_jax
-    >>> predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_micro.safetensors"))
+    >>> predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_nano.safetensors"))
     >>> predictor.set_image(Image.open("photo.jpg"))
     >>> prediction = predictor.predict(points=[[[40, 30]]], labels=[[1]])
     >>> prediction.masks().shape, prediction.iou.shape

@@ -74,7 +74,7 @@ class MSam(nnx.Module):
 
     >>> import talora_jax
     >>> adapter = talora_jax.AdapterConfig(ranks=(4, 4, 2))
-    >>> sam = talora_jax.load_sam("sam_micro.safetensors").config
+    >>> sam = talora_jax.load_sam("sam_nano.safetensors").config
     >>> model = talora_jax.MSam(sam, adapter, {"depth": 1, "normals": 3}, rngs=nnx.Rngs(0))
     >>> {task: maps.shape for task, maps in model(jnp.zeros((2, 60, 80, 3))).items()}
     {'depth': (2, 60, 80, 1), 'normals': (2, 60, 80, 3)}

@@ -180,8 +180,8 @@ def save_adapter(
 
     >>> import talora_jax
     >>> adapter = talora_jax.AdapterConfig(ranks=(4, 4, 2))
-    >>> model = talora_jax.load_msam("sam_micro.safetensors", adapter, {"depth": 1})
-    >>> file = talora_jax.save_adapter(model, "mine.safetensors", "sam_micro.safetensors")
+    >>> model = talora_jax.load_msam("sam_nano.safetensors", adapter, {"depth": 1})
+    >>> file = talora_jax.save_adapter(model, "mine.safetensors", "sam_nano.safetensors")
     >>> talora_jax.load("mine.safetensors").predict(Image.open("photo.jpg"))["depth"].shape
     (60, 80)
 

@@ -34,9 +34,9 @@ def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
     """The promptable SAM of a base.
 
     >>> import talora_jax
-    >>> sam = talora_jax.load_sam("sam_micro.safetensors")
+    >>> sam = talora_jax.load_sam("sam_nano.safetensors")
     >>> sam.config.encoder.image_size, sam.config.encoder.depth
-    (64, 4)
+    (64, 2)
 
     Args:
       path: of the base.
@@ -75,7 +75,7 @@ def load_msam(
 
     >>> import talora_jax
     >>> adapter = talora_jax.AdapterConfig(ranks=(4, 4, 2))
-    >>> model = talora_jax.load_msam("sam_micro.safetensors", adapter, {"depth": 1})
+    >>> model = talora_jax.load_msam("sam_nano.safetensors", adapter, {"depth": 1})
     >>> model(jnp.zeros((1, 60, 80, 3)))["depth"].shape
     (1, 60, 80, 1)
 

@@ -138,7 +138,7 @@ def test_the_command(start_main):
 
 def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
     config.tasks = ("edges",)
-    config.model.weights = str(shelf / "sam_micro.safetensors")
+    config.model.weights = str(shelf / "sam_nano.safetensors")
     config.adapter.extend = str(shelf / "adapter.safetensors")
     trained = {part.name for part in parts_of(abstract_run(config)) if part.group != FROZEN}
     encoder = {name.rpartition(".")[2] for name in trained if name.startswith("image_encoder.")}

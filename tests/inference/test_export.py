@@ -137,6 +137,7 @@ def python_without_talora_jax(folder, code_or_file, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_program_runs_without_talora_jax(finished, tasks, images, tmp_path, capsys):
     model, workdir = finished

@@ -24,14 +24,14 @@ IMAGES = [RNG.integers(0, 256, size, np.uint8) for size in ((48, 32, 3), (64, 64
 
 @pytest.fixture(scope="module")
 def model(shelf):
-    return talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_micro.safetensors")
+    return talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_nano.safetensors")
 
 
 @pytest.fixture(scope="module")
 def msam(shelf, model):
     """The model as training has it, all tasks in one pass."""
     path = shelf / "adapter.safetensors"
-    base = read_base_of(model.file, path, shelf / "sam_micro.safetensors")
+    base = read_base_of(model.file, path, shelf / "sam_nano.safetensors")
     return assemble(model.file, path, base)
 
 
@@ -104,7 +104,7 @@ def test_programs_are_compiled_once_for_all_sizes_of_a_bucket(model):
 
 def test_switching_adapters_neither_loads_nor_compiles(model, shelf):
     expected = talora_jax.load(
-        shelf / "other.safetensors", base=shelf / "sam_micro.safetensors"
+        shelf / "other.safetensors", base=shelf / "sam_nano.safetensors"
     ).predict(IMAGES[0])
     first = model.predict(IMAGES[0])
     programs = (trained._embed, trained._channel)
@@ -120,7 +120,7 @@ def test_switching_adapters_neither_loads_nor_compiles(model, shelf):
 
 
 def test_another_base_is_refused_and_can_be_forced(model, shelf):
-    base, run = shelf / "sam_micro.safetensors", shelf / "run"
+    base, run = shelf / "sam_nano.safetensors", shelf / "run"
     for load in (
         lambda **how: talora_jax.load(run, base=base, **how),
         lambda **how: model.with_adapter(run, **how),
@@ -174,14 +174,14 @@ def test_what_is_refused(model, shelf, tmp_path):
     ):
         broken.write_bytes(damaged)
         assert told in refuses(broken)
-    assert "no adapter of talora_jax" in refuses(shelf / "sam_micro.safetensors")
+    assert "no adapter of talora_jax" in refuses(shelf / "sam_nano.safetensors")
     assert "there is no base" in refuses(adapter, base="sam_b.safetensors")
     assert "not a base" in refuses(adapter, base=adapter)
     file = AdapterFile.read(adapter)
     short = {name: x for name, x in file.tensors.items() if "U3" not in name}
     dataclasses.replace(file, tensors=short).write(broken)
     assert "does not fit its own config in image_encoder.global_blocks.attn.adapter.U3" in refuses(
-        broken, base=shelf / "sam_micro.safetensors"
+        broken, base=shelf / "sam_nano.safetensors"
     )
 
     for image, told in (

@@ -17,7 +17,7 @@ from talora_jax.inference.to_files import find_images, predict
 
 @pytest.fixture(scope="module")
 def model(shelf):
-    return talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_micro.safetensors")
+    return talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_nano.safetensors")
 
 
 @pytest.fixture
@@ -147,11 +147,12 @@ def test_when_nothing_can_be_read(model, album, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_gives_what_the_api_gives(start_main, shelf, album, tmp_path):
     """As a stranger would: the adapter and its base in a folder of their own."""
-    for name in ("adapter.safetensors", "sam_micro.safetensors"):
+    for name in ("adapter.safetensors", "sam_nano.safetensors"):
         shutil.copy(shelf / name, tmp_path)
-    adapter, base = tmp_path / "adapter.safetensors", tmp_path / "sam_micro.safetensors"
+    adapter, base = tmp_path / "adapter.safetensors", tmp_path / "sam_nano.safetensors"
     common = ["--mode", "predict", "--adapter", str(adapter), "--base", str(base)]
     images = ["--images", str(album / "photo.jpg"), str(album / "trip"), str(album / "empty.png")]
     good = start_main(*common, *images, "--npy", "--tasks=depth", "--out", str(tmp_path / "out"))

@@ -132,6 +132,7 @@ def assert_close(found, expected):
             np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "adapter", "parts"),
     [("nash_mtl", "talora", 1), ("famo", "talora", 2), ("cagrad", "lora_shared", 2)],

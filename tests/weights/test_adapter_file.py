@@ -35,7 +35,7 @@ def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
     file = AdapterFile.read(shelf / "adapter.safetensors")
     for text in (
         "talora, ranks 4×4×2",
-        "sam_micro.safetensors, made of sam_micro.pth",
+        "sam_nano.safetensors, made of sam_nano.pth",
         file.base_fingerprint,
         "red, green, blue",
         f"{sum(x.size for x in file.tensors.values()):,}",
@@ -53,12 +53,13 @@ def test_a_file_that_is_no_adapter(shelf, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shelf, tmp_path, micro):
-    parent, base = shelf / "adapter.safetensors", shelf / "sam_micro.safetensors"
+def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shelf, tmp_path):
+    parent, base = shelf / "adapter.safetensors", shelf / "sam_nano.safetensors"
     before = AdapterFile.read(parent)
     config.tasks = ("edges",)
     config.weighting.task_weights = (1.0,)
-    config.adapter.extend, config.model.weights = str(parent), str(base)
+    config.adapter.extend = str(parent)
+    config.model.weights = str(base)
     config.optimizer.warmup = 0.0
     config.steps, config.checkpoint_every = 2, 0
     train(config, tmp_path / "run")
@@ -74,7 +75,8 @@ def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shel
     decoder = sum(
         x[0].size for name, x in before.tensors.items() if name.startswith("mask_decoders.")
     )
-    trained = decoder + micro.encoder.depth * config.adapter.ranks[2] + micro.decoder.dim
+    sam = SIZES["nano"]()
+    trained = decoder + sam.encoder.depth * config.adapter.ranks[2] + sam.decoder.dim
     assert sum(x.size for x in fresh.values()) == trained
     grown = [sum(x.size for x in file.tensors.values()) for file in (before, after)]
     assert grown[1] - grown[0] == trained
@@ -105,7 +107,7 @@ def test_new_tasks_on_every_kind(config, kind):
     def ones(names, filter):
         """Of a model for these tasks, what the filter names, all ones."""
         tasks = tuple(make_task(name, class_names=()) for name in names)
-        model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES["micro"]()))
+        model = nnx.eval_shape(lambda: make_model(config, tasks, SIZES["nano"]()))
         _, state, _ = nnx.split(model, filter, ...)
         return tasks, jax.tree.map(lambda x: np.ones(x.shape, np.float32), state)
 
@@ -134,8 +136,10 @@ def test_new_tasks_on_every_kind(config, kind):
             assert {(x == 1).sum(axis).min(), (x == 2).sum(axis).min()} == entries
 
 
+@pytest.mark.slow
 def test_what_can_be_extended(config, learn, shelf):
     config.tasks = ("edges",)
+    config.model.weights = None
     config.adapter.extend = str(shelf / "run")  # which started from random numbers
     run, learnt = learn(config, 0)
     before = AdapterFile.read(shelf / "run" / "adapter.safetensors")
@@ -153,7 +157,7 @@ def test_what_can_be_extended(config, learn, shelf):
     assert "has depth already" in refused(tasks=("edges", "depth"))
     assert "--config.adapter.ranks='(4,4,2)'" in refused(**{"adapter.ranks": (4, 4, 3)})
     assert "--config.seed=0" in refused(seed=1)
-    base = str(shelf / "sam_micro.safetensors")
+    base = str(shelf / "sam_nano.safetensors")
     assert "belongs to another base" in refused(**{"model.weights": base})
     assert "no adapter at x" in refused(**{"adapter.extend": "x"})
 
@@ -177,10 +181,10 @@ def test_files_that_have_all_in_the_runs_config_predict_the_same(shelf, tmp_path
 
 
 def test_what_should_be_frozen_is_not_saved_over(shelf, tmp_path):
-    base = shelf / "sam_micro.safetensors"
+    base = shelf / "sam_nano.safetensors"
     model = talora_jax.load_msam(base, AdapterConfig(ranks=(4, 4, 2)), {"depth": 1})
     model.image_encoder.neck.conv1.kernel[...] += 1
-    with pytest.raises(UserError, match="image_encoder.neck.conv1.kernel: expected as in .*micro"):
+    with pytest.raises(UserError, match="image_encoder.neck.conv1.kernel: expected as in .*nano"):
         talora_jax.save_adapter(model, tmp_path / "mine.safetensors", base)
     assert not list(tmp_path.iterdir())
 
@@ -192,10 +196,11 @@ def test_a_model_needs_a_base_or_sizes(shelf):
         talora_jax.load_msam("nowhere", AdapterConfig(), {"depth": 1})
 
 
-def test_from_random_numbers_and_back(micro, shelf, tmp_path):
+@pytest.mark.slow
+def test_from_random_numbers_and_back(micro, tmp_path):
     """Without a base the seed is what the file keeps of it."""
     adapter = AdapterConfig("lora_per_task", ranks=(4, 4, 2))
-    model = talora_jax.load_msam(None, adapter, {"depth": 1}, sam=micro, seed=3)
+    model = talora_jax.load_msam(None, adapter, {"depth": 1}, sam=SIZES["nano"](), seed=3)
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     talora_jax.save_adapter(model, tmp_path / "mine.safetensors", None, seed=3)
     seen = talora_jax.load(tmp_path / "mine.safetensors").predict(photo)["depth"]

@@ -116,11 +116,11 @@ def test_evaluation_stretches_to_the_batchs_size(voc, pascal_mt, prepared, sampl
 
 
 @pytest.mark.slow
-def test_the_config_trains_and_evaluates(pascal_mt, prepared, micro, tmp_path):
+def test_the_config_trains_and_evaluates(pascal_mt, prepared, nano_base, tmp_path):
     config = runpy.run_path(str(CONFIG))["get_config"]()
     config.data.path, config.data.dir = str(pascal_mt), str(prepared)
     config.data.image_size = (32, 32)
-    config.model.size = "micro"
+    config.model.size, config.model.weights = "nano", str(nano_base)
     config.model.remat = "none"
     config.adapter.ranks = (4, 4, 2)
     config.batch_size = config.eval_batch_size = 2
