@@ -3,9 +3,10 @@
     python -m talora_jax.main --config configs/sam_folder.py --config.data.path=DATA \\
         --config.model.weights=sam_vit_b.safetensors --workdir /tmp/mine
 
-DATA holds image/ and instance/ (objects numbered from 1 on; 0 is none), files going together by stem.
-The run leaves base.safetensors, for `python -m weights_convert base.safetensors sam_mine.pth`; IoUs after
-clicks and from boxes stand beside those of a box filled and of a disc about the click.
+DATA holds image/ and instance/ (objects numbered from 1 on; 0 is none), files going together by
+stem. The run leaves base.safetensors, of which `python -m weights_convert base.safetensors sam.pth`
+makes a checkpoint for segment-anything. IoUs after clicks and from boxes stand beside those of a
+box filled and of a disc about the click.
 """
 
 from talora_jax import config as config_lib

@@ -84,9 +84,7 @@ def default() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     # One of `talora_jax.models.sam.SIZES`; None: what the base has, without a base DEFAULT_SIZE.
     model.size = placeholder(str)
-    # A base: a file, see `weights_convert`, or the name of one that comes along, see
-    # `talora_jax.weights.base_file.SHIPPED`. None: random numbers.
-    model.weights = placeholder(str)
+    model.weights = placeholder(str)  # a base, see `weights_convert`; None: random numbers
     model.pixel_normalisation = True  # False reproduces the official MTSAM code
     # Encodes an image's own patches and no padding: faster, the same for square images, else not
     # what published recipes do. See `talora_jax.models.geometry`.
@@ -120,7 +118,8 @@ def default() -> ml_collections.ConfigDict:
     prompts.min_pixels = 64  # the least area of a mask, in pixels of the padded image
     # The lowest and highest height / width that training cuts images to; None keeps their own.
     prompts.aspects = placeholder(tuple)
-    prompts.auxiliary = ()  # tasks that a linear layer on the embeddings learns, too, and is dropped
+    # Tasks that a linear layer on the embeddings learns beside the masks; it is dropped in the end.
+    prompts.auxiliary = ()
     prompts.auxiliary_weight = 1.0  # of each one's loss
     prompts.eval_masks = 32  # of an image and domain, in evaluation
 

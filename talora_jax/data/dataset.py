@@ -30,7 +30,8 @@ class Source(Protocol):
         part         int32    [H, W]      number of a part of an object, -1 = no label
 
     with the image always there and the targets as asked for when the dataset was opened. What is
-    true of a target by itself its class in `talora_jax.tasks` declares: `target_dtype`, `target_shape`, `unlabelled`.
+    true of a target by itself its class in `talora_jax.tasks` declares: `target_dtype`,
+    `target_shape`, `unlabelled`.
     """
 
     def __len__(self) -> int: ...

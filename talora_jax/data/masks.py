@@ -64,9 +64,11 @@ class AskedMasks:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return fit(sample, size), size
 
-    def _stack(self, labels: Int[np.ndarray, "H W"], numbers: np.ndarray) -> UInt8[np.ndarray, "M Y X"]:
+    def _stack(
+        self, labels: Int[np.ndarray, "H W"], numbers: Int[np.ndarray, "n"]
+    ) -> UInt8[np.ndarray, "M Y X"]:
         masks = np.zeros((self.count, *self.frame), np.uint8)
-        for mask, number in zip(masks, numbers[: self.count]):
+        for mask, number in zip(masks, numbers, strict=False):
             mask[: labels.shape[0], : labels.shape[1]] = labels == number
         return masks
 

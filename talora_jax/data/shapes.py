@@ -1,4 +1,4 @@
-"""Free-form shapes pasted on an image, each one an object: more kinds of things than a data set has.
+"""Free-form shapes pasted on an image, each one an object: more kinds of things than data have.
 
 A shape is star-convex, round or with corners, its outline a few random waves; its surface is two
 colours in stripes, checks or clouds, under light from one side; it may throw a shadow.

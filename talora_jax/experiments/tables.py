@@ -89,9 +89,7 @@ def _make_table(
     baselines, notes = {}, []
     for size in dict.fromkeys(model_name(run.config.model) for run in runs):
         singles = chosen or [
-            run
-            for run in runs
-            if len(run.tasks) == 1 and model_name(run.config.model) == size
+            run for run in runs if len(run.tasks) == 1 and model_name(run.config.model) == size
         ]
         baselines[size], lacking = _baseline(singles, tasks, bool(chosen))
         notes += [f"no Δ for {size}: {line}" for line in lacking]

@@ -67,7 +67,7 @@ class AdapterConfig:
         if self.kind not in KINDS:
             raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if self.init not in INITS:
-            raise UserError(f"no init {self.init!r} of adapters; expected one of {', '.join(INITS)}")
+            raise UserError(f"no init {self.init!r}; expected one of {', '.join(INITS)}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any] | ml_collections.ConfigDict) -> "AdapterConfig":
@@ -233,7 +233,6 @@ class LoRA(Adapter):
         del task_ids
         dense = jnp.einsum("...dp,...kp->...dk", self.A[...], self.out_rows(self.B[...]))
         return self.config.scale * jnp.expand_dims(dense, -3)
-
 
     def norm(self):
         a, b = (x if self.task_axes else x[..., None, :, :] for x in (self.A[...], self.B[...]))

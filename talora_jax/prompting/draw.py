@@ -68,9 +68,7 @@ def box_of(mask: Bool[Array, "*b Y X"]) -> Float[Array, "*b 4"]:
     return jnp.stack([x0, y0, x1, y1], axis=-1).astype(jnp.float32)
 
 
-def noisy_box(
-    key: Key[Array, ""], box: Float[Array, "*b 4"], side: int
-) -> Float[Array, "*b 4"]:
+def noisy_box(key: Key[Array, ""], box: Float[Array, "*b 4"], side: int) -> Float[Array, "*b 4"]:
     """A box that somebody drew by hand around what it should hold, in an image of this side."""
     sides = jnp.concatenate([box[..., 2:] - box[..., :2]] * 2, axis=-1)
     most = MAX_BOX_NOISE * side
@@ -130,9 +128,7 @@ def corrective_click(
     return (xy + 0.5) * stride - 0.5, jnp.where(exists, label, ABSENT)
 
 
-def with_click(
-    prompts: Prompts, xy: Float[Array, "*b 2"], label: Int[Array, "*b"]
-) -> Prompts:
+def with_click(prompts: Prompts, xy: Float[Array, "*b 2"], label: Int[Array, "*b"]) -> Prompts:
     """The prompts and one more point each."""
     return Prompts(
         jnp.concatenate([prompts.points, xy[..., None, :]], axis=-2),

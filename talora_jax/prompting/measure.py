@@ -63,5 +63,7 @@ def discs(
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     distance = np.hypot(x - click[0], y - click[1])
     radii = RADII * side
-    inside, hit = (np.sort(d.ravel()).searchsorted(radii, "right") for d in (distance, distance[mask]))
+    inside, hit = (
+        np.sort(at, axis=None).searchsorted(radii, "right") for at in (distance, distance[mask])
+    )
     return hit / (mask.sum() + inside - hit)

@@ -20,7 +20,6 @@ from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run
 from talora_jax.training.step import init_state, make_train_step
 
-
 _OUTGROWN = (
     "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
     "{:.2f} in a block, and what the encoder was pretrained for is lost there. Lower "
@@ -70,8 +69,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     count = sum(x.size for x in jax.tree.leaves(run.trainable))
     total = count + sum(x.size for x in jax.tree.leaves(run.frozen))
     log.print(
-        f"{config_lib.model_name(config.model)}, {config.adapter.kind}: {count:,} of {total:,} parameters train; "
-        f"{config.trains} {', '.join(job.targets(config))}; {len(run.dataset.splits['train'])} training and "
+        f"{config_lib.model_name(config.model)}, {config.adapter.kind}: "
+        f"{count:,} of {total:,} parameters train; "
+        f"{config.trains} {', '.join(job.targets(config))}; "
+        f"{len(run.dataset.splits['train'])} training and "
         f"{len(run.dataset.splits['val'])} validation images; "
         f"{jax.device_count()} {jax.default_backend()} device(s)"
     )

@@ -22,9 +22,6 @@ from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
 
-# Bases that come along, by name.
-SHIPPED = {"sam_rooms": Path(__file__).parent / "shipped" / "sam_rooms.safetensors"}
-
 # The key of the JSON in a base's safetensors header, and the newest version of it.
 HEADER_KEY = "talora_jax.base"
 VERSION = 1
@@ -87,8 +84,7 @@ def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
 def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
     """The tensors of a base by our names, and what its header tells.
 
-    Args:
-      path: of a file, or one of `SHIPPED`. What a base keeps in 16 bits is given in 32.
+    What a base keeps in 16 bits is given in 32.
 
     Raises:
       UserError: there is no such file, or it is not a base.
@@ -128,12 +124,8 @@ def write_base(
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
-    # A file of that name comes first.
-    path = path if Path(path).is_file() else SHIPPED.get(str(path), path)
     if not Path(path).is_file():
-        raise UserError(
-            f"no base at {path}; expected a file, or one that comes along: {', '.join(SHIPPED)}"
-        )
+        raise UserError(f"no base at {path}")
     try:
         with safetensors.safe_open(path, "np") as file:
             yield file, Description.of_header(file.metadata(), path)

@@ -63,8 +63,12 @@ def test_first_prompts_are_clicks_and_boxes_of_their_masks():
     prompts = draw.first_prompts(jax.random.key(0), jnp.asarray(masks), 16)
     is_box = np.asarray(prompts.labels[:, 0]) == UPPER_LEFT
     assert 150 < is_box.sum() < 250
-    np.testing.assert_array_equal(np.unique(prompts.labels[is_box], axis=0), [[UPPER_LEFT, LOWER_RIGHT]])
-    np.testing.assert_array_equal(np.unique(prompts.labels[~is_box], axis=0), [[FOREGROUND, NOT_A_POINT]])
+    np.testing.assert_array_equal(
+        np.unique(prompts.labels[is_box], axis=0), [[UPPER_LEFT, LOWER_RIGHT]]
+    )
+    np.testing.assert_array_equal(
+        np.unique(prompts.labels[~is_box], axis=0), [[FOREGROUND, NOT_A_POINT]]
+    )
     x, y = np.asarray(prompts.points[~is_box, 0]).T
     assert x.min() == 6 and x.max() == 11 and y.min() == 4 and y.max() == 8
 

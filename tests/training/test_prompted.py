@@ -1,7 +1,4 @@
-"""Training a promptable SAM: what learns, what is left, and that nothing depends on how it is run."""
-
-import dataclasses
-import functools
+"""Training a promptable SAM: what learns, what is left, and that it resumes exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +12,11 @@ from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
-from talora_jax.models.prompt_encoder import ABSENT
-from talora_jax.models.sam import SIZES
 from talora_jax.prompting import draw
 from talora_jax.training import loop
 from talora_jax.training.jobs import JOBS
 from talora_jax.training.log import read_metrics
 from talora_jax.training.prompted import objective
-from talora_jax.training.prompted.setup import asked_masks
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weights.base_file import read_base, read_description
 
@@ -91,7 +85,7 @@ def test_all_of_a_sam_learns_but_the_fourier_features(prompted):
 @pytest.mark.parametrize("kind", ["talora", "lora_shared"])
 def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
     prompted.adapter.kind = kind
-    
+
     moved, scalars = one_step(prompted)
     parts = {name.split(".")[1] for name in moved}
     assert parts == {"image_encoder", "mask_decoder"}
@@ -159,7 +153,9 @@ def test_a_mask_that_is_not_there_changes_nothing(prompted):
 @pytest.mark.slow
 def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkeypatch, capsys):
     metrics = loop.train(prompted, tmp_path / "whole")
-    names = {f"semantic/{p}/{a}" for p in ("box", "1_click", "5_clicks") for a in ("picked", "best")}
+    names = {
+        f"semantic/{p}/{a}" for p in ("box", "1_click", "5_clicks") for a in ("picked", "best")
+    }
     assert names < metrics.keys() and metrics["semantic/masks"] > 0
     assert metrics["semantic/1_click/best"] >= metrics["semantic/1_click/picked"]
     out = capsys.readouterr().out
@@ -197,7 +193,9 @@ def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkey
 
     # The base is one like any other: it is prompted, and tasks are trained on it.
     assert read_description(tmp_path / "whole" / "base.safetensors").source["steps"] == 4
-    predictor = talora_jax.SamPredictor(talora_jax.load_sam(tmp_path / "whole" / "base.safetensors"))
+    predictor = talora_jax.SamPredictor(
+        talora_jax.load_sam(tmp_path / "whole" / "base.safetensors")
+    )
     predictor.set_image(np.zeros((48, 64, 3), np.uint8))
     assert predictor.predict(boxes=[[4, 4, 20, 20]]).masks().shape == (1, 3, 48, 64)
 

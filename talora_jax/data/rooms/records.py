@@ -35,7 +35,8 @@ _STORED = {
 class Rooms(Records):
     """Ray-cast rooms with semantic labels, depth, normals, edges, instances and their parts."""
 
-    # Any change of what a frame looks like or holds needs another version: prepared data would stay behind.
+    # Any change of what a frame looks like or holds needs another version: prepared data would
+    # stay behind.
     VERSION = tfds.core.Version("1.1.0")
 
 

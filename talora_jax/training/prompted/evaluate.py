@@ -95,7 +95,11 @@ class Evaluator:
                 break
             drawn = self._drawn(trainable, batch)
             panels += [
-                panel(batch["image"][i], tuple(batch["size"][i]), {d: x[i] for d, x in drawn.items()})
+                panel(
+                    batch["image"][i],
+                    tuple(batch["size"][i]),
+                    {domain: rows[i] for domain, rows in drawn.items()},
+                )
                 for i in np.flatnonzero(batch["valid"])
             ]
         return panels[:count]
@@ -152,9 +156,7 @@ class Evaluator:
                 ask(clicks, None)[1],
                 strict=True,
             )
-            drawn[domain] = [
-                tuple(x[k] for x in row) for row, k in zip(rows, known, strict=True)
-            ]
+            drawn[domain] = [tuple(x[k] for x in row) for row, k in zip(rows, known, strict=True)]
         return drawn
 
     def _ask(self, trainable, embeddings, masks, size, prompts: Prompts, last):
@@ -209,9 +211,7 @@ def _clicks(n: int) -> str:
     return f"{n}_click{'s' if n > 1 else ''}"
 
 
-def _enlarged(
-    logits: Float[Array, "B P m y x"], size: tuple[int, int]
-) -> Bool[Array, "B P m Y X"]:
+def _enlarged(logits: Float[Array, "B P m y x"], size: tuple[int, int]) -> Bool[Array, "B P m Y X"]:
     """What logits say at the padded image's size."""
     rows, columns = (
         jnp.asarray(resize_matrix(low, high, antialias=False), jnp.float32)

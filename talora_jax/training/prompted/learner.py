@@ -33,9 +33,7 @@ class Learner(nnx.Module):
         self.sam = sam
         self.auxiliary = nnx.Dict(
             {
-                name: nnx.Linear(
-                    sam.config.decoder.dim, channels * FINE**2, dtype=dtype, rngs=rngs
-                )
+                name: nnx.Linear(sam.config.decoder.dim, channels * FINE**2, dtype=dtype, rngs=rngs)
                 for name, channels in auxiliary.items()
             }
         )

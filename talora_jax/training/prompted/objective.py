@@ -21,7 +21,7 @@ from talora_jax.models.geometry import normalise
 from talora_jax.models.sam import Sam
 from talora_jax.prompting import draw
 from talora_jax.prompting.losses import intersection_over_union, mask_loss
-from talora_jax.training.gradients import Batch, Gradient, GradientOf, accumulate
+from talora_jax.training.gradients import Gradient, GradientOf, accumulate
 from talora_jax.training.prompted.learner import FINE, Learner
 from talora_jax.training.setup import Run, sizes
 
@@ -104,18 +104,13 @@ def next_answer(
     return Answer(loss, iou, logits)
 
 
-def _again(answer):
-    """The answer, computed again in the backward pass: what it leaves is large and quickly made."""
-
-    @functools.wraps(answer)
-    def again(sam, *arguments):
-        graphdef, state = nnx.split(sam)
-        asked_again = jax.checkpoint(
-            lambda state, *arguments: answer(nnx.merge(graphdef, state), *arguments)
-        )
-        return asked_again(state, *arguments)
-
-    return again
+def _remat(answer, sam: Sam):
+    """The answer, computed again in the backward pass unless the encoder keeps all, too."""
+    if sam.image_encoder.remat == "none":
+        return functools.partial(answer, sam)
+    graphdef, state = nnx.split(sam)
+    again = jax.checkpoint(lambda state, *arguments: answer(nnx.merge(graphdef, state), *arguments))
+    return functools.partial(again, state)
 
 
 def rounds(
@@ -125,12 +120,12 @@ def rounds(
     first_key, *keys = jax.random.split(key, 1 + clicks)
     side = sam.config.encoder.image_size
     prompts = draw.first_prompts(first_key, asked.full, side)
-    answers = [_again(first_answer)(sam, embeddings, asked, prompts)]
+    answers = [_remat(first_answer, sam)(embeddings, asked, prompts)]
     for key in keys:
         last = jax.lax.stop_gradient(answers[-1].logits)
         click = draw.corrective_click(key, last > 0, asked.fine, asked.inside, asked.stride)
         prompts = draw.with_click(prompts, *click)
-        answers.append(_again(next_answer)(sam, embeddings, asked, prompts, last))
+        answers.append(_remat(next_answer, sam)(embeddings, asked, prompts, last))
     return answers
 
 
@@ -170,7 +165,11 @@ def make_gradient(run: Run) -> GradientOf:
             for i, (embeddings, masks) in enumerate(pairs):
                 asked = ask(masks, part["size"], stride)
                 answers = rounds(
-                    learner.sam, embeddings, asked, config.prompts.clicks, jax.random.fold_in(key, i)
+                    learner.sam,
+                    embeddings,
+                    asked,
+                    config.prompts.clicks,
+                    jax.random.fold_in(key, i),
                 )
                 for n, answer in enumerate(answers):
                     for name, values in (("loss", answer.loss), ("iou", answer.iou)):

@@ -129,7 +129,5 @@ def write_learnt(run: Run, learnt: nnx.State, workdir: Path) -> None:
         write_base(
             workdir / name,
             {f"image_encoder.{k}": x for k, x in tensors_of(encoder).items()} | rest,
-            Description(
-                sam.config, None, {"file": name, **source}, config.model.native_aspect
-            ),
+            Description(sam.config, None, {"file": name, **source}, config.model.native_aspect),
         )
