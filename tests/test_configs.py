@@ -139,6 +139,7 @@ def nyuv2(config):
     return sharding.make_mesh(**config.mesh), dataset, tasks, batch
 
 
+@pytest.mark.slow
 def test_the_nyuv2_recipe_traces_at_full_size_without_allocating():
     config = load_config("nyuv2:vit_l")
     mesh, _, tasks, batch = nyuv2(config)

@@ -13,6 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 RECIPES = sorted(page for page in DOCS.glob("*.md") if "```python" in page.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
 def test_a_recipes_code_runs(page, shelf, tmp_path, monkeypatch):
     folder = tmp_path / "shelf"

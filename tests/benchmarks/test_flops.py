@@ -109,6 +109,7 @@ def test_convolutions():
     assert count_flops(groups, x, grouped) == 2 * (2 * 8 * 8 * 10) * (3 * 3 * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["talora", "lora_shared", "lora_per_task"])
 def test_encodings_are_frozen_passes_and_adapters_with_one_patch_embedding(kind):
     architecture = describe("tiny", 64)[1]

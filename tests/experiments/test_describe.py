@@ -48,6 +48,7 @@ def test_parameter_counts_are_the_published_ones(size, adapters, trainable):
     assert sum(x.nbytes for x in jax.live_arrays()) - before < 1e5
 
 
+@pytest.mark.slow
 def test_memory_on_meshes_that_are_not_here(micro):
     config = nyuv2("micro")
     config.adapter.ranks = (4, 4, 2)
@@ -124,6 +125,7 @@ def test_a_mesh_without_devices(axis):
         abstract_run(config)
 
 
+@pytest.mark.slow
 def test_the_command(start_main):
     process = start_main(
         "--mode=describe", "--config=configs/rooms_tiny.py", "--config.model.size=micro"
@@ -136,6 +138,7 @@ def test_the_command(start_main):
     assert process.returncode == 2 and "--config is missing" in errors
 
 
+@pytest.mark.slow
 def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
     config.tasks = ("edges",)
     config.model.weights = str(shelf / "sam_nano.safetensors")

@@ -177,6 +177,7 @@ def test_the_program_runs_without_talora_jax(finished, tasks, images, tmp_path, 
     assert ran.returncode and "export again with --size" in ran.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path):
     model, workdir = finished
     out = tmp_path / "out"
@@ -200,6 +201,7 @@ def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path)
     assert "mask_decoder.0.iou_token.weight" in {e.official for e in checkpoint.entries}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora_shared", "lora_per_task", "none"])
 def test_merging_other_kinds(config, tasks, kind):
     config = config.copy_and_resolve_references()
@@ -219,6 +221,7 @@ def test_merging_other_kinds(config, tasks, kind):
             )
 
 
+@pytest.mark.slow
 def test_every_platform_lowers_tiled_attention_at_a_fixed_batch(finished, tmp_path, monkeypatch):
     """With few logits allowed at once, attention takes a path of its own on every platform."""
     monkeypatch.setitem(inspect.unwrap(attention.attend).__kwdefaults__, "max_logits", 4096)
@@ -295,6 +298,7 @@ def test_workdirs_without_a_finished_run(finished, config, tmp_path, capsys):
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.slow
 def test_a_platform_that_jax_cannot_lower(finished, tmp_path, capsys, monkeypatch):
     def no_lowering(*args, **kwargs):
         raise NotImplementedError("no rule for 'dot' on tpu\nand a long story")

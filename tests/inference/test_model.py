@@ -35,6 +35,7 @@ def msam(shelf, model):
     return assemble(model.file, path, base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", talora_jax.__all__[1:])
 def test_every_name_has_an_example_that_runs(name, shelf, tmp_path, monkeypatch):
     folder = tmp_path / "shelf"
@@ -131,6 +132,7 @@ def test_another_base_is_refused_and_can_be_forced(model, shelf):
         assert load(force=True).predict(IMAGES[0])["depth"].shape == (48, 32)
 
 
+@pytest.mark.slow
 def test_a_merged_encoder_is_the_tasks_own(model, msam):
     squares = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     embeddings = nnx.jit(MSam.embed, static_argnames="tasks")(msam, squares, tasks=msam.tasks)

@@ -69,6 +69,7 @@ def test_joint_forward_of_mixed_sizes_equals_single_forwards(make, micro):
             np.testing.assert_allclose(joint[task][i], maps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_one_size_are_a_batch(make):
     model = make(channels={"depth": 1, "edges": 1})
     batch = images((48, 40), (48, 40))
@@ -134,6 +135,7 @@ def test_tasks_and_images_differ(make):
     assert distances.min() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_subset_of_tasks_in_any_order(make):
     model = make(channels={"depth": 1, "normals": 3, "edges": 1})
     batch = jnp.stack(images((48, 64)))
@@ -146,6 +148,7 @@ def test_a_subset_of_tasks_in_any_order(make):
         model(batch, ["flow"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "qkv"),
     [

@@ -38,6 +38,7 @@ def edges_config(config):
     return config
 
 
+@pytest.mark.slow
 def test_host_metrics_are_measured_unless_switched_off(edges_config):
     run = prepare(edges_config)
     actual = Evaluator(run).metrics(run.trainable)

@@ -195,6 +195,7 @@ def test_a_mesh_and_accumulation_change_no_balanced_gradient(micro, start_python
     assert_close(dict(np.load(tmp_path / "found.npz")), one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["famo", "nash_mtl"])
 def test_what_balancing_carries_along_is_resumed_exactly(micro, tmp_path, kind):
     run = make_run(micro, kind, "talora")

@@ -98,6 +98,7 @@ def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shel
         np.testing.assert_array_equal(new[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_tasks_on_every_kind(config, kind):
     """What trains, and where it goes: beside the old tasks' entries, whatever their axis."""
@@ -162,6 +163,7 @@ def test_what_can_be_extended(config, learn, shelf):
     assert "no adapter at x" in refused(**{"adapter.extend": "x"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run/adapter", "adapter"])
 def test_files_that_have_all_in_the_runs_config_predict_the_same(shelf, tmp_path, name):
     path, old = shelf / f"{name}.safetensors", tmp_path / "old.safetensors"

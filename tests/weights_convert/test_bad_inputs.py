@@ -64,6 +64,7 @@ def test_huggingface_problems_use_huggingface_names(refuse, saved, huggingface):
     assert "missing shared_image_embedding.positional_embedding" in refuse(saved(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["image_encoder.pos_embed", "image_encoder.blocks.0.attn.rel_pos_h"]
 )
@@ -155,6 +156,7 @@ def test_a_disk_that_fills_up(checkpoint, tmp_path, output):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_without_pytorch_the_error_names_the_extra(checkpoint, tmp_path):
     # Conversions without .pth run without PyTorch; those with say what to install.

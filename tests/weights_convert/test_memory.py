@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from talora_jax.models.image_encoder import ImageEncoderConfig
@@ -11,6 +12,7 @@ from weights_convert.__main__ import main
 from weights_convert.architecture import Architecture, entries_of, expected_shapes
 
 
+@pytest.mark.slow
 def test_peak_is_a_few_tensors(tmp_path):
     encoder = ImageEncoderConfig(image_size=256, width=192, heads=3, stages=4, window_blocks=7)
     architecture = Architecture(SamConfig(encoder))

@@ -60,6 +60,7 @@ def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind, ch
         np.testing.assert_allclose(masks[0, 0, 0], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_refused(train, run, checkpoint, tmp_path):
     _, base = train("talora")
     adapter, output = tmp_path / "adapter.safetensors", tmp_path / "out.pth"

@@ -1,11 +1,13 @@
 """Rooms that could be."""
 
 import numpy as np
+import pytest
 
 from talora_jax.data.rooms import CLASS_NAMES
 from talora_jax.data.rooms.furniture import BOX, CYLINDER
 
 
+@pytest.mark.slow
 def test_rooms_are_possible(scenes):
     """Nothing leaves the room, enters another thing (but pillows the bed), or holds the camera."""
     points = np.random.default_rng(0).uniform(-1, 1, (200, 3))

@@ -15,6 +15,7 @@ SIZE = (48, 64)
 TASKS = ("semantic", "depth", "normals", "edges")
 
 
+@pytest.mark.slow
 def test_a_written_folder_holds_what_was_rendered(tmp_path):
     size = (96, 128)
     write_folder(tmp_path / "rooms", 3, size, seed=7)
