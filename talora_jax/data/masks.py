@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from talora_jax.data.transforms import Sample, fit
+from talora_jax.data.transforms import Resized, Sample, fit
 from talora_jax.tasks import TARGETS
 
 Asked = dict[str, Shaped[np.ndarray, "..."]]
@@ -57,7 +57,7 @@ class AskedMasks:
         ]
         return self._asked(sample, size, masks)
 
-    def _fitted(self, sample: Sample) -> tuple[Sample, tuple[int, int]]:
+    def _fitted(self, sample: Sample) -> tuple[Resized, tuple[int, int]]:
         """The sample as large as the frame allows, and its size."""
         height, width = sample["image"].shape[:2]
         scale = min(self.frame[0] / height, self.frame[1] / width)
@@ -89,7 +89,7 @@ def numbers_of(labels: Int[np.ndarray, "H W"], min_pixels: int) -> Int[np.ndarra
     return numbers[(numbers >= 0) & (areas >= min_pixels)]
 
 
-def _window(sample: Sample, aspect: float, rng: np.random.Generator) -> Sample:
+def _window(sample: Sample, aspect: float, rng: np.random.Generator) -> Resized:
     """The largest window of this H / W, at a random place."""
     height, width = sample["image"].shape[:2]
     rows = min(height, max(1, round(width * aspect)))

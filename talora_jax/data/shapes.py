@@ -5,7 +5,7 @@ colours in stripes, checks or clouds, under light from one side; it may throw a 
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageFilter
 
 from talora_jax.tasks import TARGETS
@@ -70,7 +70,7 @@ def _outline(
 
 def _surface(
     rng: np.random.Generator, y: Float[np.ndarray, "h w"], x: Float[np.ndarray, "h w"]
-) -> Float[np.ndarray, "h w 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """A texture, lit from one side, as bytes."""
     one = rng.uniform(10, 245, 3)
     other = np.clip(one + rng.normal(0, rng.choice((8, 60)), 3), 0, 255)

@@ -22,7 +22,8 @@ Single-Tasking of Multiple Tasks") and its followers on PASCAL-Context. Deviatio
     within a tolerance only; see `Edges.summarise`.
 """
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
 
 from talora_jax.errors import UserError
 from talora_jax.tasks.base import Task
@@ -68,8 +69,8 @@ MASKS: dict[str, type[PixelTarget]] = {
     "human_parts": HumanParts,
 }
 
-# All that data sets hold of a pixel.
-TARGETS: dict[str, type[PixelTarget]] = {**TASKS, **MASKS}
+# All that data sets hold of a pixel: both of these, tasks first, as they are at any moment.
+TARGETS: Mapping[str, type[PixelTarget]] = collections.ChainMap(MASKS, TASKS)
 
 
 def make_task(name: str, *, class_names: Sequence[str]) -> Task:

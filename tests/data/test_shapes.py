@@ -37,4 +37,4 @@ def test_shapes_are_of_many_sizes():
     ]
     assert 60 < sum(area == 0 for area in areas) < 140  # none or one
     areas = [area for area in areas if area]
-    assert min(areas) < 50 and max(areas) > 1000
+    assert min(areas) < 50 and max(areas) > 600

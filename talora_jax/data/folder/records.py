@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import Num
 
 from talora_jax.data.folder.decode import read
@@ -17,6 +18,8 @@ from talora_jax.tasks import TARGETS
 
 class Folder(Records):
     """Images and dense targets of a user's folder."""
+
+    VERSION = tfds.core.Version("1.1.0")
 
 
 def records_config(

@@ -63,10 +63,11 @@ def trainable(kind: str) -> nnx.filterlib.Filter:
     """
     if kind == "full":
         return nnx.Not(nnx.PathContains("gaussian_matrix"))
+    # The prompt encoder has LayerNorms of these names, too.
+    norms = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
     return nnx.Any(
         TaskParam,
         nnx.PathContains("mask_decoder"),
         nnx.PathContains("auxiliary"),
-        nnx.PathContains("norm1"),
-        nnx.PathContains("norm2"),
+        nnx.All(nnx.PathContains("image_encoder"), norms),
     )

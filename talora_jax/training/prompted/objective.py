@@ -82,7 +82,11 @@ def first_answer(
     mask, inside = asked.fine[:, :, None], asked.inside[:, :, None]
     losses = mask_loss(logits, mask, inside)
     ious = intersection_over_union(logits > 0, mask, inside)
-    loss = losses[..., 0] + losses[..., 1:].min(-1) + jnp.mean((expected - ious) ** 2, -1)
+    # Not `min`: its slope is shared among all that equal it, and where a compiler rounds the losses
+    # in another way for that comparison, none does, and the share is 0 / 0.
+    best = 1 + jnp.argmin(losses[..., 1:], axis=-1)[..., None]
+    loss = losses[..., 0] + jnp.take_along_axis(losses, best, axis=-1)[..., 0]
+    loss += jnp.mean((expected - ious) ** 2, axis=-1)
     chosen = 1 + jnp.argmax(expected[..., 1:], axis=-1)[..., None]
     iou = jnp.take_along_axis(ious, chosen, axis=-1)[..., 0]
     logits = jnp.take_along_axis(logits, chosen[..., None, None], axis=2)[:, :, 0]
