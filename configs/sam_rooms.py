@@ -2,10 +2,10 @@
 
     python -m talora_jax.main --config configs/sam_rooms.py --workdir /tmp/sam_rooms
 
-Objects and their parts are asked about, with free-form shapes pasted on the frames; every IoU stands
-beside those of a box filled and of a disc about the click. On 2 CPU cores some 1.5 seconds a step.
-Masks stay empty for the first hundreds of steps, until the model has learnt to find a click; this
-many steps are a start, and no trained model comes along yet.
+Objects and their parts are asked about, with free-form shapes pasted on the frames; every IoU
+stands beside those of a box filled and of a disc about the click. On 2 CPU cores 3 to 4 seconds a
+step. Masks stay empty for the first hundreds of steps, until the model has learnt to find a click:
+these steps are a start, and no trained model comes along yet.
 """
 
 from talora_jax import config as config_lib

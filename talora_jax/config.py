@@ -258,9 +258,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_choice("config.adapter.init", config.adapter.init, adapters.INITS)
     check_choice("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
 
-    for rank, name in zip(config.adapter.ranks, ("p", "q", "v"), strict=True):
-        if rank < 1:
-            raise UserError(f"config.adapter.ranks: {name} is {rank}, expected at least 1")
+    if not config.model.weights:
+        size = config.model.size or DEFAULT_SIZE
+        check_ranks(config, sam.SIZES[size]().encoder.width)
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
@@ -332,6 +332,22 @@ def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
             f"config.prompts.aspects is {tuple(aspects)}, expected a lowest height / width above 0 "
             "and a highest one"
         )
+
+
+def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
+    """Refuses ranks that an encoder of this width does not have.
+
+    Raises:
+      UserError: names the rank and what is allowed.
+    """
+    for rank, most, name in zip(
+        config.adapter.ranks, (width, 3 * width, None), ("p", "q", "v"), strict=True
+    ):
+        if rank < 1 or (most and rank > most):
+            raise UserError(
+                f"config.adapter.ranks: {name} is {rank}, expected at least 1"
+                + (f" and at most {most} for {model_name(config.model)}" if most else "")
+            )
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh_shape: dict[str, int]) -> None:

@@ -43,7 +43,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("tasks", ("depth", "depth"), "names a task twice"),
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
         ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
-        ("adapter.ranks", (0, 16, 3), "p is 0, expected at least 1"),
+        ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
         ("adapter.init", "orthogonal", "config.adapter.init: unknown 'orthogonal'.* orthonormal?"),
         ("adapter.qkv", (False, False, False), "switches q, k and v all off"),
         (
@@ -127,7 +127,9 @@ def test_a_missing_file_is_told_before_data_is_read(config, micro, field, told):
 
 def test_ranks_that_the_model_does_not_have(config):
     config.adapter.ranks = (16, 97, 3)
-    with pytest.raises(UserError, match="config.adapter.ranks: q is 97, expected at most 96 for"):
+    with pytest.raises(
+        UserError, match="config.adapter.ranks: q is 97, expected at least 1 and at most 96"
+    ):
         sizes(config)
 
 

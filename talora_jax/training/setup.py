@@ -210,13 +210,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
                 f"config.model.size={config.model.size} has {named.in_words()}"
             )
         check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
-    width = found.encoder.width
-    for rank, most, name in zip(config.adapter.ranks, (width, 3 * width), ("p", "q"), strict=False):
-        if rank > most:
-            raise UserError(
-                f"config.adapter.ranks: {name} is {rank}, expected at most {most} for "
-                f"{config_lib.model_name(config.model)}"
-            )
+    config_lib.check_ranks(config, found.encoder.width)
     return found
 
 

@@ -77,7 +77,7 @@ def test_all_of_a_sam_learns_but_the_fourier_features(prompted):
     moved, scalars = one_step(prompted)
     assert not any("gaussian_matrix" in name for name in moved)
     still = {name for name, has in moved.items() if not has}
-    # A bias on all keys changes no softmax, and a mask that never was the best of three has no slope.
+    # A bias on all keys changes no softmax; a mask that never was the best of three has no slope.
     best = tuple(f"hypernetworks_mlps.{i}" for i in (1, 2, 3))
     assert all("k_proj.bias" in n or any(b in n for b in best) for n in still), still
     assert {"prompts/loss", "prompts/iou_after_1_clicks", "depth/loss"} < scalars.keys()
