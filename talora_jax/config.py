@@ -8,7 +8,7 @@ JAX but `check`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from talora_jax.errors import UserError, check_choice, one_line
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
-GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "weighting")
+GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "prompts", "weighting")
+# What a run trains: decoders of `tasks`, or a promptable SAM.
+TRAINS = ("tasks", "prompts")
+OPTIMIZERS = ("adam", "adamw", "muon")
+DEFAULT_SIZE = "tiny"
 # The fields that can be None, and the value that means the same: config.json and adapter files may
 # hold it, and a shell's empty variable gives it.
 OPTIONAL = {
@@ -30,6 +34,8 @@ OPTIONAL = {
     "data.depth_scale": 0.0,
     "data.ignore_label": -1,
     "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
+    "prompts.aspects": (0.0, 0.0),
+    "model.size": "",
     "model.weights": "",
     "adapter.extend": "",
     "hosts.coordinator": "",
@@ -40,6 +46,9 @@ def default() -> ml_collections.ConfigDict:
     """A locked config with every field at its default."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # tasks: the mask decoders of `tasks`, with adapters on a SAM. prompts: a promptable SAM itself,
+    # from the masks that `prompts.domains` name.
+    config.trains = "tasks"
     # Order gives the rows of U3; see `talora_jax.tasks.TASKS` for the names.
     config.tasks = ("semantic", "depth", "normals")
 
@@ -69,9 +78,12 @@ def default() -> ml_collections.ConfigDict:
     augment.scale_range = (1.0, 1.0)
     augment.flip = True
     augment.colour_jitter = 0.0
+    augment.noise = 0.0  # the highest standard deviation, in parts of the whole range
+    augment.shapes = 0  # the most free-form shapes to paste on an image, each one an object
 
     config.model = model = ml_collections.ConfigDict()
-    model.size = "tiny"  # see `talora_jax.models.sam.SIZES`
+    # One of `talora_jax.models.sam.SIZES`; None: what the base has, without a base DEFAULT_SIZE.
+    model.size = placeholder(str)
     model.weights = placeholder(str)  # a base, see `weights_convert`; None: random numbers
     model.pixel_normalisation = True  # False reproduces the official MTSAM code
     # Encodes an image's own patches and no padding: faster, the same for square images, else not
@@ -91,14 +103,33 @@ def default() -> ml_collections.ConfigDict:
     adapter.scale = 0.5
     adapter.dropout = 0.1
     adapter.qkv = (True, True, True)
+    # How TA-LoRA's factors start: published | orthonormal | scaled, see `models.adapters.Tucker`.
+    adapter.init = "published"
     # An adapter file to which this run adds its `tasks`: what its tasks share stays as it is, and
     # what the run leaves has their tasks and the new ones.
     adapter.extend = placeholder(str)
 
+    config.prompts = prompts = ml_collections.ConfigDict()
+    # What masks are made of, see `talora_jax.tasks.MASKS`. An adapter that tells tasks apart has a
+    # row for each of them.
+    prompts.domains = ("instance",)
+    prompts.masks = 8  # of an image and domain, in a step
+    prompts.clicks = 3  # corrective clicks after the first prompt
+    prompts.min_pixels = 64  # the least area of a mask, in pixels of the padded image
+    # The lowest and highest height / width that training cuts images to; None keeps their own.
+    prompts.aspects = placeholder(tuple)
+    # Tasks that a linear layer on the embeddings learns beside the masks; it is dropped in the end.
+    prompts.auxiliary = ()
+    prompts.auxiliary_weight = 1.0  # of each one's loss
+    prompts.eval_masks = 32  # of an image and domain, in evaluation
+
     config.optimizer = optimizer = ml_collections.ConfigDict()
+    # adam: the released recipe's, weight decay added to the gradient (L2). adamw: decay apart, of
+    # matrices alone. muon: that, with orthogonal updates of matrices.
+    optimizer.kind = "adam"
     optimizer.learning_rate = 1e-3
     optimizer.warmup = 0.05  # fraction of the steps
-    optimizer.weight_decay = 1e-6  # the L2 kind, added to the gradient
+    optimizer.weight_decay = 1e-6
     optimizer.clip_norm = 0.0  # of the whole gradient; 0 does not clip
     optimizer.lr_scale = ml_collections.ConfigDict(dict.fromkeys(GROUPS, 1.0))
 
@@ -182,6 +213,12 @@ def unset_empty(config: ml_collections.ConfigDict) -> None:
             config[section][field] = None
 
 
+def model_name(model: Mapping[str, Any]) -> str:
+    """What to call the model of `config.model`, for people to read."""
+    weights = Path(model["weights"]).stem if model["weights"] else None
+    return model["size"] or weights or DEFAULT_SIZE
+
+
 def flat_fields(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
     """{"config.data.name": …} from nested dicts."""
     flat: dict[str, Any] = {}
@@ -202,29 +239,28 @@ def check(config: ml_collections.ConfigDict) -> None:
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
     from talora_jax.weighting import gradients, losses
 
-    if not config.tasks:
-        raise UserError(f"config.tasks is empty: name at least one of {', '.join(tasks.TASKS)}")
-    for task in config.tasks:
-        check_choice("config.tasks", task, tasks.TASKS)
-    if len(set(config.tasks)) < len(config.tasks):
-        raise UserError(f"config.tasks names a task twice: {', '.join(config.tasks)}")
-    check_choice("config.model.size", config.model.size, sam.SIZES)
+    check_choice("config.trains", config.trains, TRAINS)
+    check_choice("config.optimizer.kind", config.optimizer.kind, OPTIMIZERS)
+    if config.trains == "prompts":
+        _check_names("prompts.domains", config.prompts.domains, tasks.MASKS)
+        if config.prompts.auxiliary:
+            _check_names("prompts.auxiliary", config.prompts.auxiliary, tasks.TASKS)
+        _check_prompts(config.prompts)
+    else:
+        _check_names("tasks", config.tasks, tasks.TASKS)
+    if config.model.size is not None:
+        check_choice("config.model.size", config.model.size, sam.SIZES)
     check_choice("config.model.attention", config.model.attention, attention_kernels.ATTENTION)
     check_choice("config.model.remat", config.model.remat, image_encoder.REMAT)
     check_choice("config.model.dtype", config.model.dtype, DTYPES)
     check_choice("config.model.param_dtype", config.model.param_dtype, DTYPES)
     check_choice("config.adapter.kind", config.adapter.kind, adapters.KINDS)
+    check_choice("config.adapter.init", config.adapter.init, adapters.INITS)
     check_choice("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
 
-    width = sam.SIZES[config.model.size]().encoder.width
-    for rank, most, name in zip(
-        config.adapter.ranks, (width, 3 * width, None), ("p", "q", "v"), strict=True
-    ):
-        if rank < 1 or (most and rank > most):
-            raise UserError(
-                f"config.adapter.ranks: {name} is {rank}, expected at least 1"
-                + (f" and at most {most} for {config.model.size}" if most else "")
-            )
+    if not config.model.weights:
+        size = config.model.size or DEFAULT_SIZE
+        check_ranks(config, sam.SIZES[size]().encoder.width)
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
@@ -271,6 +307,47 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.batch_size={config.batch_size} is not divisible by "
             f"config.accumulate={config.accumulate}"
         )
+
+
+def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+    if not names:
+        raise UserError(f"config.{field} is empty: name at least one of {', '.join(known)}")
+    for name in names:
+        check_choice(f"config.{field}", name, known)
+    if len(set(names)) < len(names):
+        what = "task" if field == "tasks" else "target"
+        raise UserError(f"config.{field} names a {what} twice: {', '.join(names)}")
+
+
+def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
+    for field in ("masks", "min_pixels", "eval_masks"):
+        if prompts[field] < 1:
+            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected at least 1")
+    for field in ("clicks", "auxiliary_weight"):
+        if prompts[field] < 0:
+            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected 0 or more")
+    aspects = prompts.aspects
+    if aspects is not None and not (len(aspects) == 2 and 0 < aspects[0] <= aspects[1]):
+        raise UserError(
+            f"config.prompts.aspects is {tuple(aspects)}, expected a lowest height / width above 0 "
+            "and a highest one"
+        )
+
+
+def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
+    """Refuses ranks that an encoder of this width does not have.
+
+    Raises:
+      UserError: names the rank and what is allowed.
+    """
+    for rank, most, name in zip(
+        config.adapter.ranks, (width, 3 * width, None), ("p", "q", "v"), strict=True
+    ):
+        if rank < 1 or (most and rank > most):
+            raise UserError(
+                f"config.adapter.ranks: {name} is {rank}, expected at least 1"
+                + (f" and at most {most} for {model_name(config.model)}" if most else "")
+            )
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh_shape: dict[str, int]) -> None:

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="train",
         metavar="|".join(_MODES),
         help="train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
-        "checkpoint in --workdir, with the config it was trained with. predict: files and a "
+        "checkpoint in --workdir, with the config it was trained with; or metrics of what a run of "
+        "--config starts from. predict: files and a "
         "picture of what the finished run in --workdir, or --adapter, sees in --images. describe: "
         "the model of --config (or of the run in --workdir) as tables: parts, shapes, parameters, "
         "what trains, and memory on each device of config.mesh, whether such devices are here or "
@@ -61,11 +62,12 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """talora_jax evaluate --workdir DIR
+    """talora_jax evaluate --workdir DIR, or --config CONFIG [--config.FIELD=VALUE …]
 
-    Metrics and pictures of the newest checkpoint of a run, with the config it was trained with.
+    Metrics and pictures of the newest checkpoint of a run, with the config it was trained with; or
+    metrics of what a run of a config starts from, such as the base of config.model.weights.
     """
-    _command(evaluate, _evaluate, (_add_workdir,), arguments)
+    _command(evaluate, _evaluate, (_add_config, _add_workdir), arguments)
 
 
 def predict(arguments: Sequence[str] | None = None) -> None:
@@ -161,13 +163,19 @@ def _train(args: argparse.Namespace, config: Config) -> None:
 
 
 def _evaluate(args: argparse.Namespace, config: Config) -> None:
-    del config  # the run's own
-    workdir = _workdir(args)
-    config = config_lib.read(workdir / "config.json")
+    if (config is None) == (args.workdir is None):
+        raise UserError(
+            "evaluate needs --workdir of a run, or --config for what a run of it starts from"
+        )
+    workdir = None if args.workdir is None else _workdir(args)
+    if config is None:
+        config = config_lib.read(workdir / "config.json")
     from talora_jax.training.evaluate import evaluate
-    from talora_jax.training.setup import prepare
+    from talora_jax.training.jobs import JOBS
 
-    evaluate(prepare(config), workdir, print)
+    job = JOBS[config.trains]
+    run = job.prepare(config)
+    evaluate(run, job.evaluator(run), job.baselines(run), workdir, print)
 
 
 def _workdir(args: argparse.Namespace) -> Path:

@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "config": GROUND | {"models", "tasks", "weighting"},
     "command_line": {"errors", "config"},
     "inference": GROUND | {"models", "tasks", "weights"},
-    "training": GROUND | {"config", "data", "models", "tasks", "weighting", "weights"},
+    "prompting": {"models"},
+    "training": GROUND | {"config", "data", "models", "prompting", "tasks", "weighting", "weights"},
     "experiments": GROUND
     | {"command_line", "config", "data", "models", "tasks", "training", "weighting", "weights"},
 }

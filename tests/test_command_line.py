@@ -66,7 +66,7 @@ def test_the_version(run):
         ("trian", "command: unknown 'trian', expected one of train, .*; did you mean train?"),
         ("xyz", "command: unknown 'xyz', expected one of train, .*convert"),
         ("train --wrkdir x", "unexpected argument '--wrkdir'; did you mean --workdir?"),
-        ("evaluate --config x", "unexpected argument '--config'; see --help"),
+        ("predict --config x", "unexpected argument '--config'; see --help"),
         ("--wrkdir=x", "unexpected argument '--wrkdir=x'; did you mean --workdir?"),
         ("--mode predit", "--mode: unknown 'predit', .*; did you mean predict?"),
         ("report --basline x", "unexpected argument '--basline'; did you mean --baseline?"),

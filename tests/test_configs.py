@@ -18,7 +18,7 @@ from talora_jax.models.adapters import ORTHOGONAL_PARTS
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training.loop import claim_workdir, train
-from talora_jax.training.setup import abstract, prepare
+from talora_jax.training.setup import abstract, prepare, sizes
 from talora_jax.training.step import abstract_state, make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -44,6 +44,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
         ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
+        ("adapter.init", "orthogonal", "config.adapter.init: unknown 'orthogonal'.* orthonormal?"),
         ("adapter.qkv", (False, False, False), "switches q, k and v all off"),
         (
             "orthogonal_parts",
@@ -122,6 +123,14 @@ def test_a_missing_file_is_told_before_data_is_read(config, micro, field, told):
     config.update_from_flattened_dict({field: "none.safetensors"})
     with pytest.raises(UserError, match=told):
         prepare(config)
+
+
+def test_ranks_that_the_model_does_not_have(config):
+    config.adapter.ranks = (16, 97, 3)
+    with pytest.raises(
+        UserError, match="config.adapter.ranks: q is 97, expected at least 1 and at most 96"
+    ):
+        sizes(config)
 
 
 def nyuv2(config):

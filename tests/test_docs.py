@@ -32,6 +32,7 @@ def test_recipes():
         "add_a_task",
         "change_the_adapter",
         "own_training_loop",
+        "train_a_sam",
     ]
 
 

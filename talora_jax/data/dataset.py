@@ -26,9 +26,12 @@ class Source(Protocol):
                                           without people is -1 everywhere
         saliency     float32  [H, W, 1]   1 = salient, 0 = not, -1 = no label
         edges        float32  [H, W, 1]   1 = edge, 0 = none, -1 = no label
+        instance     int32    [H, W]      number of an object, -1 = no label
+        part         int32    [H, W]      number of a part of an object, -1 = no label
 
     with the image always there and the targets as asked for when the dataset was opened. What is
-    true of a target by itself its task declares: `target_dtype`, `target_shape`, `unlabelled`.
+    true of a target by itself its class in `talora_jax.tasks` declares: `target_dtype`,
+    `target_shape`, `unlabelled`.
     """
 
     def __len__(self) -> int: ...

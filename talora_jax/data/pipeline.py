@@ -1,7 +1,8 @@
 """From samples to batches: shuffle, augment, share out over processes, batch, read ahead (Grain).
 
 A batch holds `image` float32 [B, H, W, 3] in [0, 1] and the targets of the tasks asked for, as in
-`talora_jax.data.dataset.Source` with B in front. All batches are of one H×W: samples of another are
+`talora_jax.data.dataset.Source` with B in front; for training from prompts what
+`talora_jax.data.masks` makes of them. All batches are of one H×W: samples of another are
 stretched to it (see `transforms.fit`), those of the source's own size left as they are.
 
 Samples are read and augmented in threads of this process. Everything random depends on the seed and
@@ -10,16 +11,18 @@ an iterator restored from its state goes on with the same bytes, and the batches
 together over all processes, hold the same samples however many processes there are.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import grain
 import ml_collections
 import numpy as np
 
 from talora_jax.data.dataset import Source
-from talora_jax.data.transforms import Augment, fit
+from talora_jax.data.masks import Asked, AskedMasks
+from talora_jax.data.transforms import Augment, Sample, fit
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
+from talora_jax.tasks import TARGETS
 
 # One batch is being consumed, so two threads with a batch each keep ahead of it.
 _EVAL_THREADS = 2
@@ -36,6 +39,7 @@ def train_iterator(
     process_index: int,
     process_count: int,
     num_threads: int,
+    asked: AskedMasks | None = None,
 ) -> grain.DatasetIterator:
     """Endless augmented batches in an order that is new in every epoch.
 
@@ -52,6 +56,7 @@ def train_iterator(
       augment: `config.augment`, see `Augment.from_config`.
       process_index: this process, of `process_count`.
       num_threads: batches made at a time; 0 makes each when it is asked for.
+      asked: makes masks of the targets, for training from prompts.
 
     Returns:
       An iterator whose `get_state()` is a small JSON-able dict that names the next batch;
@@ -70,6 +75,8 @@ def train_iterator(
         .repeat()
         .random_map(Augment.from_config(augment, image_size))
     )
+    if asked is not None:
+        augmented = augmented.random_map(asked.draw)
     share = augmented[process_index::process_count].map(_finish)
     return iter(_batches(share, batch_size, num_threads))
 
@@ -82,6 +89,7 @@ def eval_batches(
     batch_size: int,
     process_index: int,
     process_count: int,
+    asked: AskedMasks | None = None,
 ) -> Iterable[dict[str, np.ndarray]]:
     """Every sample once over all processes, in order; the same number of batches in each process.
 
@@ -91,7 +99,8 @@ def eval_batches(
 
     Args: as of `train_iterator`.
     """
-    share = _Share(source, tasks, image_size, batch_size, process_index, process_count)
+    to_one_size = functools.partial(fit, size=image_size) if asked is None else asked.all
+    share = _Share(source, tasks, to_one_size, batch_size, process_index, process_count)
     return _batches(grain.MapDataset.source(share).map(_finish), batch_size, _EVAL_THREADS)
 
 
@@ -102,14 +111,14 @@ class _Share:
         self,
         source: Source,
         tasks: Sequence[str],
-        image_size: tuple[int, int],
+        to_one_size: Callable[[Sample], Asked],
         batch_size: int,
         process_index: int,
         process_count: int,
     ):
         self._source = source
         self._tasks = tasks
-        self._image_size = image_size
+        self._to_one_size = to_one_size
         self._process_index = process_index
         self._process_count = process_count
         self._batches = -(-len(source) // (batch_size * process_count))
@@ -122,11 +131,11 @@ class _Share:
         position = self._process_index + index * self._process_count
         valid = position < len(self._source)
         sample = _keep(self._source[position if valid else 0], self._tasks)
-        sample = fit(sample, self._image_size)
+        sample = self._to_one_size(sample)
         if not valid:
             sample = {
-                name: np.full_like(values, 0 if name == "image" else TASKS[name].unlabelled)
-                for name, values in sample.items()
+                name: np.full_like(x, TARGETS[name].unlabelled if name in TARGETS else 0)
+                for name, x in sample.items()
             }
         return {**sample, "valid": np.bool_(valid)}
 

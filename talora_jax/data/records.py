@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike
 
 from talora_jax.data.progress import progress
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
+from talora_jax.tasks import TARGETS
 
 Sample = dict[str, Num[np.ndarray, "H W ..."]]
 
@@ -127,7 +127,7 @@ def _made(make: Callable[[Any], Sample], items: Sequence[Any]) -> Iterator[Sampl
 
 def as_declared(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
     """A target that is kept exactly, in the dtype that its task declares; the image as it is."""
-    return stored if name == "image" else stored.astype(TASKS[name].target_dtype, copy=False)
+    return stored if name == "image" else stored.astype(TARGETS[name].target_dtype, copy=False)
 
 
 class RecordsSource:

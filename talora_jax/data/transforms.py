@@ -34,8 +34,9 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from talora_jax.data.shapes import paste_shapes
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
+from talora_jax.tasks import TARGETS
 
 # 'image', and targets by the names of tasks: of one H×W, and of another.
 Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
@@ -71,7 +72,7 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
             box = (left, top, left + window_width, top + window_height)
             image = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR, box)
             return np.asarray(image)
-        task = TASKS[name]
+        task = TARGETS[name]
         return task.nearer(task.resize(values[window], (height, width)), scale)
 
     return {name: move(name, values) for name, values in sample.items()}
@@ -120,7 +121,7 @@ def turn_scale(
             )
             return np.asarray(image)
         values = values.reshape(height * width, *values.shape[2:])[at]
-        task = TASKS[name]
+        task = TARGETS[name]
         values[~inside] = task.unlabelled
         return task.turn(task.nearer(values, scale), angle)
 
@@ -132,7 +133,7 @@ def fit(sample: Sample, size: tuple[int, int]) -> Resized:
     if sample["image"].shape[:2] == tuple(size):
         return dict(sample)
     return {
-        name: resize_image(values, size) if name == "image" else TASKS[name].resize(values, size)
+        name: resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
         for name, values in sample.items()
     }
 
@@ -147,7 +148,7 @@ def resize_image(
 def mirror(sample: Sample) -> Sample:
     """Exchanges left and right in the image and all targets."""
     return {
-        name: values[:, ::-1] if name == "image" else TASKS[name].mirror(values)
+        name: values[:, ::-1] if name == "image" else TARGETS[name].mirror(values)
         for name, values in sample.items()
     }
 
@@ -174,6 +175,15 @@ def colour_jitter(sample: Sample, rng: np.random.Generator, strength: float) -> 
     return {**sample, "image": (values.clip(0, 255) + 0.5).astype(np.uint8)}
 
 
+def noise(sample: Sample, rng: np.random.Generator, most: float) -> Sample:
+    """Adds normal noise, whose standard deviation is drawn evenly from [0, most], in parts of the
+    whole range."""
+    image: UInt8[np.ndarray, "H W 3"] = sample["image"]
+    deviation = np.float32(255 * most * rng.random())
+    values = image + deviation * rng.standard_normal(image.shape, np.float32)
+    return {**sample, "image": (values.clip(0, 255) + 0.5).astype(np.uint8)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """The augmentation of training samples, in this order, and their one size.
@@ -185,7 +195,9 @@ class Augment:
       scale_range: lowest and highest scale of `turn_scale`; with (1.0, 1.0) and no turn the frame
         is only `fit`ted.
       flip: whether to `flip`.
+      shapes: the most `shapes` to paste, before colours change.
       colour_jitter: strength in [0, 1); 0 leaves colours as they are.
+      noise: the highest standard deviation; 0 adds none.
     """
 
     size: tuple[int, int]
@@ -193,7 +205,9 @@ class Augment:
     turn: float = 0.0
     scale_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
+    shapes: int = 0
     colour_jitter: float = 0.0
+    noise: float = 0.0
 
     @classmethod
     def from_config(cls, augment: ml_collections.ConfigDict, size: tuple[int, int]) -> "Augment":
@@ -218,13 +232,22 @@ class Augment:
                 f"config.augment.colour_jitter is {augment.colour_jitter}; expected a number from "
                 "0 up to, but not including, 1."
             )
+        if not 0 <= augment.noise < 1:
+            raise UserError(
+                f"config.augment.noise is {augment.noise}; expected a number from 0 up to, but not "
+                "including, 1."
+            )
+        if augment.shapes < 0:
+            raise UserError(f"config.augment.shapes is {augment.shapes}; expected 0 or more.")
         return cls(
             tuple(size),
             tuple(augment.scales),
             augment.turn,
             scale_range,
             augment.flip,
+            augment.shapes,
             augment.colour_jitter,
+            augment.noise,
         )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Resized:
@@ -235,6 +258,10 @@ class Augment:
             sample = fit(sample, self.size)
         if self.flip:
             sample = flip(sample, rng)
+        if self.shapes:
+            sample = paste_shapes(sample, rng, self.shapes)
         if self.colour_jitter:
             sample = colour_jitter(sample, rng, self.colour_jitter)
+        if self.noise:
+            sample = noise(sample, rng, self.noise)
         return sample

@@ -148,7 +148,8 @@ def _headlines(run: Run) -> list[str]:
     )
     tasks = ", ".join(f"{task.name} ({task.channels})" for task in run.tasks)
     lines = [
-        f"{config.model.size}: {encoder.depth} blocks of width {encoder.width}; adapter {kind}",
+        f"{config_lib.model_name(config.model)}: {encoder.depth} blocks of width {encoder.width}; "
+        f"adapter {kind}",
         f"tasks (channels): {tasks}",
     ]
     if config.data.image_size:

@@ -9,6 +9,7 @@ from pathlib import Path
 import rich.console
 import rich.table
 
+from talora_jax.config import model_name
 from talora_jax.errors import ArgumentParser
 from talora_jax.weights.adapter_file import AdapterFile, find
 
@@ -63,7 +64,7 @@ def describe(path: Path, console: rich.console.Console) -> None:
 def _model(file: AdapterFile) -> str:
     """Which model a file is for: its name, or its sizes where nobody named it."""
     if file.config:
-        return file.config["model"]["size"]
+        return model_name(file.config["model"])
     encoder = file.sam["encoder"]
     depth = encoder["stages"] * (encoder["window_blocks"] + 1)
     return f"{depth} blocks of width {encoder['width']}"

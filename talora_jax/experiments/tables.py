@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from talora_jax.config import model_name
 from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import FinishedRun, key, settings
 from talora_jax.experiments.improvement import delta_m, delta_p, signed
@@ -86,9 +87,9 @@ def _make_table(
     groups.sort(key=lambda group: len(group[0].tasks) > 1)  # what Δ is relative to comes first
     labels = _differences([_row_settings(group[0]) for group in groups])
     baselines, notes = {}, []
-    for size in dict.fromkeys(run.config.model.size for run in runs):
+    for size in dict.fromkeys(model_name(run.config.model) for run in runs):
         singles = chosen or [
-            run for run in runs if len(run.tasks) == 1 and run.config.model.size == size
+            run for run in runs if len(run.tasks) == 1 and model_name(run.config.model) == size
         ]
         baselines[size], lacking = _baseline(singles, tasks, bool(chosen))
         notes += [f"no Δ for {size}: {line}" for line in lacking]
@@ -98,7 +99,7 @@ def _make_table(
         config = group[0].config
         single = len(group[0].tasks) == 1
         name = f"single-task {config.adapter.kind}" if single else config.adapter.kind
-        row = _measured(" ".join((name, *label)), group, baselines[config.model.size])
+        row = _measured(" ".join((name, *label)), group, baselines[model_name(config.model)])
         rows.append(row)
     published = published_rows(runs[0].config.data.name)
     shown = _shown(tasks, [name for row in published for name in row.metrics])

@@ -46,7 +46,7 @@ class Prediction:
     """The masks of P prompts, m = 3 or 1 for each.
 
     Attributes:
-      low_res: mask logits on the padded square at a quarter of its side. They can be the `masks` of
+      low_res: mask logits of the padded image, four to a token's side. They can be the `masks` of
         another prediction.
       iou: how well the model expects each mask to fit.
       geometry: the way back to the original image.
@@ -81,13 +81,13 @@ class SamPredictor:
 
     def __init__(self, sam: Sam):
         graphdef, self._state = nnx.split(sam)
-        self._square = sam.config.encoder.image_size
-        self._low_res = 4 * sam.config.encoder.grid
+        self._geometry = sam.geometry
+        self._patch = sam.config.encoder.patch_size
         self._images: list[tuple[Geometry, jax.Array]] = []
 
         @jax.jit
-        def encode(state, square, resized):
-            return nnx.merge(graphdef, state).encode(normalise(square, resized)[None])
+        def encode(state, padded, resized):
+            return nnx.merge(graphdef, state).encode(normalise(padded, resized)[None])
 
         @functools.partial(jax.jit, static_argnames="multimask")
         def decode(state, embedding, points, labels, masks, multimask):
@@ -110,9 +110,9 @@ class SamPredictor:
         """
         encoded = []
         for image in map(as_rgb, images):
-            geometry = Geometry.of(image.shape[:2], self._square)
-            square, resized = geometry.to_square_uint8(image), np.array(geometry.resized)
-            encoded.append((geometry, self._encode(self._state, square, resized)))
+            geometry = self._geometry(image.shape[:2])
+            padded, resized = geometry.to_padded_uint8(image), np.array(geometry.resized)
+            encoded.append((geometry, self._encode(self._state, padded, resized)))
         self._images = encoded
 
     def embedding(self, image: int = 0) -> Float[Array, "1 h w D"]:
@@ -181,7 +181,7 @@ class SamPredictor:
             "points": (n, 2),
             "labels": (n,),
             "boxes": (4,),
-            "masks": (self._low_res, self._low_res),
+            "masks": tuple(4 * side // self._patch for side in geometry.padded),
         }
         count = max((len(x) for x in given.values()), default=1)
         for name, x in given.items():

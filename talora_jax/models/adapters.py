@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from talora_jax.errors import UserError
 
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
+INITS = ("published", "orthonormal", "scaled")  # how U1, U2 and U3 start, see `Tucker`
 
 
 class TaskParam(nnx.Param):
@@ -49,9 +50,10 @@ class AdapterConfig:
       scale: s, the factor on the update.
       dropout: rate on the adapter's input while training.
       qkv: which of q, k and v are adapted.
+      init: how TA-LoRA's U1, U2 and U3 start: `published`, `orthonormal` or `scaled`.
 
     Raises:
-      UserError: no such kind.
+      UserError: no such kind, or no such init.
     """
 
     kind: str = "talora"
@@ -59,10 +61,13 @@ class AdapterConfig:
     scale: float = 0.5
     dropout: float = 0.1
     qkv: tuple[bool, bool, bool] = (True, True, True)
+    init: str = "published"
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if self.init not in INITS:
+            raise UserError(f"no init {self.init!r}; expected one of {', '.join(INITS)}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any] | ml_collections.ConfigDict) -> "AdapterConfig":
@@ -73,6 +78,8 @@ class AdapterConfig:
             fields["scale"],
             fields["dropout"],
             tuple(fields["qkv"]),
+            # Files of before there was a choice.
+            fields.get("init", "published"),
         )
 
     @property
@@ -80,6 +87,11 @@ class AdapterConfig:
         """The axis along which a parameter of the adapter has entries for each task, by name."""
         adapter = KINDS[self.kind]
         return {} if adapter is None else adapter.task_axes
+
+    @property
+    def adapts(self) -> bool:
+        """Whether kernels get an update."""
+        return KINDS[self.kind] is not None
 
     @property
     def per_task(self) -> bool:
@@ -137,11 +149,22 @@ class Adapter(nnx.Module):
         del parts
         return jnp.zeros(()), 0
 
+    def norm(self) -> Float[Array, "*s n"]:
+        """‖ΔW‖_F, of every task or of the one update that serves all."""
+        raise NotImplementedError
+
 
 class Tucker(Adapter):
     """TA-LoRA: U1, U2 and G shared by the tasks, one row of U3 each.
 
-    Initial values: G = 0, so that ΔW = 0; U1, U2, U3 ~ N(0, 1).
+    Initial values: G = 0, so that ΔW = 0. With `init`
+
+      published    U1, U2, U3 ~ N(0, 1), as the authors' code: a step of size r on all entries of G
+                   moves each entry of ΔW by about s √(p q v) r, however wide the layer is.
+      orthonormal  U1 and U2 have orthonormal columns, what the regulariser asks for, and U3 rows of
+                   length 1.
+      scaled       U1 ~ N(0, 1/d), U2 ~ N(0, 1/q), U3 ~ N(0, 1/v): as LoRA's A, a layer's output
+                   moves by as much as G does, whatever the widths and ranks.
     """
 
     task_axes = {"U3": -2}
@@ -149,9 +172,17 @@ class Tucker(Adapter):
     def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
         super().__init__(config, width)
         p, q, v = config.ranks
-        self.U1 = TaskParam(jax.random.normal(rngs.params(), (width, p)))
-        self.U2 = TaskParam(jax.random.normal(rngs.params(), (width * sum(config.qkv), q)))
-        self.U3 = TaskParam(jax.random.normal(rngs.params(), (num_tasks, v)))
+        shapes = ((width, p), (width * sum(config.qkv), q), (num_tasks, v))
+        factors = [jax.random.normal(rngs.params(), shape) for shape in shapes]
+        match config.init:
+            case "orthonormal":
+                rows = factors[2]
+                factors = [jnp.linalg.qr(factor)[0] for factor in factors[:2]]
+                factors.append(rows / jnp.linalg.norm(rows, axis=-1, keepdims=True))
+            case "scaled":
+                sizes = (width, q, v)
+                factors = [x / n**0.5 for x, n in zip(factors, sizes, strict=True)]
+        self.U1, self.U2, self.U3 = map(TaskParam, factors)
         self.G = TaskParam(jnp.zeros((p, q, v)))
 
     def apply(self, x, task_ids):
@@ -167,6 +198,10 @@ class Tucker(Adapter):
         return self.config.scale * jnp.einsum(
             "...dp,...tpq,...kq->...tdk", self.U1[...], core, self.out_rows(self.U2[...])
         )
+
+    def norm(self):
+        core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], self.U3[...])
+        return self.config.scale * _product_norm(self.U1[...], core, self.U2[...])
 
     def orthogonality(self, parts=ORTHOGONAL_PARTS):
         """Terms ‖AᵀA − I‖_F for A in U1, U2 and every slice G[:, :, j], as `parts` names them."""
@@ -198,6 +233,11 @@ class LoRA(Adapter):
         del task_ids
         dense = jnp.einsum("...dp,...kp->...dk", self.A[...], self.out_rows(self.B[...]))
         return self.config.scale * jnp.expand_dims(dense, -3)
+
+    def norm(self):
+        a, b = (x if self.task_axes else x[..., None, :, :] for x in (self.A[...], self.B[...]))
+        gram_a, gram_b = (jnp.einsum("...np,...nq->...pq", x, x) for x in (a, b))
+        return self.config.scale * jnp.sqrt(jnp.einsum("...pq,...pq->...", gram_a, gram_b))
 
 
 class LoRAPerTask(LoRA):
@@ -236,6 +276,15 @@ def make_adapter(
 
 def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:
     return slice(None) if task_ids is None else jnp.array(task_ids)
+
+
+def _product_norm(
+    u1: Float[Array, "*s d p"], core: Float[Array, "*s t p q"], u2: Float[Array, "*s k q"]
+) -> Float[Array, "*s t"]:
+    """‖U1 C U2ᵀ‖_F for every C, from the small Gram matrices."""
+    gram1, gram2 = (jnp.einsum("...np,...nq->...pq", u, u) for u in (u1, u2))
+    squared = jnp.einsum("...pr,...tpq,...trs,...qs->...t", gram1, core, core, gram2)
+    return jnp.sqrt(jnp.maximum(squared, 0.0))
 
 
 def _distance_to_orthonormal(a: Float[Array, "*s n m"]) -> Float[Array, "*s"]:

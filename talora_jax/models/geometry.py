@@ -4,7 +4,7 @@ Source: `segment_anything/utils/transforms.py` (`ResizeLongestSide`) and `Sam.po
 What differs: a bilinear resize is linear and separable, so each way is two small matrices. The way
 back (to the square, crop, to the original size) is multiplied out into one matrix per axis, exact
 to the two steps and without a full-size map in between. Training resizes in floating point, where
-gradients and any dtype pass; `to_square_uint8` and `normalise` are SAM's own path, bit for bit.
+gradients and any dtype pass; `to_padded_uint8` and `normalise` are SAM's own path, bit for bit.
 
 Native aspect: padding to whole patches instead of to the square. An image's tokens are then the
 only tokens. What this changes: in the square, global attention also reads the padding, whose tokens
@@ -84,15 +84,13 @@ class Geometry:
         pad = [(0, whole - n) for whole, n in zip(self.padded, self.resized, strict=True)]
         return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pad, (0, 0)])
 
-    def to_square_uint8(
-        self, image: UInt8[np.ndarray, "H W 3"]
-    ) -> UInt8[np.ndarray, "square square 3"]:
+    def to_padded_uint8(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "Y X 3"]:
         """Resizes as SAM does, with Pillow and to 8 bits, and zero-pads right and below."""
         height, width = self.resized
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        square = np.zeros((self.square, self.square, 3), np.uint8)
-        square[:height, :width] = resized
-        return square
+        padded = np.zeros((*self.padded, 3), np.uint8)
+        padded[:height, :width] = resized
+        return padded
 
     def points_to_square(self, xy: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b 2"]:
         """Points (x, y) in pixels of the original image, to pixels of the padded square."""

@@ -240,6 +240,21 @@ class ImageEncoder(nnx.Module):
         embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
         return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
 
+    def relative_updates(self) -> Float[Array, "depth"]:
+        """‖ΔW‖_F / ‖W‖_F of every block's qkv kernel, of the task that moves it the most.
+
+        Zeros without adapters.
+        """
+        stages = self.config.stages
+        ratios = []
+        for blocks in (self.window_blocks, self.global_blocks):
+            kernel = jnp.asarray(blocks.attn.qkv.kernel[...], jnp.float32)
+            norm = jnp.linalg.norm(kernel, axis=(-2, -1))
+            adapter = blocks.attn.adapter
+            moved = jnp.zeros_like(norm) if adapter is None else adapter.norm().max(-1)
+            ratios.append((moved / norm).reshape(stages, -1))
+        return jnp.concatenate(ratios, axis=1).ravel()
+
     def merge(self, task_id: int) -> "ImageEncoder":
         """A task's encoder as a plain SAM encoder: W + ΔW[t] in place of W and the adapter.
 

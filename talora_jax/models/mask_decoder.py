@@ -239,7 +239,7 @@ class MaskDecoder(nnx.Module):
         present: Bool[Array, "B P n"],
         dense: Float[Array, "D"] | Float[Array, "B P h w D"],
         *,
-        multimask: bool,
+        multimask: bool | None,
     ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
         """SAM's masks for P prompts of each image, and how good each mask is expected to be.
 
@@ -250,10 +250,10 @@ class MaskDecoder(nnx.Module):
           present: which of the tokens count; the others change nothing.
           dense: the no-mask row, or the embedding of a mask for every prompt.
           multimask: three masks (tokens 1-3) for prompts that can mean several things, or one
-            (token 0).
+            (token 0); None for all four, in the order of the tokens.
 
         Returns:
-          Mask logits at Y = 4h, X = 4w, and predicted IoUs, both float32; m = 3 or 1.
+          Mask logits at Y = 4h, X = 4w, and predicted IoUs, both float32; m = 3, 1 or 4.
         """
         batch, prompts, _, dim = sparse.shape
         grid = embeddings.shape[1:3]
@@ -276,11 +276,12 @@ class MaskDecoder(nnx.Module):
             wanted=slice(0, len(outputs)),
             present=jnp.concatenate([always, present], axis=2),
         )
-        chosen = range(1, len(outputs) - 1) if multimask else range(1)
+        masks = len(outputs) - 1
+        chosen = {True: range(1, masks), False: range(1), None: range(masks)}[multimask]
         hyper = [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen]
-        masks = self.output_upscaling(image, jnp.stack(hyper, axis=2), grid)
+        logits = self.output_upscaling(image, jnp.stack(hyper, axis=2), grid)
         iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
-        return masks.astype(jnp.float32), iou.astype(jnp.float32)
+        return logits.astype(jnp.float32), iou.astype(jnp.float32)
 
     def channel_maps(
         self,

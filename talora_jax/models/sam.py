@@ -1,4 +1,4 @@
-"""SAM's sizes (ViT-B, ViT-L and ViT-H as released, `tiny` for laptops) and the promptable model.
+"""SAM's sizes (ViT-B, ViT-L and ViT-H as released; `tiny` and `small` for laptops), and itself.
 
 Source: `segment_anything/modeling/sam.py` and `build_sam.py`. What differs: images, prompts and
 maps are batches of one shape (P prompts for each of B images); resizing to SAM's square and back
@@ -9,9 +9,10 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from talora_jax.models.prompt_encoder import ABSENT, PromptEncoder
@@ -49,31 +50,85 @@ class SamConfig:
         )
         return cls(encoder, MaskDecoderConfig(dim=64, heads=4, mlp_dim=256))
 
+    @classmethod
+    def small(cls) -> "SamConfig":
+        """288 px in patches of 12: outlines are 2.7 pixels of a 192×256 frame fine, `tiny`'s 4."""
+        encoder = ImageEncoderConfig(
+            image_size=288,
+            patch_size=12,
+            width=128,
+            heads=4,
+            stages=2,
+            window_blocks=1,
+            window=6,
+            out_channels=64,
+        )
+        return cls(encoder, MaskDecoderConfig(dim=64, heads=4, mlp_dim=256))
+
 
 SIZES = {
     "vit_b": SamConfig.vit_b,
     "vit_l": SamConfig.vit_l,
     "vit_h": SamConfig.vit_h,
     "tiny": SamConfig.tiny,
+    "small": SamConfig.small,
 }
 
 
-class Sam(nnx.Module):
-    """Promptable SAM: an image is encoded once, then asked about with any number of prompts."""
+_NO_ADAPTER = AdapterConfig("none")
 
-    def __init__(self, config: SamConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+
+class Sam(nnx.Module):
+    """Promptable SAM: an image is encoded once, then asked about with any number of prompts.
+
+    With an adapter it has one encoding for each domain of prompts (TA-LoRA's tasks), and one prompt
+    encoder and mask decoder for all of them.
+    """
+
+    def __init__(
+        self,
+        config: SamConfig,
+        adapter: AdapterConfig = _NO_ADAPTER,
+        domains: int = 1,
+        *,
+        native_aspect: bool = False,
+        attention: str = "xla",
+        remat: str = "block_but_attention",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
+        self.adapter = adapter
+        self.domains = domains
+        self.native_aspect = native_aspect
         self.image_encoder = ImageEncoder(
-            config.encoder, AdapterConfig("none"), 1, dtype=dtype, rngs=rngs
+            config.encoder,
+            adapter,
+            domains,
+            attention=attention,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.prompt_encoder = PromptEncoder(
             config.decoder.dim, config.encoder.image_size, dtype=dtype, rngs=rngs
         )
         self.mask_decoder = MaskDecoder(config.decoder, dtype=dtype, rngs=rngs)
 
-    def encode(self, squares: Float[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-        """Image embeddings of normalised, padded squares."""
-        return self.image_encoder(squares, (0,))[0]
+    def geometry(self, size: tuple[int, int]) -> Geometry:
+        """How an image of this (H, W) is encoded."""
+        return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
+
+    def encode(
+        self, padded: Float[Array, "B Y X 3"], domain: int = 0, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Image embeddings of normalised, padded images, for one domain of prompts.
+
+        Args:
+          padded: sides are multiples of the patch size, at most `image_size`.
+          key: for the adapters' dropout; None when not training.
+        """
+        return self.image_encoder(padded, (domain,), key=key)[0]
 
     def decode(
         self,
@@ -82,7 +137,7 @@ class Sam(nnx.Module):
         labels: Int[Array, "B P n"],
         masks: Float[Array, "B P Y X"] | None = None,
         *,
-        multimask: bool = True,
+        multimask: bool | None = True,
     ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
         """Mask logits of P prompts for each image, at a quarter of its side, and predicted IoUs.
 
@@ -91,7 +146,8 @@ class Sam(nnx.Module):
           points: points and box corners, (x, y) in pixels of the padded square.
           labels: what each point is, see `prompt_encoder`. ABSENT ones change nothing.
           masks: logits of an earlier prediction, one for each prompt; None for no mask prompts.
-          multimask: m = 3 masks for prompts that can mean several things, or m = 1.
+          multimask: m = 3 masks for prompts that can mean several things, or m = 1; None gives
+            m = 4, that one before those three.
         """
         encoder = self.prompt_encoder
         dense = encoder.no_mask_embed[0] if masks is None else encoder.masks(masks)

@@ -3,7 +3,8 @@
 A `Task` (base.py) owns its channel count, its activation, its loss, its metrics and its picture,
 and of its target what is unlabelled, how it moves when an image does, how it is read from a folder
 and kept; nothing else in the code asks "is this depth?". A new task is one class and one line in
-`TASKS`.
+`TASKS`. What is a target and no task stands in `TARGETS` beside them: numbers of objects and of
+their parts, which a promptable SAM learns from.
 
 Losses and metrics are sums and counts in float32 and int32: those of two batches (devices, hosts)
 added are those of the whole, a pixel without a label adds nothing, and the one division comes last.
@@ -21,17 +22,22 @@ Single-Tasking of Multiple Tasks") and its followers on PASCAL-Context. Deviatio
     within a tolerance only; see `Edges.summarise`.
 """
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
 
 from talora_jax.errors import UserError
 from talora_jax.tasks.base import Task
 from talora_jax.tasks.depth import Depth, Disparity
 from talora_jax.tasks.edges import Edges
+from talora_jax.tasks.masks import Instance, Part
 from talora_jax.tasks.normals import Normals
 from talora_jax.tasks.saliency import Saliency
 from talora_jax.tasks.semantic import HumanParts, Semantic, palette
+from talora_jax.tasks.target import PixelTarget
 
 __all__ = [
+    "MASKS",
+    "TARGETS",
     "TASKS",
     "Depth",
     "Disparity",
@@ -54,6 +60,17 @@ TASKS: dict[str, type[Task]] = {
     "saliency": Saliency,
     "edges": Edges,
 }
+
+# What masks to ask about are made of: every number of these is one mask.
+MASKS: dict[str, type[PixelTarget]] = {
+    "instance": Instance,
+    "part": Part,
+    "semantic": Semantic,
+    "human_parts": HumanParts,
+}
+
+# All that data sets hold of a pixel: both of these, tasks first, as they are at any moment.
+TARGETS: Mapping[str, type[PixelTarget]] = collections.ChainMap(MASKS, TASKS)
 
 
 def make_task(name: str, *, class_names: Sequence[str]) -> Task:

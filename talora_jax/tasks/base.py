@@ -4,7 +4,6 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt8
 
 from talora_jax.tasks.legends import Bar, Legend
 from talora_jax.tasks.png import Png, scaled
-from talora_jax.tasks.target_files import FileSettings
+from talora_jax.tasks.target import PixelTarget, Truth
 
 AnyArray = Array | np.ndarray
 Maps = Float[AnyArray, "B H W C"]  # what the model gives: raw, of any float type
@@ -27,13 +26,12 @@ Totals = Mapping[str, ArrayLike]  # the same, added over batches
 AnyTarget = Num[AnyArray, "..."]  # with a batch axis or without
 Labelled = Bool[AnyArray, "*b H W"]
 Activated = Float[np.ndarray, "H W C"]  # of one image, as `Task.activate` gives it
-Truth = Num[np.ndarray, "H W *c"]
 Output = Num[np.ndarray, "H W *c"]  # of one image, as `Task.outputs` gives it
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(abc.ABC):
+class Task(PixelTarget):
     """One kind of dense prediction.
 
     Frozen and hashable: a task can be a static argument of a jitted function.
@@ -42,14 +40,6 @@ class Task(abc.ABC):
     name: str
     channels: ClassVar[int]  # number of raw maps, C
     meaning: ClassVar[str] = ""  # what the arrays of `outputs` hold, for people
-    # The target of one image: an array [H, W, *target_shape] of `target_dtype` that is `unlabelled`
-    # where there is no label. `stored_dtype` is what `store` gives.
-    target_shape: ClassVar[tuple[int, ...]]
-    target_dtype: ClassVar[type[np.generic]]
-    stored_dtype: ClassVar[type[np.generic]]
-    unlabelled: ClassVar[int]
-    # Of the files that `read` knows, in lower case.
-    suffixes: ClassVar[tuple[str, ...]] = (".png", ".npy")
 
     # Of a task with classes. Not annotated: that would put it before the fields of such a task.
     class_names = ()
@@ -59,51 +49,6 @@ class Task(abc.ABC):
         """This task for a dataset with these classes, which most tasks do not care about."""
         del class_names
         return cls(name)
-
-    # The target of one image, before there is a batch: in NumPy, and of the class, for a data set
-    # is opened before its classes are known.
-
-    @classmethod
-    @abc.abstractmethod
-    def read(cls, path: Path, settings: FileSettings) -> Truth:
-        """The target in a file of a user's folder, of one of the `suffixes`.
-
-        Raises:
-          BadFile: the file holds something else; the message says what was expected.
-        """
-
-    @classmethod
-    def store(cls, target: Truth) -> Truth:
-        """What is kept of a target, of `stored_dtype`."""
-        return target.astype(cls.stored_dtype, copy=False)
-
-    @classmethod
-    def restore(cls, stored: Truth) -> Truth:
-        """The target that `store` kept."""
-        return stored.astype(cls.target_dtype, copy=False)
-
-    @classmethod
-    def resize(cls, target: Truth, size: tuple[int, int]) -> Num[np.ndarray, "h w *c"]:
-        """The target of the frame stretched to `size` H, W."""
-        return resize_nearest(target, size)
-
-    @classmethod
-    def mirror(cls, target: Truth) -> Truth:
-        """The target with left and right exchanged."""
-        return target[:, ::-1]
-
-    @classmethod
-    def nearer(cls, target: Truth, scale: float) -> Truth:
-        """The target of a scene that is nearer by `scale`, its pixels in their new places."""
-        del scale
-        return target
-
-    @classmethod
-    def turn(cls, target: Truth, angle: float) -> Truth:
-        """The target of a scene that is turned by `angle`, in radians and counter-clockwise as
-        seen, its pixels in their new places."""
-        del angle
-        return target
 
     # A batch of them and of the model's maps.
 
@@ -195,16 +140,6 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def constant(self, statistics: Totals) -> Float[np.ndarray, "C"]:
         """The raw map value a model that never looks at the image would give everywhere."""
-
-
-def resize_nearest(
-    values: Shaped[np.ndarray, "H W *c"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "h w *c"]:
-    """The value at each pixel's centre when the frame is stretched to `size` H, W."""
-    # The centre of the result's pixel i lies at (i + 1/2)·H/h of the frame.
-    rows = (2 * np.arange(size[0]) + 1) * values.shape[0] // (2 * size[0])
-    columns = (2 * np.arange(size[1]) + 1) * values.shape[1] // (2 * size[1])
-    return values.take(rows, axis=0).take(columns, axis=1)
 
 
 def bincount(

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,22 +100,36 @@ def constant_baselines(run: Run) -> dict[str, float]:
     return _summarise(run, functools.partial(sums, constants), _batches(run, "val"))
 
 
-def evaluate(run: Run, workdir: Path, print_line: Callable[[str], None]) -> dict[str, float]:
-    """Evaluates the newest checkpoint of a workdir on the validation split; writes pictures.
+def evaluate(
+    run: Run,
+    evaluator: Any,
+    baselines: Mapping[str, float],
+    workdir: Path | None,
+    print_line: Callable[[str], None],
+) -> dict[str, float]:
+    """Evaluates the newest checkpoint of a workdir on the validation split, and writes pictures.
+
+    Args:
+      evaluator: of the run, see `jobs.Evaluator`.
+      baselines: what metrics stand beside.
+      workdir: None to evaluate what a run starts from.
 
     Raises:
       UserError: the workdir has no checkpoint.
     """
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
-    state, _ = checkpoints.restore(init_state(run))
-    evaluator = Evaluator(run)
-    metrics = evaluator.metrics(state.trainable["model"])
+    learnt, step = run.trainable, 0
+    if workdir is not None:
+        checkpoints = Checkpoints(workdir)
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
+        state, _ = checkpoints.restore(init_state(run))
+        learnt = state.trainable["model"]
+    metrics = evaluator.metrics(learnt)
     print_line(f"validation at step {step}")
-    print_metrics(metrics, print_line)
-    save_pictures(evaluator.pictures(state.trainable["model"], run.config.num_pictures), workdir)
+    print_metrics(metrics, print_line, baselines)
+    if workdir is not None:
+        save_pictures(evaluator.pictures(learnt, run.config.num_pictures), workdir)
     return metrics
 
 

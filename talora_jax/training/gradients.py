@@ -31,18 +31,14 @@ class Gradient(NamedTuple):
 
     Attributes:
       gradient: like `trainable`.
-      losses: of the tasks, over the whole batch.
-      weights: of the tasks' losses, or of their gradients by what they share.
-      orthogonal: the regulariser.
-      objective: weighted losses, the weighting's constant and the weighted regulariser.
+      scalars: for each task its loss over the whole batch and the weight of this loss, or of its
+        gradient by what tasks share; the regulariser; and the objective, which is the weighted
+        losses, the weighting's constant and the weighted regulariser.
       weighting: the state of the weighting or balancing after the step.
     """
 
     gradient: dict[str, PyTree]
-    losses: Float[Array, "T"]
-    weights: Float[Array, "T"]
-    orthogonal: Float[Array, ""]
-    objective: Float[Array, ""]
+    scalars: dict[str, Float[Array, ""]]
     weighting: PyTree
 
 
@@ -82,7 +78,7 @@ def _make_weighted(run: Run) -> GradientOf:
 
         known = None
         if weighting.looks_at_losses and config.accumulate > 1:
-            known = _accumulate(
+            known = accumulate(
                 lambda part, key: losses_of(trainable["model"], part, key),
                 batch,
                 dropout_key,
@@ -103,14 +99,14 @@ def _make_weighted(run: Run) -> GradientOf:
             shares = (losses, weights / config.accumulate, orthogonal / config.accumulate)
             return weights @ losses + whole / config.accumulate, shares
 
-        (value, (losses, weights, orthogonal)), gradient = _accumulate(
+        (value, (losses, weights, orthogonal)), gradient = accumulate(
             lambda part, key: jax.value_and_grad(objective, has_aux=True)(trainable, part, key),
             batch,
             dropout_key,
             config.accumulate,
         )
         state = weighting.update(state, losses, step)
-        return Gradient(gradient, losses, weights, orthogonal, value, state)
+        return Gradient(gradient, _scalars(run, losses, weights, orthogonal, value), state)
 
     return gradient_of
 
@@ -131,7 +127,7 @@ def _make_balanced(run: Run) -> GradientOf:
                 trainable["model"], shared(adapter), nnx.PathContains("image_encoder"), ...
             )
         )
-        losses, jacobian, own_gradient = _accumulate(
+        losses, jacobian, own_gradient = accumulate(
             lambda part, key: _by_task(run, parts, frozen, part, counts, key),
             batch,
             dropout_key,
@@ -152,10 +148,7 @@ def _make_balanced(run: Run) -> GradientOf:
         value = balanced.weights @ losses + config.orthogonal_weight * orthogonal
         return Gradient(
             {"model": nnx.merge_state(common_gradient, own_gradient), "weighting": {}},
-            losses,
-            balanced.weights,
-            orthogonal,
-            value,
+            _scalars(run, losses, balanced.weights, orthogonal, value),
             balanced.state,
         )
 
@@ -238,6 +231,21 @@ def _weighting(run: Run) -> Weighting:
     return make_weighting(run.config.weighting, len(run.tasks), steps_per_epoch)
 
 
+def _scalars(
+    run: Run,
+    losses: Float[Array, "T"],
+    weights: Float[Array, "T"],
+    orthogonal: Float[Array, ""],
+    objective: Float[Array, ""],
+) -> dict[str, Float[Array, ""]]:
+    return {
+        **{f"{task.name}/loss": losses[i] for i, task in enumerate(run.tasks)},
+        **{f"{task.name}/weight": weights[i] for i, task in enumerate(run.tasks)},
+        "orthogonal": orthogonal,
+        "objective": objective,
+    }
+
+
 def _counts(run: Run, batch: Batch) -> Float[Array, "T"]:
     """Labelled pixels of each task in the whole batch, at least 1."""
     return jnp.stack([jnp.maximum(task.count(batch[task.name]), 1) for task in run.tasks])
@@ -249,7 +257,7 @@ def _losses(run: Run, maps: Batch, part: Batch, counts: Float[Array, "T"]) -> Fl
     return jnp.stack(sums) / counts
 
 
-def _accumulate(
+def accumulate(
     function: Callable[[Batch, Key[Array, ""]], Sum], batch: Batch, key: Key[Array, ""], parts: int
 ) -> Sum:
     """The sum of function(part, key) over the parts of a batch, one after the other."""

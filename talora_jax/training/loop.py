@@ -10,15 +10,21 @@ from jaxtyping import Array
 
 from talora_jax import config as config_lib
 from talora_jax.data.pipeline import train_iterator
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, check_choice
 from talora_jax.files import write_atomically
 from talora_jax.sharding import shard_batch
 from talora_jax.training.checkpoint import Checkpoints
-from talora_jax.training.evaluate import Evaluator, constant_baselines, print_metrics, save_pictures
+from talora_jax.training.evaluate import print_metrics, save_pictures
+from talora_jax.training.jobs import JOBS
 from talora_jax.training.log import RunLog
-from talora_jax.training.setup import Run, learnt_file, prepare
+from talora_jax.training.setup import Run
 from talora_jax.training.step import init_state, make_train_step
-from talora_jax.weights import adapter_file
+
+_OUTGROWN = (
+    "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
+    "{:.2f} in a block, and what the encoder was pretrained for is lost there. Lower "
+    "config.optimizer.lr_scale.adapters, or choose another config.adapter.init."
+)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
@@ -27,7 +33,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
       UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
     """
-    run = prepare(config)
+    check_choice("config.trains", config.trains, JOBS)
+    job = JOBS[config.trains]
+    run = job.prepare(config)
     main_process = jax.process_index() == 0
     claim_workdir(config, workdir, write=main_process)
 
@@ -36,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     state = init_state(run)
     iterator = train_iterator(
         run.dataset.splits["train"],
-        tasks=config.tasks,
+        tasks=job.targets(config),
         image_size=run.dataset.image_size,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
@@ -44,37 +52,42 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.read_threads,
+        asked=job.asked(run),
     )
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(state)
         iterator.set_state(position)
     first_step = int(state.step)
-    adapter_path = workdir / adapter_file.FILE_NAME
+    results = [workdir / name for name in job.results(config)]
     log = RunLog(workdir, resume_step=first_step, active=main_process)
-    if first_step == config.steps and adapter_path.exists():
-        log.print(f"This run is finished: {workdir} holds {config.steps} steps and its adapter.")
+    if first_step == config.steps and all(path.exists() for path in results):
+        names = ", ".join(path.name for path in results)
+        log.print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
         return {}
 
     # What is at stake
     count = sum(x.size for x in jax.tree.leaves(run.trainable))
     total = count + sum(x.size for x in jax.tree.leaves(run.frozen))
     log.print(
-        f"{config.model.size}, {config.adapter.kind}: {count:,} of {total:,} parameters train; "
-        f"tasks {', '.join(config.tasks)}; {len(run.dataset.splits['train'])} training and "
+        f"{config_lib.model_name(config.model)}, {config.adapter.kind}: "
+        f"{count:,} of {total:,} parameters train; "
+        f"{config.trains} {', '.join(job.targets(config))}; "
+        f"{len(run.dataset.splits['train'])} training and "
         f"{len(run.dataset.splits['val'])} validation images; "
         f"{jax.device_count()} {jax.default_backend()} device(s)"
     )
     if first_step:
         log.print(f"Resuming after step {first_step}.")
-    baselines = constant_baselines(run)
+    baselines = job.baselines(run)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "val_constant", baselines)
 
     # Loop
     train_step = make_train_step(run)
-    evaluator = Evaluator(run)
+    evaluator = job.evaluator(run)
     previous: dict[str, Array] = {}
+    outgrown = False
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         for step in range(first_step + 1, config.steps + 1):
             batch = shard_batch(next(iterator), run.mesh)
@@ -88,6 +101,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
                 values = _check_finite(step, scalars, run)
                 log.write(step, "train", values | {"step_time": progress.step_time()})
                 progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
+                if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
+                    outgrown = True
+                    log.print(_OUTGROWN.format(values["adapter/relative_update"]))
             if _due(step, config.eval_every) and not is_last:
                 metrics = evaluator.metrics(state.trainable["model"])
                 log.write(step, "val", metrics)
@@ -96,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
                 _check_finite(step, scalars, run)
                 checkpoints.save(step, state, iterator.get_state())
 
-        # Final evaluation; the adapter file comes last and marks a finished run.
+        # Final evaluation; what the run leaves comes last and marks a finished one.
         learnt = state.trainable["model"]
         metrics = evaluator.metrics(learnt)
         panels = evaluator.pictures(learnt, config.num_pictures)
@@ -108,8 +124,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         save_pictures(panels, workdir)
         for i, panel in enumerate(panels):
             log.picture(config.steps, f"val_{i:03d}", panel)
-        learnt_file(run, learnt).write(adapter_path)
-    log.print(f"Wrote {adapter_path} and {len(panels)} pictures in {workdir / 'pictures'}")
+        job.leave(run, learnt, workdir)
+    written = ", ".join(map(str, results))
+    log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / 'pictures'}")
     log.close()
     return metrics
 

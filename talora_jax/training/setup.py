@@ -198,18 +198,19 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
     Raises:
       UserError: there is no base at `config.model.weights`, or it does not fit the config.
     """
-    named = SIZES[config.model.size]()
+    named = config.model.size and SIZES[config.model.size]()
     if not config.model.weights:
-        return named
-    description = read_description(config.model.weights)
-    found = description.config
-    if (found.encoder.width, found.encoder.depth) != (named.encoder.width, named.encoder.depth):
-        raise UserError(
-            f"{config.model.weights} is a base of width {found.encoder.width} and depth "
-            f"{found.encoder.depth}, but config.model.size={config.model.size} has "
-            f"{named.encoder.width} and {named.encoder.depth}"
-        )
-    check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
+        found = named or SIZES[config_lib.DEFAULT_SIZE]()
+    else:
+        description = read_description(config.model.weights)
+        found = description.config
+        if named and named.in_words() != found.in_words():
+            raise UserError(
+                f"{config.model.weights} is a base of {found.in_words()}, but "
+                f"config.model.size={config.model.size} has {named.in_words()}"
+            )
+        check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
+    config_lib.check_ranks(config, found.encoder.width)
     return found
 
 
@@ -231,7 +232,7 @@ def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
     theirs, ours = sizes_of(parent, path), sizes(config)
     if theirs not in (ours, None):
         raise UserError(
-            f"config.model.size={config.model.size} has {ours.in_words()}, but "
+            f"config.model has {ours.in_words()}, but "
             f"config.adapter.extend names an adapter for {theirs.in_words()}"
         )
     trained_with = {

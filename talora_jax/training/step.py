@@ -10,10 +10,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
+from talora_jax.models.adapters import AdapterConfig
 from talora_jax.sharding import replicated
 from talora_jax.training import gradients
 from talora_jax.training.optim import make_optimizer, make_schedule
+from talora_jax.training.prompted import objective
 from talora_jax.training.setup import Run
+
+# By `config.trains`.
+_GRADIENTS = {"tasks": gradients, "prompts": objective}
 
 
 class TrainState(NamedTuple):
@@ -34,7 +39,7 @@ class TrainState(NamedTuple):
 
 def init_state(run: Run) -> TrainState:
     """The state before the first step, replicated over the mesh."""
-    params, weighting = gradients.init_weighting(run)
+    params, weighting = _GRADIENTS[run.config.trains].init_weighting(run)
     trainable = {"model": run.trainable, "weighting": params}
     optimizer = make_optimizer(run.config, make_schedule(run.config))
     # Copies: the step donates its state, and the run keeps its own.
@@ -53,7 +58,7 @@ def abstract_state(run: Run) -> TrainState:
 def make_train_step(run: Run):
     """The jitted step (state, frozen, batch) → (state, scalars); state is donated."""
     config = run.config
-    gradient_of = gradients.make_gradient(run)
+    gradient_of = _GRADIENTS[config.trains].make_gradient(run)
     schedule = make_schedule(config)
     optimizer = make_optimizer(config, schedule)
 
@@ -63,14 +68,16 @@ def make_train_step(run: Run):
         found = gradient_of(state.trainable, state.weighting, frozen, batch, state.step, key)
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.trainable)
         scalars = {
-            **{f"{task.name}/loss": found.losses[i] for i, task in enumerate(run.tasks)},
-            **{f"{task.name}/weight": found.weights[i] for i, task in enumerate(run.tasks)},
-            "orthogonal": found.orthogonal,
-            "objective": found.objective,
+            **found.scalars,
             "grad_norm": optax.tree.norm(found.gradient),
             "learning_rate": schedule(state.step),
         }
         trainable = optax.apply_updates(state.trainable, updates)
+        if AdapterConfig.of(config.adapter).adapts:
+            model = nnx.merge(run.graphdef, trainable["model"], frozen)
+            ratios = model.image_encoder.relative_updates()
+            scalars["adapter/relative_update"] = ratios.max()
+            scalars |= {f"adapter/relative_update/{i:02d}": x for i, x in enumerate(ratios)}
         return TrainState(state.step + 1, trainable, opt_state, found.weighting), scalars
 
     return train_step

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from talora_jax.errors import UserError
+from talora_jax.files import replacing
 from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
@@ -33,11 +35,13 @@ class Description:
       config: the sizes.
       tasks: names of the mask decoders of official MTSAM training; None for a plain SAM.
       source: where the weights are from: `file`, `sha256`, `names` and more, for people to read.
+      native_aspect: whether it learnt from images without padding to a square.
     """
 
     config: SamConfig
     tasks: tuple[str, ...] | None
     source: Mapping[str, object]
+    native_aspect: bool = False
 
     def header(self) -> dict[str, str]:
         """The metadata of the safetensors header."""
@@ -66,7 +70,8 @@ class Description:
                 f"up to {VERSION}: update it"
             )
         tasks = None if fields["tasks"] is None else tuple(fields["tasks"])
-        return cls(sam_config(fields["config"]), tasks, fields["source"])
+        native = fields.get("native_aspect", False)
+        return cls(sam_config(fields["config"]), tasks, fields["source"], native)
 
 
 def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
@@ -79,11 +84,16 @@ def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
 def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
     """The tensors of a base by our names, and what its header tells.
 
+    What a base keeps in 16 bits is given in 32.
+
     Raises:
       UserError: there is no such file, or it is not a base.
     """
     with _opened(path) as (file, description):
-        return {name: file.get_tensor(name) for name in file.keys()}, description
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return {
+        name: x.astype(np.float32) if x.dtype.itemsize == 2 else x for name, x in tensors.items()
+    }, description
 
 
 def read_description(path: str | Path) -> Description:
@@ -94,6 +104,22 @@ def read_description(path: str | Path) -> Description:
     """
     with _opened(path) as (_, description):
         return description
+
+
+def write_base(
+    path: str | Path, tensors: Mapping[str, np.ndarray], description: Description
+) -> None:
+    """Writes a base; on failure nothing is left behind.
+
+    Args:
+      tensors: by our names, as `Sam` has them.
+    """
+    with replacing(Path(path)) as temporary:
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(x) for name, x in tensors.items()},
+            temporary,
+            metadata=description.header(),
+        )
 
 
 @contextlib.contextmanager

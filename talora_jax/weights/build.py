@@ -21,11 +21,13 @@ from talora_jax.models.sam import Sam, SamConfig
 from talora_jax.weights.base_file import read_base
 from talora_jax.weights.state import name_of, tensors_of
 
-Model = TypeVar("Model", MSam, Sam)
+Model = TypeVar("Model", bound=nnx.Module)
 Tree = TypeVar("Tree")
 
 # Parts of a promptable SAM that mSAM does not have.
 _UNUSED = ("prompt_encoder.", "mask_decoder.")
+# What training adds: the only parts that a base may lack.
+_ADDED = ("adapter", "auxiliary")
 
 
 def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
@@ -49,7 +51,15 @@ def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
             f"{path} has mask decoders for {', '.join(description.tasks)} and none for prompts: "
             "it serves multi-task models, not a promptable SAM"
         )
-    return build(lambda: Sam(description.config, dtype=dtype, rngs=nnx.Rngs(0)), tensors)
+    return build(
+        lambda: Sam(
+            description.config,
+            native_aspect=description.native_aspect,
+            dtype=dtype,
+            rngs=nnx.Rngs(0),
+        ),
+        tensors,
+    )
 
 
 def load_msam(
@@ -134,9 +144,10 @@ def build(
         tensors |= for_msam(base, model) if isinstance(model, MSam) else base
     tensors |= learnt or {}
 
-    # Adapters are what training adds: the only part that a base may lack.
     fresh_paths = [
-        p for p, n in names.items() if n not in tensors and (base is None or "adapter" in p)
+        p
+        for p, n in names.items()
+        if n not in tensors and (base is None or not set(_ADDED).isdisjoint(p))
     ]
     problems = [
         f"missing {n}" for p, n in names.items() if n not in tensors and p not in fresh_paths

@@ -11,7 +11,7 @@ import pytest
 from talora_jax.data import DATASETS, class_names, open_dataset
 from talora_jax.data.dataset import Source, check_tasks
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
+from talora_jax.tasks import TARGETS
 
 
 def test_the_table_of_sources_is_what_tasks_declare():
@@ -19,7 +19,8 @@ def test_the_table_of_sources_is_what_tasks_declare():
     table = {name: (dtype, (int(c),) if c else ()) for name, dtype, c in rows}
     assert table.pop("image") == ("uint8", (3,))
     assert table == {
-        name: (np.dtype(task.target_dtype).name, task.target_shape) for name, task in TASKS.items()
+        name: (np.dtype(task.target_dtype).name, task.target_shape)
+        for name, task in TARGETS.items()
     }
 
 

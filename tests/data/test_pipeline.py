@@ -44,7 +44,9 @@ class Counted:
 def train(length=10, *, augmented=True, **arguments):
     scales, flip, jitter = ((1.0, 1.5), True, 0.2) if augmented else ((1.0,), False, 0.0)
     augment = {"scales": scales, "turn": 0.0, "scale_range": (1.0, 1.0)}
-    augment = ml_collections.ConfigDict(augment | {"flip": flip, "colour_jitter": jitter})
+    augment = ml_collections.ConfigDict(
+        augment | {"flip": flip, "colour_jitter": jitter, "noise": 0.0, "shapes": 0}
+    )
     defaults = {"tasks": TASKS, "image_size": SIZE, "batch_size": 4, "seed": 7, "augment": augment}
     processes = {"process_index": 0, "process_count": 1, "num_threads": 0}
     return train_iterator(Counted(length), **(defaults | processes | arguments))

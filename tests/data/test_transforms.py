@@ -316,7 +316,9 @@ def test_fit_keeps_image_and_targets_aligned():
 
 def config(**changes):
     fields = {"scales": (1.0, 1.2, 1.5), "turn": 0.0, "scale_range": (1.0, 1.0)}
-    return ml_collections.ConfigDict(fields | {"flip": True, "colour_jitter": 0.0} | changes)
+    return ml_collections.ConfigDict(
+        fields | {"flip": True, "colour_jitter": 0.0, "noise": 0.0, "shapes": 0} | changes
+    )
 
 
 def test_mtans_augmentation_is_scale_crop_then_flip():

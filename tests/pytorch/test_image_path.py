@@ -46,7 +46,7 @@ def test_resized_normalised_and_padded(sam, size):
 
     geometry = Geometry.of(size, 1024)
     assert geometry.resized == resized.shape[:2]
-    square = geometry.to_square_uint8(image)
+    square = geometry.to_padded_uint8(image)
     np.testing.assert_array_equal(square[: resized.shape[0], : resized.shape[1]], resized)
     ours = normalise(square, np.array(geometry.resized))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
@@ -73,4 +73,4 @@ def test_an_image_too_flat_for_sam_keeps_one_row():
     # The official code rounds its height to nothing and fails.
     geometry = Geometry.of((1, 5000), 1024)
     assert geometry.resized == (1, 1024)
-    assert geometry.to_square_uint8(np.full((1, 5000, 3), 9, np.uint8))[0].min() == 9
+    assert geometry.to_padded_uint8(np.full((1, 5000, 3), 9, np.uint8))[0].min() == 9

@@ -16,7 +16,7 @@ from scipy import special
 from talora_jax.tasks import (
     TASKS,
 )
-from talora_jax.tasks.base import resize_nearest
+from talora_jax.tasks.target import resize_nearest
 
 
 def test_loss_is_the_textbook_one(cases, name, maps, target):

@@ -105,7 +105,9 @@ def test_what_a_turn_brings_into_view_is_unlabelled(root):
             image_size=SIZE,
             batch_size=4,
             seed=0,
-            augment=ml_collections.ConfigDict(augment | {"flip": True, "colour_jitter": 0.0}),
+            augment=ml_collections.ConfigDict(
+                augment | {"flip": True, "colour_jitter": 0.0, "noise": 0.0, "shapes": 0}
+            ),
             process_index=0,
             process_count=1,
             num_threads=0,

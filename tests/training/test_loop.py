@@ -16,7 +16,7 @@ from talora_jax.errors import UserError
 from talora_jax.models.adapters import TaskParam
 from talora_jax.tasks import make_task
 from talora_jax.training import optim
-from talora_jax.training.evaluate import constant_baselines, evaluate
+from talora_jax.training.evaluate import Evaluator, constant_baselines, evaluate
 from talora_jax.training.log import read_metrics
 from talora_jax.training.loop import train
 from talora_jax.training.setup import Run, abstract, prepare
@@ -98,6 +98,7 @@ def test_every_weighting_trains(config, kind):
     config.tasks = ("depth", "normals")
     config.weighting.kind = kind
     config.weighting.task_weights = (1.0, 2.0)
+    config.adapter.kind = "none"
     config.optimizer.warmup = 0.0
     tasks = tuple(make_task(name, class_names=()) for name in config.tasks)
     rng = np.random.default_rng(0)
@@ -218,7 +219,9 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     assert train(config, tmp_path / "run") == {}
     assert "This run is finished" in capsys.readouterr().out
 
-    assert evaluate(prepare(config), tmp_path / "run", print) == metrics
+    run = prepare(config)
+    found = evaluate(run, Evaluator(run), constant_baselines(run), tmp_path / "run", print)
+    assert found == metrics
 
 
 def test_another_config_may_not_use_the_workdir(config, tmp_path):

@@ -1,4 +1,4 @@
-"""One file in, one array out: the image, what tasks read, and objects that edges are drawn from.
+"""One file in, one array out: the image, and what targets read.
 
 Every function raises `BadFile` with what was expected when the file is something else.
 """
@@ -6,29 +6,23 @@ Every function raises `BadFile` with what was expected when the file is somethin
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Num, UInt8
+from jaxtyping import Num, UInt8
 from PIL import ImageOps
 
 from talora_jax.data.folder.settings import Settings
-from talora_jax.tasks import TASKS
-from talora_jax.tasks.target_files import BadFile, open_image, read_indices, read_npy, span
+from talora_jax.tasks import TARGETS
+from talora_jax.tasks.target_files import BadFile, open_image, read_npy, span
 
 
 def suffixes() -> dict[str, tuple[str, ...]]:
     """The folders that there may be, and the suffixes of the files that each may hold."""
-    tasks = {name: task.suffixes for name, task in TASKS.items()}
-    return {"image": (".png", ".jpg", ".jpeg", ".npy"), **tasks, "instance": (".png", ".npy")}
+    targets = {name: target.suffixes for name, target in TARGETS.items()}
+    return {"image": (".png", ".jpg", ".jpeg", ".npy"), **targets}
 
 
 def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c"]:
-    """A file of one of the `suffixes` folders: as `talora_jax.data.dataset.Source` has it, but for
-    `read_instance`."""
-    match folder:
-        case "image":
-            return read_image(path)
-        case "instance":
-            return read_instance(path)
-    return TASKS[folder].read(path, settings)
+    """A file of one of the `suffixes` folders, as `talora_jax.data.dataset.Source` has it."""
+    return read_image(path) if folder == "image" else TARGETS[folder].read(path, settings)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -46,10 +40,3 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if values.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
         raise BadFile(f"{span(values)}, expected uint8, or float in [0, 1]")
     return (values * 255).round().astype(np.uint8)
-
-
-def read_instance(path: Path) -> Int32[np.ndarray, "H W"]:
-    """Object numbers, -1 = no label."""
-    values = read_indices(path).astype(np.int32)
-    values[values <= 0] = -1
-    return values

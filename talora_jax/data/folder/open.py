@@ -17,7 +17,7 @@ from talora_jax.data.folder.records import Folder, records_config, unpack
 from talora_jax.data.folder.settings import Settings, read_settings
 from talora_jax.data.records import RecordsSource, SampleFiles, prepare, prepared
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
+from talora_jax.tasks import TARGETS
 
 
 def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -84,7 +84,7 @@ def _available_tasks(folders: Sequence[str], settings: Settings) -> tuple[str, .
         derivable.add("normals")
     if not {"instance", "semantic"}.isdisjoint(folders):
         derivable.add("edges")
-    return tuple(name for name in TASKS if name in folders or name in derivable)
+    return tuple(name for name in TARGETS if name in folders or name in derivable)
 
 
 def _prepare(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import Num
 
 from talora_jax.data.folder.decode import read
@@ -12,12 +13,13 @@ from talora_jax.data.folder.normals import normals_from_depth
 from talora_jax.data.folder.settings import Settings
 from talora_jax.data.records import Records, RecordsConfig, Sample, SampleFiles
 from talora_jax.data.transforms import resize_image
-from talora_jax.tasks import TASKS
-from talora_jax.tasks.base import resize_nearest
+from talora_jax.tasks import TARGETS
 
 
 class Folder(Records):
     """Images and dense targets of a user's folder."""
+
+    VERSION = tfds.core.Version("1.1.0")
 
 
 def records_config(
@@ -45,7 +47,7 @@ def records_config(
         stored={
             "image": (np.uint8, (*image_size, 3)),
             **{
-                name: (TASKS[name].stored_dtype, (*image_size, *TASKS[name].target_shape))
+                name: (TARGETS[name].stored_dtype, (*image_size, *TARGETS[name].target_shape))
                 for name in tasks
             },
         },
@@ -67,7 +69,7 @@ def _make_sample(
     found = {name: _resize(name, values, image_size) for name, values in found.items()}
     if "edges" in tasks and "edges" not in found:
         found["edges"] = edges_from_ids(found["instance" if "instance" in found else "semantic"])
-    return {"image": found["image"], **{name: TASKS[name].store(found[name]) for name in tasks}}
+    return {"image": found["image"], **{name: TARGETS[name].store(found[name]) for name in tasks}}
 
 
 def _resize(
@@ -75,14 +77,9 @@ def _resize(
 ) -> Num[np.ndarray, "h w *c"]:
     if values.shape[:2] == size:
         return values
-    match name:
-        case "image":
-            return resize_image(values, size)
-        case "instance":
-            return resize_nearest(values, size)
-    return TASKS[name].resize(values, size)
+    return resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
 
 
 def unpack(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
     """A stored array as `talora_jax.data.dataset.Source` promises it."""
-    return stored if name == "image" else TASKS[name].restore(stored)
+    return stored if name == "image" else TARGETS[name].restore(stored)

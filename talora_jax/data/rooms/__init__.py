@@ -11,7 +11,7 @@ import ml_collections
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.nyuv2_classes import CLASS_NAMES
 
-TASK_NAMES = ("semantic", "depth", "normals", "edges")
+TASK_NAMES = ("semantic", "depth", "normals", "edges", "instance", "part")
 
 
 def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:

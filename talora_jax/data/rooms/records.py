@@ -28,14 +28,16 @@ _STORED = {
     "normals": (np.int16, (3,)),
     "edges": (np.uint8, (1,)),
     "instance": (np.uint8, ()),
+    "part": (np.uint8, ()),
 }
 
 
 class Rooms(Records):
-    """Ray-cast rooms with semantic labels, depth, normals, edges and instances."""
+    """Ray-cast rooms with semantic labels, depth, normals, edges, instances and their parts."""
 
-    # Any change of what a frame looks like needs another version: prepared data would stay behind.
-    VERSION = tfds.core.Version("1.0.0")
+    # Any change of what a frame looks like or holds needs another version: prepared data would
+    # stay behind.
+    VERSION = tfds.core.Version("1.1.0")
 
 
 def records_config(
@@ -82,12 +84,10 @@ def _make_sample(place: tuple[str, int], seed: int, size: tuple[int, int]) -> Sa
 
 
 def unpack(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
-    """A stored array as `talora_jax.data.dataset.Source` promises it; `instance` as rendered."""
+    """A stored array as `talora_jax.data.dataset.Source` promises it."""
     match name:
         case "depth":
             return stored.astype(np.float32) * np.float32(_DEPTH_STEP)
         case "normals":
             return stored.astype(np.float32) * np.float32(_NORMAL_STEP)
-        case "instance":
-            return stored.astype(np.int32)
     return as_declared(name, stored)

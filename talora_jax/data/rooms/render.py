@@ -38,7 +38,8 @@ def render(scene: Scene, size: tuple[int, int]) -> dict[str, np.ndarray]:
     Returns:
       image uint8 [H, W, 3]; semantic int32 [H, W]; depth float32 [H, W, 1] in metres along the
       camera's axis; normals float32 [H, W, 3], unit, camera frame (x right, y down, z forward);
-      edges float32 [H, W, 1], 0 or 1; instance int32 [H, W].
+      edges float32 [H, W, 1], 0 or 1; instance int32 [H, W]; part int32 [H, W], which is the
+      number of the solid, or MAX_PARTS and more for a side of the room.
     """
     with jax.default_device(_cpu()):
         frame = _render(scene, tuple(size))
@@ -70,7 +71,8 @@ def _render(scene: Scene, size: tuple[int, int]) -> dict[str, Array]:
         return value.reshape(rows * TILE, columns * TILE, -1)[:height, :width]
 
     frame = {name: assemble(value) for name, value in tiles.items()}
-    frame["semantic"], frame["instance"] = frame["semantic"][..., 0], frame["instance"][..., 0]
+    for name in ("semantic", "instance", "part"):
+        frame[name] = frame[name][..., 0]
     frame["edges"] = _edges(frame, scene.focal * width)
     frame["image"] = develop(scene, frame.pop("light"))
     return frame
@@ -108,6 +110,7 @@ def _render_tile(scene: Scene, solids: Solids, corner, width: int, height: int):
         "normals": jnp.einsum("ci,in->nc", scene.axes, normal[:, :n], precision="highest"),
         "semantic": scene.semantic[surface[:n]],
         "instance": scene.instance[surface[:n]],
+        "part": surface[:n],
     }
     samples = (value[:, n:] for value in (points, world, normal, local, span))
     light = shade(scene, solids, surface[n:], *samples)

@@ -82,7 +82,7 @@ def test_batches_of_images_of_many_sizes_have_one(voc, pascal_mt, prepared):
     seen = list(batches_of(voc, dataset, "train"))
     assert [batch["valid"].tolist() for batch in seen] == [[True, True], [True, False]]
     augment = {"scales": (1.0,), "turn": 20.0, "scale_range": (0.75, 1.25)}
-    augment |= {"flip": True, "colour_jitter": 0.0}
+    augment |= {"flip": True, "colour_jitter": 0.0, "noise": 0.0, "shapes": 0}
     iterator = train_iterator(
         dataset.splits["train"],
         tasks=voc.TASKS,

@@ -17,7 +17,7 @@ from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
 
 SIZE = (48, 64)
-TASKS = ("semantic", "depth", "normals", "edges")
+TASKS = ("semantic", "depth", "normals", "edges", "instance", "part")
 
 
 def config(directory, **changes):

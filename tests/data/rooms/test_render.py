@@ -52,6 +52,7 @@ def test_sample_has_the_promised_types(frames):
         "normals": (np.float32, (*SIZE, 3)),
         "edges": (np.float32, (*SIZE, 1)),
         "instance": (np.int32, SIZE),
+        "part": (np.int32, SIZE),
     }
     assert {k: (v.dtype.type, v.shape) for k, v in frames[0].items()} == expected
 

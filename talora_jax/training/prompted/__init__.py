@@ -1,0 +1,1 @@
+"""Training a promptable SAM from masks: what is other than in multi-task training."""

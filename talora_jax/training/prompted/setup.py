@@ -1,0 +1,133 @@
+"""What a config of training from prompts stands for, and what its run leaves."""
+
+from pathlib import Path
+
+import jax
+import ml_collections
+from flax import nnx
+
+from talora_jax import config as config_lib
+from talora_jax import sharding
+from talora_jax.data import Dataset, open_dataset
+from talora_jax.data.masks import AskedMasks
+from talora_jax.errors import UserError
+from talora_jax.models import attention_kernels
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.sam import Sam
+from talora_jax.tasks import make_task
+from talora_jax.training.prompted.learner import FINE, Learner, trainable
+from talora_jax.training.setup import Run, sizes
+from talora_jax.weights.assemble import resolve_dtype
+from talora_jax.weights.base_file import Description, read_base, read_description, write_base
+from talora_jax.weights.build import build
+from talora_jax.weights.state import fingerprint, tensors_of
+
+BASE = "base.safetensors"
+
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """Checks the config, opens the data, builds the SAM and lays it over the mesh.
+
+    Raises:
+      UserError: whatever in the config, the data or the checkpoint cannot work.
+    """
+    config_lib.check(config)
+    sharding.start_hosts(
+        config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id
+    )
+    mesh = sharding.make_mesh(**config.mesh)
+    config_lib.check_mesh(config, mesh.shape)
+    attention_kernels.check(
+        config.model.attention, mesh.devices.flat[0], resolve_dtype(config.model.dtype)
+    )
+    patch = sizes(config).encoder.patch_size
+    if patch % FINE:
+        raise UserError(
+            f"config.model has patches of {patch} pixels; training from prompts needs a multiple "
+            f"of {FINE}"
+        )
+    if config.model.weights and read_description(config.model.weights).tasks is not None:
+        raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
+    dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
+    return assemble(config, mesh, dataset)
+
+
+def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset: Dataset) -> Run:
+    """The run of a checked config on an opened data set; its tasks are the auxiliary ones.
+
+    Raises:
+      UserError: the base of `config.model.weights` does not fit.
+    """
+    tasks = tuple(
+        make_task(name, class_names=dataset.class_names) for name in config.prompts.auxiliary
+    )
+    base = None
+    if config.model.weights:
+        base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
+
+    def make() -> Learner:
+        rngs = nnx.Rngs(jax.random.key(config.seed, impl="rbg"))
+        dtype = resolve_dtype(config.model.dtype)
+        sam = Sam(
+            sizes(config),
+            AdapterConfig.of(config.adapter),
+            len(config.prompts.domains),
+            native_aspect=config.model.native_aspect,
+            attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
+            remat=config.model.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        return Learner(sam, {task.name: task.channels for task in tasks}, dtype=dtype, rngs=rngs)
+
+    graphdef, learns, frozen = nnx.split(build(make, base), trainable(config.adapter.kind), ...)
+    digest = fingerprint(tensors_of(frozen))
+    param_dtype = resolve_dtype(config.model.param_dtype)
+    frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
+    learns = jax.device_put(learns, sharding.replicated(mesh))
+    return Run(config, mesh, dataset, tasks, graphdef, learns, frozen, digest)
+
+
+def asked_masks(config: ml_collections.ConfigDict, dataset: Dataset, split: str) -> AskedMasks:
+    """How a sample becomes a padded image and masks."""
+    encoder = sizes(config).encoder
+    training = split == "train"
+    frame = (encoder.image_size, encoder.image_size)
+    if config.model.native_aspect:
+        geometry = encoder.geometry(dataset.image_size, native_aspect=True)
+        frame = geometry.padded
+    return AskedMasks(
+        tuple(config.prompts.domains),
+        config.prompts.masks if training else config.prompts.eval_masks,
+        config.prompts.min_pixels,
+        frame,
+        config.prompts.aspects and tuple(config.prompts.aspects) if training else None,
+        tuple(config.prompts.auxiliary) if training else (),
+    )
+
+
+def results(config: ml_collections.ConfigDict) -> list[str]:
+    """The bases that a run leaves: one for each domain, where an adapter tells them apart."""
+    if not AdapterConfig.of(config.adapter).per_task:
+        return [BASE]
+    return [f"base_{domain}.safetensors" for domain in config.prompts.domains]
+
+
+def write_learnt(run: Run, learnt: nnx.State, workdir: Path) -> None:
+    """Writes the SAM that was trained as `results`, adapters in its weights."""
+    learner: Learner = nnx.merge(run.graphdef, learnt, run.frozen)
+    sam, config = learner.sam, run.config
+    source = {
+        "trained": "from prompts, by talora_jax",
+        "on": run.dataset.name,
+        "from": config.model.weights or f"random numbers of seed {config.seed}",
+        "steps": config.steps,
+    }
+    rest = tensors_of(nnx.state(sam, nnx.Not(nnx.PathContains("image_encoder"))))
+    for domain, name in enumerate(results(config)):
+        encoder = nnx.state(sam.image_encoder.merge(domain))
+        write_base(
+            workdir / name,
+            {f"image_encoder.{k}": x for k, x in tensors_of(encoder).items()} | rest,
+            Description(sam.config, None, {"file": name, **source}, config.model.native_aspect),
+        )

@@ -1,0 +1,260 @@
+"""Training a promptable SAM: what learns, what is left, and that it resumes exactly."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import talora_jax
+from talora_jax import config as config_lib
+from talora_jax import sharding
+from talora_jax.data.pipeline import train_iterator
+from talora_jax.errors import UserError
+from talora_jax.prompting import draw
+from talora_jax.training import loop
+from talora_jax.training.jobs import JOBS
+from talora_jax.training.log import read_metrics
+from talora_jax.training.prompted import objective
+from talora_jax.training.step import init_state, make_train_step
+from talora_jax.weights.base_file import read_base, read_description
+
+JOB = JOBS["prompts"]
+
+
+@pytest.fixture
+def prompted(config, folder):
+    """Asks about the classes of the frames, as if they were objects."""
+    config.trains = "prompts"
+    config.adapter.kind = "full"
+    config.prompts.domains = ("semantic",)
+    config.prompts.masks = 2
+    config.prompts.clicks = 1
+    config.prompts.eval_masks = 3
+    config.prompts.min_pixels = 8
+    config.optimizer.kind = "adamw"
+    config.optimizer.warmup = 0.0
+    return config
+
+
+def first_batch(run):
+    config = run.config
+    iterator = train_iterator(
+        run.dataset.splits["train"],
+        tasks=JOB.targets(config),
+        image_size=run.dataset.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        process_index=0,
+        process_count=1,
+        num_threads=0,
+        asked=JOB.asked(run),
+    )
+    return sharding.shard_batch(next(iterator), run.mesh)
+
+
+def one_step(config):
+    run = JOB.prepare(config)
+    before = init_state(run)
+    kept = jax.tree.map(np.asarray, before.trainable["model"])
+    after, scalars = make_train_step(run)(before, run.frozen, first_batch(run))
+    moved = {
+        ".".join(map(str, path)): bool((variable[...] != old[...]).any())
+        for (path, variable), (_, old) in zip(
+            nnx.to_flat_state(after.trainable["model"]), nnx.to_flat_state(kept), strict=True
+        )
+    }
+    return moved, {name: float(x) for name, x in scalars.items()}
+
+
+@pytest.mark.slow
+def test_all_of_a_sam_learns_but_the_fourier_features(prompted):
+    prompted.prompts.auxiliary = ("depth", "normals")
+    moved, scalars = one_step(prompted)
+    assert not any("gaussian_matrix" in name for name in moved)
+    still = {name for name, has in moved.items() if not has}
+    # A bias on all keys changes no softmax; a mask that never was the best of three has no slope.
+    best = tuple(f"hypernetworks_mlps.{i}" for i in (1, 2, 3))
+    assert all("k_proj.bias" in n or any(b in n for b in best) for n in still), still
+    assert {"prompts/loss", "prompts/iou_after_1_clicks", "depth/loss"} < scalars.keys()
+    assert not any("adapter" in name for name in scalars)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["talora", "lora_shared"])
+def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
+    prompted.adapter.kind = kind
+
+    moved, scalars = one_step(prompted)
+    parts = {name.split(".")[1] for name in moved}
+    assert parts == {"image_encoder", "mask_decoder"}
+    inside = {name for name in moved if "image_encoder" in name}
+    assert all("adapter" in n or "norm1" in n or "norm2" in n for n in inside) and inside
+    assert scalars["adapter/relative_update"] > 0
+
+
+def test_the_best_of_three_masks_learns_and_token_0_always(micro, fill):
+    sam = fill(lambda: talora_jax.models.sam.Sam(micro, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    masks = np.zeros((1, 2, 64, 64), np.uint8)
+    masks[0, 0, 8:40, 8:40] = masks[0, 1, 30:50, 10:20] = 1
+    asked = objective.ask(jnp.asarray(masks), jnp.array([[64, 64]]), 2)
+    embeddings = jnp.asarray(rng.normal(size=(1, 8, 8, 32)), jnp.float32)
+    prompts = draw.click_prompt(jnp.array([[[20.0, 20.0], [15.0, 40.0]]]))
+
+    graphdef, tokens, rest = nnx.split(sam, nnx.PathContains("mask_tokens"), ...)
+
+    def loss(tokens):
+        sam = nnx.merge(graphdef, tokens, rest)
+        return objective.first_answer(sam, embeddings, asked, prompts).loss[0, 0]
+
+    logits, _ = sam.decode(embeddings, *prompts, multimask=None)
+    losses = objective.mask_loss(logits, asked.fine[:, :, None], asked.inside[:, :, None])[0, 0]
+    (slope,) = jax.tree.leaves(jax.grad(loss)(tokens))
+    slopes = jnp.abs(slope).sum(-1)
+    best = 1 + int(losses[1:].argmin())
+    # A token reaches the others' masks through attention alone, its own by its hypernetwork, too.
+    assert {0, best} == set(np.argsort(slopes)[-2:].tolist())
+
+
+def test_masks_are_as_fine_as_answers():
+    masks = np.zeros((1, 1, 8, 8), np.uint8)
+    masks[0, 0, :4, :3] = 1
+    asked = objective.ask(jnp.asarray(masks), jnp.array([[5, 8]]), 2)
+    # Of the third column of cells half is in the mask.
+    np.testing.assert_array_equal(asked.fine[0, 0], np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
+    np.testing.assert_array_equal(asked.inside[0, 0], np.outer([1, 1, 1, 0], [1, 1, 1, 1]))
+    assert asked.known.all() and asked.stride == 2
+
+
+def test_a_mask_that_is_not_there_changes_nothing(prompted):
+    """Images with fewer masks than there is room for: what fills the room does not count."""
+    run = JOB.prepare(prompted)
+    batch = first_batch(run)
+    masks = np.array(batch["masks"])
+    masks[:, :, 1] = 0
+    gradient = jax.jit(objective.make_gradient(run))
+
+    def scalars(masks, clicks=0):
+        found = gradient(
+            {"model": run.trainable, "weighting": {}},
+            {},
+            run.frozen,
+            batch | {"masks": jnp.asarray(masks)},
+            0,
+            jax.random.key(0),
+        )
+        return found.scalars
+
+    whole = scalars(masks)
+    assert np.isfinite(float(whole["objective"]))
+    none = scalars(np.zeros_like(masks))
+    assert float(none["prompts/loss"]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkeypatch, capsys):
+    metrics = loop.train(prompted, tmp_path / "whole")
+    names = {
+        f"semantic/{p}/{a}" for p in ("box", "1_click", "5_clicks") for a in ("picked", "best")
+    }
+    assert names < metrics.keys() and metrics["semantic/masks"] > 0
+    assert metrics["semantic/1_click/best"] >= metrics["semantic/1_click/picked"]
+    out = capsys.readouterr().out
+    assert "semantic/box/picked" in out and "(constant: " in out
+    assert Image.open(tmp_path / "whole" / "pictures" / "val_000.png").size[0] > 3 * 64
+
+    # Interrupted after the checkpoint of step 2, it goes on to the same end.
+    step = loop.make_train_step
+
+    def interrupted(run):
+        train_step = step(run)
+
+        def stop(state, *rest):
+            if int(state.step) == 3:
+                # Checkpoints are written while training goes on.
+                while not (tmp_path / "broken" / "checkpoints" / "2").is_dir():
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
+            return train_step(state, *rest)
+
+        return stop
+
+    monkeypatch.setattr(loop, "make_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(prompted, tmp_path / "broken")
+    monkeypatch.setattr(loop, "make_train_step", step)
+    assert loop.train(prompted, tmp_path / "broken") == metrics
+    assert "Resuming after step 2" in capsys.readouterr().out
+    bases = [read_base(tmp_path / run / "base.safetensors")[0] for run in ("whole", "broken")]
+    for name, x in bases[0].items():
+        np.testing.assert_array_equal(bases[1][name], x, err_msg=name)
+    rows = [
+        [r for r in read_metrics(tmp_path / run / "metrics.jsonl") if r["split"] == "train"]
+        for run in ("whole", "broken")
+    ]
+    drop = lambda row: {k: v for k, v in row.items() if k != "step_time"}  # noqa: E731
+    assert list(map(drop, rows[0])) == list(map(drop, rows[1]))
+
+    # The base is one like any other: it is prompted, and tasks are trained on it.
+    assert read_description(tmp_path / "whole" / "base.safetensors").source["steps"] == 4
+    predictor = talora_jax.SamPredictor(
+        talora_jax.load_sam(tmp_path / "whole" / "base.safetensors")
+    )
+    predictor.set_image(np.zeros((48, 64, 3), np.uint8))
+    assert predictor.predict(boxes=[[4, 4, 20, 20]]).masks().shape == (1, 3, 48, 64)
+
+
+def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
+    """The box's picked IoU, mask by mask through the public predictor."""
+    prompted.data.image_size = (48, 64)
+    run = JOB.prepare(prompted)
+    evaluator = JOB.evaluator(run)
+    metrics = evaluator.metrics(run.trainable)
+    JOB.leave(run, run.trainable, tmp_path)
+    predictor = talora_jax.SamPredictor(talora_jax.load_sam(tmp_path / "base.safetensors"))
+    ious = []
+    source = run.dataset.splits["val"]
+    for sample in (source[i] for i in range(len(source))):
+        predictor.set_image(sample["image"])
+        for number in np.unique(sample["semantic"]):
+            mask = sample["semantic"] == number
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            found = predictor.predict(boxes=[box])
+            answer = found.masks()[0, found.iou[0].argmax()]
+            ious.append((answer & mask).sum() / (answer | mask).sum())
+    assert len(ious) == metrics["semantic/masks"]
+    np.testing.assert_allclose(metrics["semantic/box/picked"], np.mean(ious), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trains": "prompt"}, r"config.trains: unknown 'prompt'.*; did you mean prompts\?"),
+        ({"prompts.domains": ("flow",)}, "config.prompts.domains: unknown 'flow'"),
+        ({"prompts.domains": ()}, "config.prompts.domains is empty"),
+        ({"prompts.domains": ("part", "part")}, "names a target twice: part, part"),
+        ({"prompts.auxiliary": ("instance",)}, "config.prompts.auxiliary: unknown 'instance'"),
+        ({"prompts.masks": 0}, "config.prompts.masks is 0, expected at least 1"),
+        ({"prompts.clicks": -1}, "config.prompts.clicks is -1, expected 0 or more"),
+        ({"prompts.aspects": (2.0, 1.0)}, "config.prompts.aspects is .*, expected a lowest"),
+        ({"optimizer.kind": "sgd"}, "config.optimizer.kind: unknown 'sgd'"),
+    ],
+)
+def test_values_that_cannot_work(changes, told):
+    config = config_lib.default()
+    config.trains = "prompts"
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=told):
+        config_lib.check(config)
+
+
+def test_a_data_set_without_these_masks_is_refused(prompted):
+    prompted.prompts.domains = ("instance",)
+    with pytest.raises(UserError, match="has no targets for instance; it has semantic"):
+        JOB.prepare(prompted)
