@@ -64,6 +64,10 @@ def abstract_run(config: ml_collections.ConfigDict) -> Run:
     Raises:
       UserError: the config cannot work, or its classes are not known without its data.
     """
+    if config.trains != "tasks":
+        raise UserError(
+            f"config.trains is {config.trains}: describe tells of multi-task models alone"
+        )
     config_lib.check(config)
     parent_of(config)
     names = class_names(config.data, config.tasks)

@@ -150,3 +150,9 @@ def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
     config.adapter.extend = "nowhere.safetensors"
     with pytest.raises(UserError, match="nowhere.safetensors"):
         abstract_run(config)
+
+
+def test_a_sam_that_trains_from_prompts_is_refused(config):
+    config.trains = "prompts"
+    with pytest.raises(UserError, match="config.trains is prompts: describe tells of multi-task"):
+        abstract_run(config)
