@@ -150,8 +150,8 @@ class Adapter(nnx.Module):
         return jnp.zeros(()), 0
 
     def norm(self) -> Float[Array, "*s n"]:
-        """‖ΔW‖_F, of every task or of the one update that serves all."""
-        raise NotImplementedError
+        """‖ΔW‖_F, of every task or of the one update that serves all; makes the dense form."""
+        return jnp.linalg.norm(self.merge(), axis=(-2, -1))
 
 
 class Tucker(Adapter):
@@ -199,10 +199,6 @@ class Tucker(Adapter):
             "...dp,...tpq,...kq->...tdk", self.U1[...], core, self.out_rows(self.U2[...])
         )
 
-    def norm(self):
-        core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], self.U3[...])
-        return self.config.scale * _product_norm(self.U1[...], core, self.U2[...])
-
     def orthogonality(self, parts=ORTHOGONAL_PARTS):
         """Terms ‖AᵀA − I‖_F for A in U1, U2 and every slice G[:, :, j], as `parts` names them."""
         slices = jnp.moveaxis(self.G[...], -1, 0)
@@ -233,11 +229,6 @@ class LoRA(Adapter):
         del task_ids
         dense = jnp.einsum("...dp,...kp->...dk", self.A[...], self.out_rows(self.B[...]))
         return self.config.scale * jnp.expand_dims(dense, -3)
-
-    def norm(self):
-        a, b = (x if self.task_axes else x[..., None, :, :] for x in (self.A[...], self.B[...]))
-        gram_a, gram_b = (jnp.einsum("...np,...nq->...pq", x, x) for x in (a, b))
-        return self.config.scale * jnp.sqrt(jnp.einsum("...pq,...pq->...", gram_a, gram_b))
 
 
 class LoRAPerTask(LoRA):
@@ -276,15 +267,6 @@ def make_adapter(
 
 def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:
     return slice(None) if task_ids is None else jnp.array(task_ids)
-
-
-def _product_norm(
-    u1: Float[Array, "*s d p"], core: Float[Array, "*s t p q"], u2: Float[Array, "*s k q"]
-) -> Float[Array, "*s t"]:
-    """‖U1 C U2ᵀ‖_F for every C, from the small Gram matrices."""
-    gram1, gram2 = (jnp.einsum("...np,...nq->...pq", u, u) for u in (u1, u2))
-    squared = jnp.einsum("...pr,...tpq,...trs,...qs->...t", gram1, core, core, gram2)
-    return jnp.sqrt(jnp.maximum(squared, 0.0))
 
 
 def _distance_to_orthonormal(a: Float[Array, "*s n m"]) -> Float[Array, "*s"]:

@@ -245,14 +245,21 @@ class ImageEncoder(nnx.Module):
 
         Zeros without adapters.
         """
-        stages = self.config.stages
         ratios = []
-        for blocks in (self.window_blocks, self.global_blocks):
-            kernel = jnp.asarray(blocks.attn.qkv.kernel[...], jnp.float32)
-            norm = jnp.linalg.norm(kernel, axis=(-2, -1))
-            adapter = blocks.attn.adapter
-            moved = jnp.zeros_like(norm) if adapter is None else adapter.norm().max(-1)
-            ratios.append((moved / norm).reshape(stages, -1))
+        for blocks, axes in ((self.window_blocks, 2), (self.global_blocks, 1)):
+            graphdef, params = nnx.split(blocks.attn)
+
+            def ratio(params, graphdef=graphdef):
+                attention = nnx.merge(graphdef, params)
+                if attention.adapter is None:
+                    return jnp.zeros(())
+                kernel = attention.qkv.kernel[...].astype(jnp.float32)
+                return attention.adapter.norm().max() / jnp.linalg.norm(kernel)
+
+            # One block after the other: dense updates of all would not fit.
+            for _ in range(axes):
+                ratio = functools.partial(jax.lax.map, ratio)
+            ratios.append(ratio(params).reshape(self.config.stages, -1))
         return jnp.concatenate(ratios, axis=1).ravel()
 
     def merge(self, task_id: int) -> "ImageEncoder":

@@ -18,7 +18,7 @@ from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS
 from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run
-from talora_jax.training.step import init_state, make_train_step
+from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 
 _OUTGROWN = (
     "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
@@ -85,6 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
 
     # Loop
     train_step = make_train_step(run)
+    relative_updates = make_relative_updates(run)
     evaluator = job.evaluator(run)
     previous: dict[str, Array] = {}
     outgrown = False
@@ -98,6 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
             previous = scalars
             is_last = step == config.steps
             if step % config.log_every == 0 or is_last:
+                scalars |= relative_updates(state, run.frozen)
                 values = _check_finite(step, scalars, run)
                 log.write(step, "train", values | {"step_time": progress.step_time()})
                 progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})

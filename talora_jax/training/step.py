@@ -73,11 +73,22 @@ def make_train_step(run: Run):
             "learning_rate": schedule(state.step),
         }
         trainable = optax.apply_updates(state.trainable, updates)
-        if AdapterConfig.of(config.adapter).adapts:
-            model = nnx.merge(run.graphdef, trainable["model"], frozen)
-            ratios = model.image_encoder.relative_updates()
-            scalars["adapter/relative_update"] = ratios.max()
-            scalars |= {f"adapter/relative_update/{i:02d}": x for i, x in enumerate(ratios)}
         return TrainState(state.step + 1, trainable, opt_state, found.weighting), scalars
 
     return train_step
+
+
+def make_relative_updates(run: Run):
+    """The jitted function (state, frozen) → scalars: how large adapters' updates are beside the
+    kernels, of every block and the largest. Apart from the step, for only the log needs it."""
+
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
+    def relative_updates(state: TrainState, frozen: nnx.State) -> dict[str, Array]:
+        if not AdapterConfig.of(run.config.adapter).adapts:
+            return {}
+        model = nnx.merge(run.graphdef, state.trainable["model"], frozen)
+        ratios = model.image_encoder.relative_updates()
+        each = {f"adapter/relative_update/{i:02d}": ratio for i, ratio in enumerate(ratios)}
+        return {"adapter/relative_update": ratios.max(), **each}
+
+    return relative_updates

@@ -19,7 +19,7 @@ from talora_jax.training import loop
 from talora_jax.training.jobs import JOBS
 from talora_jax.training.log import read_metrics
 from talora_jax.training.prompted import objective
-from talora_jax.training.step import init_state, make_train_step
+from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.weights.base_file import read_base, read_description
 
 JOB = JOBS["prompts"]
@@ -62,6 +62,7 @@ def one_step(config):
     before = init_state(run)
     kept = jax.tree.map(np.asarray, before.trainable["model"])
     after, scalars = make_train_step(run)(before, run.frozen, first_batch(run))
+    scalars |= make_relative_updates(run)(after, run.frozen)
     moved = {
         ".".join(map(str, path)): bool((variable[...] != old[...]).any())
         for (path, variable), (_, old) in zip(
