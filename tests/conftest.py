@@ -56,7 +56,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
@@ -69,7 +68,7 @@ from talora_jax.models.msam import MSam
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.tasks import make_task
 from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
-from talora_jax.weights.base_file import Description
+from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.build import build, for_msam
 from talora_jax.weights.state import tensors_of
 from weights_convert.official import from_official
@@ -192,8 +191,7 @@ def nano_base(micro, fill, tmp_path_factory) -> Path:
     sam = fill(lambda: Sam(SIZES["nano"](), rngs=nnx.Rngs(0)))
     path = tmp_path_factory.mktemp("base") / "sam_nano.safetensors"
     description = Description(sam.config, None, {"file": "sam_nano.pth"})
-    tensors = tensors_of(nnx.state(sam))
-    safetensors.numpy.save_file(tensors, path, metadata=description.header())
+    write_base(path, tensors_of(nnx.state(sam)), description)
     return path
 
 

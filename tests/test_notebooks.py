@@ -18,7 +18,7 @@ from flax import nnx
 from talora_jax.data.rooms.__main__ import write_folder
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.training.log import read_metrics
-from talora_jax.weights.base_file import Description
+from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.state import tensors_of
 from weights_convert.__main__ import main as convert
 
@@ -84,7 +84,7 @@ def converted(place, execute, fill):
     tensors = tensors_of(nnx.state(fill(lambda: Sam(sizes, rngs=nnx.Rngs(0)))))
     base, folder = place / "random.safetensors", place / "huggingface"
     description = Description(sizes, None, {"file": "random", "sha256": "…"})
-    safetensors.numpy.save_file(tensors, base, description.header())
+    write_base(base, tensors, description)
     convert([str(base), str(folder)])
     told = execute("convert_and_prompt", SIZE="tiny", CHECKPOINT=folder)
     return place / "sam_tiny.safetensors", tensors, told

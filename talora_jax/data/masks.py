@@ -5,7 +5,7 @@ these targets is one domain of prompts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -41,28 +41,32 @@ class AskedMasks:
         """For training: a window of a random aspect, and masks drawn evenly from those it shows."""
         if self.aspects is not None:
             sample = _window(sample, rng.uniform(*self.aspects), rng)
-        sample, size = self._fitted(sample)
-        masks = []
-        for domain in self.domains:
-            numbers = numbers_of(sample[domain], self.min_pixels)
-            masks.append(self._stack(sample[domain], rng.permutation(numbers)))
-        return self._asked(sample, size, masks)
+        return self._asked(sample, rng.permutation)
 
     def all(self, sample: Sample) -> Asked:
         """For evaluation: the first masks, in the order of their numbers."""
-        sample, size = self._fitted(sample)
-        masks = [
-            self._stack(sample[domain], numbers_of(sample[domain], self.min_pixels))
-            for domain in self.domains
-        ]
-        return self._asked(sample, size, masks)
+        return self._asked(sample, lambda numbers: numbers)
 
-    def _fitted(self, sample: Sample) -> tuple[Resized, tuple[int, int]]:
-        """The sample as large as the frame allows, and its size."""
+    def _asked(self, sample: Sample, order: Callable[[np.ndarray], np.ndarray]) -> Asked:
+        """The sample as large as the frame allows, padded, and the first masks in an order."""
         height, width = sample["image"].shape[:2]
         scale = min(self.frame[0] / height, self.frame[1] / width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        return fit(sample, size), size
+        fitted = fit(sample, size)
+        masks = [
+            self._stack(fitted[domain], order(numbers_of(fitted[domain], self.min_pixels)))
+            for domain in self.domains
+        ]
+        others = {
+            name: _padded(fitted[name], self.frame, TARGETS[name].unlabelled)
+            for name in self.others
+        }
+        return {
+            "image": _padded(fitted["image"], self.frame, 0),
+            "size": np.array(size, np.int32),
+            "masks": np.stack(masks),
+            **others,
+        }
 
     def _stack(
         self, labels: Int[np.ndarray, "H W"], numbers: Int[np.ndarray, "n"]
@@ -71,16 +75,6 @@ class AskedMasks:
         for mask, number in zip(masks, numbers, strict=False):
             mask[: labels.shape[0], : labels.shape[1]] = labels == number
         return masks
-
-    def _asked(self, sample: Sample, size: tuple[int, int], masks: Sequence[np.ndarray]) -> Asked:
-        asked = {
-            "image": _padded(sample["image"], self.frame, 0),
-            "size": np.array(size, np.int32),
-            "masks": np.stack(masks),
-        }
-        for name in self.others:
-            asked[name] = _padded(sample[name], self.frame, TARGETS[name].unlabelled)
-        return asked
 
 
 def numbers_of(labels: Int[np.ndarray, "H W"], min_pixels: int) -> Int[np.ndarray, "n"]:

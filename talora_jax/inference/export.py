@@ -28,7 +28,7 @@ from talora_jax.models.msam import MSam
 from talora_jax.tasks import Task
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.assemble import Base, assemble, model_of, read_base_of, resolve_dtype
-from talora_jax.weights.base_file import Description
+from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.build import merged
 from talora_jax.weights.state import filled, name_of
 
@@ -185,7 +185,8 @@ def write_program(
             ) from error
         (folder / f"model_{platform}.jaxexport").write_bytes(exported.serialize())
     safetensors.flax.save_file(weights, folder / WEIGHTS)
-    _share(folder / WEIGHTS)
+    # safetensors makes files for their owner alone.
+    (folder / WEIGHTS).chmod(0o644)
     described = _describe(trained, tasks, size, batch_size)
     (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
     (folder / "README.md").write_text(_readme(tasks, described))
@@ -204,15 +205,8 @@ def write_merged(trained: Trained, path: Path, task: Task) -> None:
         "pixel_normalisation": trained.file.pixel_normalisation,
         "native_aspect": trained.file.native_aspect,
     }
-    header = Description(trained.base.sam, (task.name,), source).header()
     path.parent.mkdir(exist_ok=True)
-    safetensors.numpy.save_file(tensors, path, header)
-    _share(path)
-
-
-def _share(path: Path) -> None:
-    """Lets everyone read a file that safetensors has made for its owner alone."""
-    path.chmod(0o644)
+    write_base(path, tensors, Description(trained.base.sam, (task.name,), source))
 
 
 def _choose(tasks: tuple[Task, ...], names: Sequence[str] | None) -> tuple[Task, ...]:

@@ -19,7 +19,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 from PIL import Image
 
 # On 0-255 RGB; SAM's `pixel_mean` and `pixel_std`.
@@ -164,10 +164,21 @@ def normalise(
       resized: (H, W) of each image in its padding.
     """
     x = (padded.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-    height, width = padded.shape[-3:-1]
-    rows = jnp.arange(height) < resized[..., :1]
-    columns = jnp.arange(width) < resized[..., 1:]
-    return jnp.where((rows[..., :, None] & columns[..., None, :])[..., None], x, 0)
+    return jnp.where(shown(resized, padded.shape[-3:-1])[..., None], x, 0)
+
+
+def shown(
+    resized: Int[Array | np.ndarray, "*b 2"], size: tuple[int, int], stride: int = 1
+) -> Bool[Array, "*b y x"]:
+    """Which pixels of a padded image show the image, and not its padding.
+
+    Args:
+      resized: (H, W) of each image in its padding.
+      size: (y, x) of the result.
+      stride: pixels of the padded image to one of the result's; its first one counts.
+    """
+    rows, columns = (jnp.arange(n) * stride for n in size)
+    return (rows < resized[..., :1])[..., :, None] & (columns < resized[..., 1:])[..., None, :]
 
 
 # Bounded: a folder of photographs may have as many sizes as files.

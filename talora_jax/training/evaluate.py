@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from talora_jax.data.masks import AskedMasks
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.sharding import batch_sharding, replicated, shard_batch
@@ -49,7 +50,7 @@ class Evaluator:
 
     def metrics(self, trainable: nnx.State) -> dict[str, float]:
         """Metrics of every task as `<task>/<metric>`, over the whole validation split."""
-        batches = _batches(self._run, "val")
+        batches = split_batches(self._run, "val")
         return _summarise(
             self._run, lambda batch: self._sums(trainable, self._run.frozen, batch), batches
         )
@@ -57,7 +58,7 @@ class Evaluator:
     def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
         """Panels [Y, X, 3] of the first images of the validation split."""
         panels: list[np.ndarray] = []
-        for batch in _batches(self._run, "val"):
+        for batch in split_batches(self._run, "val"):
             if len(panels) >= count:
                 break
             truth, prediction = jax.device_get(
@@ -86,7 +87,7 @@ def constant_baselines(run: Run) -> dict[str, float]:
         out_shardings=replicated(run.mesh),
     )
     totals: Totals = {}
-    for batch in _batches(run, "train"):
+    for batch in split_batches(run, "train"):
         _add(totals, jax.device_get(statistics(shard_batch(batch, run.mesh))))
     constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
 
@@ -97,7 +98,7 @@ def constant_baselines(run: Run) -> dict[str, float]:
         maps = {name: jnp.broadcast_to(constants[name], shape) for name, shape in shapes.items()}
         return _measure(run, maps, batch)
 
-    return _summarise(run, functools.partial(sums, constants), _batches(run, "val"))
+    return _summarise(run, functools.partial(sums, constants), split_batches(run, "val"))
 
 
 def evaluate(
@@ -154,17 +155,20 @@ def print_metrics(
         print_line(f"  {name:<34} {value:10.4f}{beside}")
 
 
-def _batches(run: Run, split: str) -> Batches:
+def split_batches(run: Run, split: str, asked: AskedMasks | None = None) -> Batches:
+    """This process's batches of a whole split: the tasks' targets, or the masks of `asked`."""
     return eval_batches(
         run.dataset.splits[split],
-        tasks=run.config.tasks,
+        tasks=run.config.tasks if asked is None else asked.domains,
         image_size=run.dataset.image_size,
         batch_size=run.config.eval_batch_size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        asked=asked,
     )
 
 
+Tree = TypeVar("Tree", bound=Mapping)
 Totals = dict[str, dict[str, np.ndarray]]  # by task, in 64 bits
 # What `_measure` gives.
 Step = Callable[[dict[str, Array]], tuple[dict[str, Sums], dict[str, dict[str, Array]]]]
@@ -197,7 +201,7 @@ def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
         )
         tasks = [task for task in run.tasks if rows.get(task.name)]
         _add(host_totals, {t.name: t.host_metrics(jax.device_get(rows[t.name])) for t in tasks})
-    _add(totals, _over_processes(host_totals))
+    _add(totals, over_processes(host_totals))
     return {
         f"{task.name}/{name}": value
         for task in run.tasks
@@ -214,8 +218,8 @@ def _add(totals: Totals, sums: Mapping[str, Mapping[str, np.ndarray]]) -> None:
             into[name] = into.get(name, 0) + value.astype(wide)
 
 
-def _over_processes(totals: Totals) -> Totals:
-    """The sums over all processes of what each has."""
+def over_processes(totals: Tree) -> Tree:
+    """The sums over all processes of the arrays that each has."""
 
     def add(value: np.ndarray) -> np.ndarray:
         # As bytes, since JAX would make 32 bits of 64.

@@ -47,11 +47,11 @@ class Run:
     parent: AdapterFile | None = None
 
 
-def prepare(config: ml_collections.ConfigDict) -> Run:
-    """Checks the config, opens the data, builds the model and lays it over the mesh.
+def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """Checks the config, joins the hosts, and makes the mesh.
 
     Raises:
-      UserError: whatever in the config, the data or the checkpoint cannot work.
+      UserError: the config cannot work, or not on these devices.
     """
     config_lib.check(config)
     sharding.start_hosts(
@@ -61,7 +61,16 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     config_lib.check_mesh(config, mesh.shape)
     dtype = resolve_dtype(config.model.dtype)
     attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
+    return mesh
 
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """Checks the config, opens the data, builds the model and lays it over the mesh.
+
+    Raises:
+      UserError: whatever in the config, the data or the checkpoint cannot work.
+    """
+    mesh = start(config)
     # What files cannot be is told before data is prepared, which may take long.
     sizes(config)
     parent = parent_of(config)
@@ -210,7 +219,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
                 f"config.model.size={config.model.size} has {named.in_words()}"
             )
         check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
-    config_lib.check_ranks(config, found.encoder.width)
+        config_lib.check_ranks(config, found.encoder.width)  # without a base, `check` has done it
     return found
 
 

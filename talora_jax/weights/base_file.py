@@ -120,6 +120,8 @@ def write_base(
             temporary,
             metadata=description.header(),
         )
+        # safetensors makes files for their owner alone.
+        temporary.chmod(0o644)
 
 
 @contextlib.contextmanager

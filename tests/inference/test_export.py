@@ -12,7 +12,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
@@ -25,8 +24,9 @@ from talora_jax.models.msam import MSam, trainable
 from talora_jax.tasks import make_task
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import save_adapter
-from talora_jax.weights.base_file import Description, read_base
+from talora_jax.weights.base_file import Description, read_base, write_base
 from talora_jax.weights.build import build, load_msam, merged
+from talora_jax.weights.state import tensors_of
 from weights_convert.checkpoint import check_finite, open_checkpoint
 
 CLASSES = ("red", "green", "blue")
@@ -37,11 +37,8 @@ SIZE = (24, 32)
 def config(micro_sam, tmp_path_factory):
     """Of a run that starts from a base, as random as everything else here."""
     base = tmp_path_factory.mktemp("base") / "base.safetensors"
-    tensors = {
-        ".".join(map(str, p)): np.asarray(v) for p, v in nnx.to_flat_state(nnx.state(micro_sam))
-    }
     description = Description(micro_sam.config, None, {"file": "sam.pth", "sha256": "…"})
-    safetensors.numpy.save_file(tensors, base, description.header())
+    write_base(base, tensors_of(nnx.state(micro_sam)), description)
     config = config_lib.default()
     config.model.size = "micro"
     config.model.weights = str(base)

@@ -19,6 +19,7 @@ from talora_jax.tasks import TARGETS
 class Folder(Records):
     """Images and dense targets of a user's folder."""
 
+    # What 1.0.0 prepared has no objects' numbers.
     VERSION = tfds.core.Version("1.1.0")
 
 

@@ -10,13 +10,19 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
-from talora_jax.data.pipeline import eval_batches
-from talora_jax.models.geometry import normalise, resize, resize_matrix
-from talora_jax.models.prompt_encoder import LOWER_RIGHT, NOT_A_POINT, UPPER_LEFT
+from talora_jax.models.geometry import normalise, resize, resize_matrix, shown
+from talora_jax.models.prompt_encoder import (
+    ABSENT,
+    FOREGROUND,
+    LOWER_RIGHT,
+    NOT_A_POINT,
+    UPPER_LEFT,
+)
 from talora_jax.prompting import measure
 from talora_jax.prompting.draw import Prompts
 from talora_jax.prompting.losses import intersection_over_union
 from talora_jax.sharding import batch_sharding, shard_batch
+from talora_jax.training.evaluate import over_processes, split_batches
 from talora_jax.training.prompted.panels import panel
 from talora_jax.training.prompted.setup import asked_masks
 from talora_jax.training.setup import Run
@@ -51,9 +57,8 @@ class Evaluator:
             sam = nnx.merge(run.graphdef, trainable, frozen).sam
             logits, expected = sam.decode(embeddings, *prompts, last, multimask=None)
             whole = _enlarged(logits, masks.shape[-2:])
-            y, x = (jnp.arange(n) for n in masks.shape[-2:])
-            inside = (y < size[:, :1])[:, :, None] & (x < size[:, 1:])[:, None, :]
-            ious = intersection_over_union(whole, masks[:, :, None] > 0, inside[:, None, None])
+            inside = shown(size, masks.shape[-2:])[:, None, None]
+            ious = intersection_over_union(whole, masks[:, :, None] > 0, inside)
             picked = 1 + jnp.argmax(expected[..., 1:], axis=-1)
             # Several prompts mean one thing: token 0.
             chosen = (jnp.zeros_like(picked) if last is not None else picked)[..., None]
@@ -61,7 +66,7 @@ class Evaluator:
             told = [take(ious, picked[..., None])[..., 0], ious[..., 1:].max(-1), ious[..., 0]]
             return (
                 jnp.stack(told, axis=-1),
-                take(whole & inside[:, None, None], chosen[..., None, None])[:, :, 0],
+                take(whole & inside, chosen[..., None, None])[:, :, 0],
                 take(logits, chosen[..., None, None])[:, :, 0],
             )
 
@@ -70,14 +75,14 @@ class Evaluator:
     def metrics(self, trainable: nnx.State) -> dict[str, float]:
         """IoUs as `<domain>/<prompt>/<answer>`, means over all masks of the validation split."""
         totals: dict[str, np.ndarray] = {}
-        for batch in self._batches():
+        for batch in split_batches(self._run, "val", self._asked):
             for domain, told in self._measured(trainable, batch).items():
                 for prompt, ious in told.items():
                     key = f"{domain}/{prompt}"
                     totals[key] = totals.get(key, 0) + ious.sum(0, dtype=np.float64)
                 key = f"{domain}/masks"
                 totals[key] = totals.get(key, 0) + np.array([len(told["box"])], np.float64)
-        totals = _over_processes(totals)
+        totals = over_processes(totals)
         metrics: dict[str, float] = {}
         for domain in self._asked.domains:
             count = totals[f"{domain}/masks"][0]
@@ -90,7 +95,7 @@ class Evaluator:
     def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
         """Panels [Y, X, 3] of the first images of the validation split."""
         panels: list[np.ndarray] = []
-        for batch in self._batches():
+        for batch in split_batches(self._run, "val", self._asked):
             if len(panels) >= count:
                 break
             drawn = self._drawn(trainable, batch)
@@ -103,18 +108,6 @@ class Evaluator:
                 for i in np.flatnonzero(batch["valid"])
             ]
         return panels[:count]
-
-    def _batches(self):
-        config = self._run.config
-        return eval_batches(
-            self._run.dataset.splits["val"],
-            tasks=self._asked.domains,
-            image_size=self._run.dataset.image_size,
-            batch_size=config.eval_batch_size // jax.process_count(),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            asked=self._asked,
-        )
 
     def _embeddings(self, trainable: nnx.State, batch: Mapping[str, np.ndarray]):
         images = {name: batch[name] for name in ("image", "size")}
@@ -133,10 +126,11 @@ class Evaluator:
             told[domain] = {"box": ask(_boxes(masks, known), None)[0][known]}
             prompts, last = _first_clicks(masks, known), None
             for n in range(1, 1 + CLICKS[-1]):
+                if last is not None:
+                    prompts = _corrected(prompts, answers, masks, known)
                 ious, answers, last = ask(prompts, last)
                 if n in CLICKS:
                     told[domain][_clicks(n)] = ious[known]
-                prompts = _corrected(prompts, answers, masks, known)
         return told
 
     def _drawn(self, trainable: nnx.State, batch: Mapping[str, np.ndarray]):
@@ -190,14 +184,14 @@ def trivial_answers(run: Run) -> dict[str, float]:
         for domain in asked.domains
         for what, n in (("masks", 1), ("box", 1), ("discs", len(measure.RADII)))
     }
-    for batch in Evaluator(run)._batches():
+    for batch in split_batches(run, "val", asked):
         for d, domain in enumerate(asked.domains):
             for mask in (m > 0 for m in batch["masks"][:, d].reshape(-1, *asked.frame) if m.any()):
                 click, _ = measure.centre(mask)
                 totals[f"{domain}/masks"] += 1
                 totals[f"{domain}/box"] += measure.box_filled(mask)
                 totals[f"{domain}/discs"] += measure.discs(mask, click, max(asked.frame))
-    totals = _over_processes(totals)
+    totals = over_processes(totals)
     answers = {}
     for domain in asked.domains:
         count = max(totals[f"{domain}/masks"][0], 1)
@@ -231,7 +225,7 @@ def _first_clicks(masks: np.ndarray, known: np.ndarray) -> Prompts:
     points = np.zeros((*known.shape, 2, 2), np.float32)
     for i in zip(*np.nonzero(known), strict=True):
         points[i][0] = measure.centre(masks[i] > 0)[0]
-    return Prompts(points, _labels(known, measure.FOREGROUND, NOT_A_POINT))
+    return Prompts(points, _labels(known, FOREGROUND, NOT_A_POINT))
 
 
 def _corrected(
@@ -239,7 +233,7 @@ def _corrected(
 ) -> Prompts:
     """The prompts and the next click."""
     points = np.zeros((*known.shape, 1, 2), np.float32)
-    labels = np.full((*known.shape, 1), measure.ABSENT, np.int32)
+    labels = np.full((*known.shape, 1), ABSENT, np.int32)
     for i in zip(*np.nonzero(known), strict=True):
         points[i][0], labels[i][0] = measure.next_click(answers[i], masks[i] > 0)
     return Prompts(
@@ -249,21 +243,3 @@ def _corrected(
 
 def _labels(known: np.ndarray, *labels: int) -> np.ndarray:
     return np.broadcast_to(np.array(labels, np.int32), (*known.shape, len(labels))).copy()
-
-
-def _over_processes(totals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if jax.process_count() == 1:
-        return totals
-    # As bytes, since JAX would make 32 bits of 64.
-    return {
-        name: np.sum(
-            [
-                np.frombuffer(part.tobytes(), np.float64)
-                for part in multihost_utils.process_allgather(
-                    np.frombuffer(total.tobytes(), np.uint8)
-                )
-            ],
-            axis=0,
-        )
-        for name, total in totals.items()
-    }

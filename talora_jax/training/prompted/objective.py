@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from talora_jax.models.geometry import normalise
+from talora_jax.models.geometry import normalise, shown
 from talora_jax.models.sam import Sam
 from talora_jax.prompting import draw
 from talora_jax.prompting.losses import intersection_over_union, mask_loss
@@ -55,9 +55,7 @@ def ask(masks: Array, size: Int[Array, "B 2"], stride: int) -> Asked:
     full = masks > 0
     cells = rearrange(full, "b p (y i) (x j) -> b p y x (i j)", i=stride, j=stride)
     fine = 2 * cells.sum(-1) >= stride**2
-    y, x = (jnp.arange(n) * stride for n in fine.shape[-2:])
-    inside = (y < size[:, :1])[:, :, None] & (x < size[:, 1:])[:, None, :]
-    return Asked(full, fine, inside[:, None])
+    return Asked(full, fine, shown(size, fine.shape[-2:], stride)[:, None])
 
 
 class Answer(NamedTuple):

@@ -6,7 +6,6 @@ import jax
 import ml_collections
 from flax import nnx
 
-from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.masks import AskedMasks
@@ -16,7 +15,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import make_task
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
-from talora_jax.training.setup import Run, sizes
+from talora_jax.training.setup import Run, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
 from talora_jax.weights.base_file import Description, read_base, read_description, write_base
 from talora_jax.weights.build import build
@@ -31,15 +30,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     Raises:
       UserError: whatever in the config, the data or the checkpoint cannot work.
     """
-    config_lib.check(config)
-    sharding.start_hosts(
-        config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id
-    )
-    mesh = sharding.make_mesh(**config.mesh)
-    config_lib.check_mesh(config, mesh.shape)
-    attention_kernels.check(
-        config.model.attention, mesh.devices.flat[0], resolve_dtype(config.model.dtype)
-    )
+    mesh = start(config)
     patch = sizes(config).encoder.patch_size
     if patch % FINE:
         raise UserError(
