@@ -22,7 +22,7 @@ from talora_jax.training.step import init_state, make_relative_updates, make_tra
 
 _OUTGROWN = (
     "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
-    "{:.2f} in a block, and what the encoder was pretrained for is lost there. Lower "
+    "{:.2f} in a block, where the frozen kernel hardly counts any more. Lower "
     "config.optimizer.lr_scale.adapters, or choose another config.adapter.init."
 )
 

@@ -209,6 +209,8 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
         *((step, "train") for step in range(1, 5)),
         (4, "val"),
     ]
+    updates = [r["adapter/relative_update"] for r in rows if r["split"] == "train"]
+    assert len(updates) == 4 and 0 < updates[0] < updates[-1]
     file = AdapterFile.read(tmp_path / "run" / "adapter.safetensors")
     assert file.channels == {"semantic": 3, "depth": 1, "normals": 3}
     assert file.class_names == {"semantic": ["red", "green", "blue"]}
