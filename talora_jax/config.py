@@ -158,6 +158,8 @@ def default() -> ml_collections.ConfigDict:
     config.host_metrics = True
     config.num_pictures = 8
     config.read_threads = 2
+    # Processes that read and augment instead, where threads do not keep up with an accelerator.
+    config.read_workers = 0
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # -1 takes the devices that the other axes leave

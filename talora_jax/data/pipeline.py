@@ -5,18 +5,20 @@ A batch holds `image` float32 [B, H, W, 3] in [0, 1] and the targets of the task
 `talora_jax.data.masks` makes of them. All batches are of one H×W: samples of another are
 stretched to it (see `transforms.fit`), those of the source's own size left as they are.
 
-Samples are read and augmented in threads of this process. Everything random depends on the seed and
-on the sample's position in the one endless stream that all processes share, never on the threads:
-an iterator restored from its state goes on with the same bytes, and the batches of a step, put
-together over all processes, hold the same samples however many processes there are.
+Samples are read and augmented in threads of this process, or in worker processes of its own, where
+Python's lock would keep the threads of a large machine from feeding an accelerator. Everything
+random depends on the seed and on the sample's position in the one endless stream that all hosts'
+processes share, never on who reads it: batches restored from their state go on with the same bytes,
+and those of a step, put together over all hosts, hold the same samples however many there are.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grain
 import ml_collections
 import numpy as np
+from absl import flags
 
 from talora_jax.data.dataset import Source
 from talora_jax.data.masks import Asked, AskedMasks
@@ -26,6 +28,44 @@ from talora_jax.tasks import TARGETS
 
 # One batch is being consumed, so two threads with a batch each keep ahead of it.
 _EVAL_THREADS = 2
+
+
+class TrainBatches:
+    """Endless batches; their position is one number, whoever makes them."""
+
+    def __init__(self, start_at: Callable[[int], grain.DatasetIterator]):
+        """
+        Args:
+          start_at: gives the batches from one on.
+        """
+        self._start_at = start_at
+        self._next = 0
+        self._batches: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            self._batches = self._start_at(self._next)
+        batch = next(self._batches)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The next batch, for JSON."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on with the batch that a state names, in any process started alike."""
+        self.close()
+        self._next = int(state["next_index"])
+
+    def close(self) -> None:
+        """Ends the threads and processes that read ahead."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
 
 def train_iterator(
@@ -39,8 +79,9 @@ def train_iterator(
     process_index: int,
     process_count: int,
     num_threads: int,
+    num_workers: int = 0,
     asked: AskedMasks | None = None,
-) -> grain.DatasetIterator:
+) -> TrainBatches:
     """Endless augmented batches in an order that is new in every epoch.
 
     The stream runs through epoch after epoch, each a permutation of all samples, and process p gets
@@ -56,11 +97,8 @@ def train_iterator(
       augment: `config.augment`, see `Augment.from_config`.
       process_index: this process, of `process_count`.
       num_threads: batches made at a time; 0 makes each when it is asked for.
+      num_workers: processes that make the batches instead, one each at a time; 0 starts none.
       asked: makes masks of the targets, for training from prompts.
-
-    Returns:
-      An iterator whose `get_state()` is a small JSON-able dict that names the next batch;
-      `set_state` takes it up exactly, in any process started with the same arguments.
 
     Raises:
       UserError: the split is empty, or `augment` is out of range.
@@ -78,7 +116,18 @@ def train_iterator(
     if asked is not None:
         augmented = augmented.random_map(asked.draw)
     share = augmented[process_index::process_count].map(_finish)
-    return iter(_batches(share, batch_size, num_threads))
+
+    def start_at(batch: int) -> grain.DatasetIterator:
+        rest = share[batch * batch_size :]
+        if not num_workers:
+            return iter(_batches(rest, batch_size, num_threads))
+        # Grain asks absl for a flag of its own, whoever parses the command line.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+        return iter(_batches(rest, batch_size, 1).mp_prefetch(options))
+
+    return TrainBatches(start_at)
 
 
 def eval_batches(

@@ -21,6 +21,7 @@ _PLACE = (
     "config.checkpoint_every",
     "config.num_pictures",
     "config.read_threads",
+    "config.read_workers",
 )
 
 

@@ -52,6 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.read_threads,
+        num_workers=config.read_workers,
         asked=job.asked(run),
     )
     if checkpoints.latest_step() is not None:
@@ -113,6 +114,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
             if _due(step, config.checkpoint_every) or is_last:
                 _check_finite(step, scalars, run)
                 checkpoints.save(step, state, iterator.get_state())
+        iterator.close()
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
         learnt = state.trainable["model"]

@@ -49,7 +49,9 @@ def train(length=10, *, augmented=True, **arguments):
     )
     defaults = {"tasks": TASKS, "image_size": SIZE, "batch_size": 4, "seed": 7, "augment": augment}
     processes = {"process_index": 0, "process_count": 1, "num_threads": 0}
-    return train_iterator(Counted(length), **(defaults | processes | arguments))
+    # A list: a class of a test's module is no class in a worker process.
+    samples = [Counted(length)[index] for index in range(length)]
+    return train_iterator(samples, **(defaults | processes | arguments))
 
 
 def take(iterator, count):
@@ -155,6 +157,20 @@ def test_resume_goes_on_with_the_same_bytes(num_threads, done):
     take(fresh, 2)
     fresh.set_state(state)
     assert_same(take(fresh, 6), following)
+
+
+@pytest.mark.process
+def test_worker_processes_change_nothing():
+    unbroken = train(num_workers=2)
+    assert_same(take(unbroken, 5), take(train(), 5))
+    state = unbroken.get_state()
+    following = take(unbroken, 4)
+    unbroken.close()
+
+    # Taken up by threads, as on another machine.
+    fresh = train(num_threads=1)
+    fresh.set_state(state)
+    assert_same(take(fresh, 4), following)
 
 
 def test_an_empty_split_is_refused():
