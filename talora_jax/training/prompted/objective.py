@@ -64,12 +64,12 @@ class Answer(NamedTuple):
     Attributes:
       loss: 20 focal + dice of the masks that learn from it, plus the IoU head's squared error.
       iou: of the mask that goes on to the next round.
-      logits: of that mask.
+      logits: of that mask; None where no round follows.
     """
 
     loss: Float[Array, "B P"]
     iou: Float[Array, "B P"]
-    logits: Float[Array, "B P y x"]
+    logits: Float[Array, "B P y x"] | None
 
 
 def first_answer(
@@ -120,15 +120,24 @@ def rounds(
 ) -> list[Answer]:
     """The first answer and one for each corrective click."""
     first_key, *keys = jax.random.split(key, 1 + clicks)
-    side = sam.config.encoder.image_size
-    prompts = draw.first_prompts(first_key, asked.full, side)
-    answers = [_remat(first_answer, sam)(embeddings, asked, prompts)]
-    for key in keys:
-        last = jax.lax.stop_gradient(answers[-1].logits)
+    prompts = draw.first_prompts(first_key, asked.full, sam.config.encoder.image_size)
+    first = _remat(first_answer, sam)(embeddings, asked, prompts)
+    if not clicks:
+        return [first]
+    given = prompts.labels.shape[-1]
+
+    def correct(carry, turn):
+        (prompts, last), (n, key) = carry, turn
+        last = jax.lax.stop_gradient(last)
         click = draw.corrective_click(key, last > 0, asked.fine, asked.inside, asked.stride)
-        prompts = draw.with_click(prompts, *click)
-        answers.append(_remat(next_answer, sam)(embeddings, asked, prompts, last))
-    return answers
+        prompts = draw.with_click(prompts, given + n, *click)
+        answer = _remat(next_answer, sam)(embeddings, asked, prompts, last)
+        return (prompts, answer.logits), (answer.loss, answer.iou)
+
+    # One program for all rounds: compiling takes longer than a hundred steps.
+    start = (draw.with_room(prompts, clicks), first.logits)
+    _, corrected = jax.lax.scan(correct, start, (jnp.arange(clicks), jnp.stack(keys)))
+    return [first, *(Answer(*(x[n] for x in corrected), None) for n in range(clicks))]
 
 
 def per_embedding(
