@@ -15,7 +15,8 @@ import json, sys
 import jax, numpy as np
 from talora_jax import config as config_lib, sharding
 from talora_jax.data.dataset import Dataset
-from talora_jax.training.setup import assemble
+from talora_jax.training import setup
+from talora_jax.training.prompted import setup as prompted_setup
 from talora_jax.tasks import make_task
 from talora_jax.training.step import init_state, make_train_step
 
@@ -24,14 +25,27 @@ import micro
 
 names, (height, width) = ("a", "b", "c"), (24, 32)
 rng = np.random.default_rng(0)
-batch = {
-    "image": rng.random((8, height, width, 3), np.float32),
-    "semantic": rng.integers(-1, 3, (8, height, width)).astype(np.int32),
-    "depth": rng.random((8, height, width, 1), np.float32),
-}
+trains = sys.argv[3]
+if trains == "tasks":
+    batch = {
+        "image": rng.random((8, height, width, 3), np.float32),
+        "semantic": rng.integers(-1, 3, (8, height, width)).astype(np.int32),
+        "depth": rng.random((8, height, width, 1), np.float32),
+    }
+else:
+    masks = np.zeros((8, 1, 2, 64, 64), np.uint8)
+    for i, m in np.ndindex(8, 2):
+        masks[i, 0, m, 4 * i : 4 * i + 20, 10 + 20 * m : 24 + 20 * m] = 1
+    batch = {
+        "image": rng.random((8, 64, 64, 3), np.float32),
+        "masks": masks,
+        "size": np.full((8, 2), 64, np.int32),
+    }
 dataset = Dataset("random", ("semantic", "depth"), names, (height, width), {"train": [0] * 8})
 for data, fsdp, task in json.loads(sys.argv[1]):
     config = config_lib.default()
+    config.trains = trains
+    config.prompts.update(domains=("semantic",), masks=2, clicks=2)
     config.model.size = "nano"
     config.model.weights = sys.argv[2]
     config.tasks = ("semantic", "depth")
@@ -46,8 +60,11 @@ for data, fsdp, task in json.loads(sys.argv[1]):
         )
     else:
         mesh = sharding.make_mesh(data, fsdp, task)
-    tasks = tuple(make_task(t, class_names=names) for t in config.tasks)
-    run = assemble(config, mesh, dataset, tasks, parent=None)
+    if trains == "tasks":
+        tasks = tuple(make_task(t, class_names=names) for t in config.tasks)
+        run = setup.assemble(config, mesh, dataset, tasks, parent=None)
+    else:
+        run = prompted_setup.assemble(config, mesh, dataset)
     step = make_train_step(run)
     with jax.set_mesh(mesh):
         state, scalars = step(init_state(run), run.frozen, sharding.shard_batch(batch, mesh))
@@ -71,21 +88,39 @@ MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
 
 @pytest.fixture(scope="module")
-def steps(start_python, nano_base):
-    process = start_python("-c", PROGRAM, json.dumps(MESHES), str(nano_base), devices=8)
-    out, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return dict(zip(MESHES, map(json.loads, out.splitlines()), strict=True))
+def run_on(start_python, nano_base):
+    def run_on(meshes, trains):
+        arguments = (json.dumps(meshes), str(nano_base), trains)
+        process = start_python("-c", PROGRAM, *arguments, devices=8)
+        out, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        return dict(zip(meshes, map(json.loads, out.splitlines()), strict=True))
+
+    return run_on
+
+
+@pytest.fixture(scope="module")
+def steps(run_on):
+    return run_on(MESHES, "tasks")
+
+
+def assert_same_step(many, one):
+    np.testing.assert_allclose(many["objective"], one["objective"], rtol=1e-5)
+    np.testing.assert_allclose(many["grad_norm"], one["grad_norm"], rtol=1e-5)
+    for ours, theirs in zip(many["gradients"], one["gradients"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, *map(abs, theirs)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
-    one, many = steps[1, 1, 1], steps[mesh]
-    np.testing.assert_allclose(many["objective"], one["objective"], rtol=1e-5)
-    np.testing.assert_allclose(many["grad_norm"], one["grad_norm"], rtol=1e-5)
-    for ours, theirs in zip(many["gradients"], one["gradients"], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, *map(abs, theirs)))
+    assert_same_step(steps[mesh], steps[1, 1, 1])
+
+
+@pytest.mark.slow
+def test_nor_does_it_in_training_from_prompts(run_on):
+    one, many = run_on([(1, 1, 1), (8, 1, 1)], "prompts").values()
+    assert_same_step(many, one)
 
 
 @pytest.mark.slow
