@@ -20,7 +20,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.weights.adapter_file import AdapterFile
-from talora_jax.weights.base_file import read_base, read_description, sam_config
+from talora_jax.weights.base_file import base_path, read_base, read_description, sam_config
 from talora_jax.weights.build import build, check_base_tasks, for_msam, make_msam
 from talora_jax.weights.state import filled, fingerprint, name_of, tensors_of
 
@@ -76,13 +76,12 @@ def read_base_of(
         values = {name_of(p): v[...] for p, v in nnx.to_flat_state(frozen)}
         made = Base(sam, values, fingerprint(values), {})
     else:
-        place = Path(weights).expanduser()
-        if not place.is_file():
+        if not base_path(weights).is_file():
             raise UserError(
                 f"there is no base {weights}: {path} was trained on {file.base}, and needs that "
                 "(base=…, or --base on the command line)"
             )
-        tensors, description = read_base(place)
+        tensors, description = read_base(weights)
         check_base_tasks(description.tasks, file.tasks, weights)
         made = base_of(file, path, tensors, description.config, weights)
     check_fits(file, path, made, force=force)

@@ -4,6 +4,8 @@ A base is one safetensors file, written by `weights_convert`. It holds `image_en
 `prompt_encoder.*` and `mask_decoder.*` as `Sam` has them, blocks stacked; a base that comes from
 official MTSAM training has `mask_decoders.<task>.*` and adapters instead. One JSON string in its
 header tells the sizes and where the weights are from. PyTorch is not needed to read it.
+
+One base comes with the package, by its name in place of a path: see `SHIPPED`.
 """
 
 import contextlib
@@ -25,6 +27,8 @@ from talora_jax.models.sam import SamConfig
 # The key of the JSON in a base's safetensors header, and the newest version of it.
 HEADER_KEY = "talora_jax.base"
 VERSION = 1
+# Bases of the package, by the names that stand for their paths; docs/sam_small.md is the card.
+SHIPPED = {"sam_small": Path(__file__).parents[1] / "bases" / "sam_small.safetensors"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,12 @@ def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
     )
 
 
+def base_path(name: str | Path) -> Path:
+    """Where a base lies: a path itself, or what the package ships under this name."""
+    path = Path(name).expanduser()
+    return path if path.exists() else SHIPPED.get(str(name), path)
+
+
 def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
     """The tensors of a base by our names, and what its header tells.
 
@@ -126,10 +136,11 @@ def write_base(
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
-    if not Path(path).is_file():
-        raise UserError(f"no base at {path}")
+    place = base_path(path)
+    if not place.is_file():
+        raise UserError(f"no base at {path}; the package has {', '.join(SHIPPED)}")
     try:
-        with safetensors.safe_open(path, "np") as file:
+        with safetensors.safe_open(place, "np") as file:
             yield file, Description.of_header(file.metadata(), path)
     except safetensors.SafetensorError as error:
         # Another format, or a base cut short: both are mended by converting (again).
