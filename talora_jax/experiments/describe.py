@@ -21,8 +21,10 @@ from talora_jax import sharding
 from talora_jax.data import class_names
 from talora_jax.errors import UserError
 from talora_jax.tasks import make_task
+from talora_jax.training import setup
 from talora_jax.training.optim import group_of
-from talora_jax.training.setup import Run, abstract, parent_of, sizes
+from talora_jax.training.prompted import setup as prompted
+from talora_jax.training.setup import Run
 from talora_jax.training.step import abstract_state
 
 FROZEN = "frozen"
@@ -35,7 +37,9 @@ _ORDER = (
     "image_encoder.neck",
     "positions",
     "no_mask_embed",
-    "mask_decoders",
+    "prompt_encoder",
+    "mask_decoder",
+    "auxiliary",
 )
 
 
@@ -64,15 +68,14 @@ def abstract_run(config: ml_collections.ConfigDict) -> Run:
     Raises:
       UserError: the config cannot work, or its classes are not known without its data.
     """
-    if config.trains != "tasks":
-        raise UserError(
-            f"config.trains is {config.trains}: describe tells of multi-task models alone"
-        )
     config_lib.check(config)
-    parent_of(config)
+    mesh = sharding.abstract_mesh(**config.mesh)
+    if config.trains == "prompts":
+        return prompted.abstract(config, mesh, class_names(config.data, config.prompts.auxiliary))
+    setup.parent_of(config)
     names = class_names(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=names) for name in config.tasks)
-    return abstract(config, sharding.abstract_mesh(**config.mesh), tasks, sizes(config))
+    return setup.abstract(config, mesh, tasks, setup.sizes(config))
 
 
 def parts_of(run: Run) -> list[Part]:
@@ -113,9 +116,13 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
     for line in _headlines(run):
         console.print(line)
     console.print(_parts_table(parts))
-    console.print("Leading axes of blocks are stages and blocks of a stage; of decoders, tasks.\n")
+    for_tasks = config.trains == "tasks"
+    more = "; of decoders, tasks" if for_tasks else ""
+    console.print(f"Leading axes of blocks are stages and blocks of a stage{more}.\n")
     console.print(_totals_table(parts))
-    console.print("Unused parts of the decoders reach no output and keep their values.\n")
+    if for_tasks:
+        console.print("Unused parts of the decoders reach no output and keep their values.")
+    console.print()
     axes = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     console.print(f"Memory on each of {run.mesh.size} device(s), mesh {axes}:")
     console.print(_memory_table(run))
@@ -133,7 +140,9 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
 
 def _split(path: tuple) -> tuple[str, str]:
     """A parameter's part and its name there: ("image_encoder.window_blocks.attn.qkv", "kernel")."""
-    if path[0] == "mask_decoders":
+    if path[0] == "sam":
+        path = path[1:]
+    if path[0] in ("mask_decoders", "mask_decoder", "prompt_encoder"):
         depth = 2
     else:
         depth = len(path) - (path[-1] in ("kernel", "bias", "scale"))
@@ -145,16 +154,20 @@ def _place(name: str) -> int:
 
 
 def _headlines(run: Run) -> list[str]:
-    config, encoder = run.config, sizes(run.config).encoder
+    config, encoder = run.config, setup.sizes(run.config).encoder
     adapter = config.adapter
     kind = adapter.kind + (
         "" if adapter.kind in ("none", "full") else f", ranks {'×'.join(map(str, adapter.ranks))}"
     )
     tasks = ", ".join(f"{task.name} ({task.channels})" for task in run.tasks)
+    learnt = f"tasks (channels): {tasks}"
+    if config.trains == "prompts":
+        learnt = f"prompts of {', '.join(config.prompts.domains)}"
+        learnt += f"; auxiliary tasks (channels): {tasks}" if tasks else ""
     lines = [
         f"{config_lib.model_name(config.model)}: {encoder.depth} blocks of width {encoder.width}; "
         f"adapter {kind}",
-        f"tasks (channels): {tasks}",
+        learnt,
     ]
     if config.data.image_size:
         size = tuple(config.data.image_size)

@@ -168,9 +168,22 @@ def abstract(
     """
     model = nnx.eval_shape(lambda: make_model(config, tasks, sam))
     graphdef, learnt, kept, frozen = _split(model, config)
+    return abstract_of(config, mesh, tasks, (graphdef, learnt, frozen), kept)
+
+
+def abstract_of(
+    config: ml_collections.ConfigDict,
+    mesh: sharding.AnyMesh,
+    tasks: tuple[Task, ...],
+    parts: tuple[nnx.GraphDef, nnx.State, nnx.State],
+    kept: nnx.State | None = None,
+) -> Run:
+    """A run of shapes: the graph, what trains and what is frozen, some of it kept in float32."""
+    graphdef, learnt, frozen = parts
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = jax.eval_shape(lambda x: jax.tree.map(lambda a: a.astype(param_dtype), x), frozen)
-    frozen = nnx.merge_state(frozen, kept)
+    if kept is not None:
+        frozen = nnx.merge_state(frozen, kept)
     names = tuple(task.name for task in tasks)
     splits = {"train": range(config.batch_size), "val": ()}
     dataset = Dataset(config.data.name, names, (), tuple(config.data.image_size or ()), splits)

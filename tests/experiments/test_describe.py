@@ -152,7 +152,19 @@ def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
         abstract_run(config)
 
 
-def test_a_sam_that_trains_from_prompts_is_refused(config):
+def test_a_sam_that_trains_from_prompts(micro):
+    config = nyuv2("micro")
     config.trains = "prompts"
-    with pytest.raises(UserError, match="config.trains is prompts: describe tells of multi-task"):
-        abstract_run(config)
+    config.adapter.kind = "lora_shared"
+    config.adapter.ranks = (4, 4, 1)
+    config.prompts.auxiliary = ("semantic",)
+    console = Console(width=120)
+    with console.capture() as capture:
+        describe(config, console)
+    told = capture.get()
+    assert "prompts of instance; auxiliary tasks (channels): semantic (13)" in told, told
+    assert "of decoders, tasks" not in told and "no output" not in told
+    groups = {part.name: part.group for part in parts_of(abstract_run(config))}
+    assert groups["mask_decoder.transformer"] == "decoders"
+    assert groups["prompt_encoder.point_embeddings"] == FROZEN
+    assert groups["image_encoder.global_blocks.attn.adapter.A"] == "adapters"

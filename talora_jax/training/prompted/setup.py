@@ -1,5 +1,6 @@
 """What a config of training from prompts stands for, and what its run leaves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,9 +14,9 @@ from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.sam import Sam
-from talora_jax.tasks import make_task
+from talora_jax.tasks import Task, make_task
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
-from talora_jax.training.setup import Run, sizes, start
+from talora_jax.training.setup import Run, abstract_of, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
 from talora_jax.weights.base_file import Description, read_base, read_description, write_base
 from talora_jax.weights.build import build
@@ -49,34 +50,50 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
     Raises:
       UserError: the base of `config.model.weights` does not fit.
     """
-    tasks = tuple(
-        make_task(name, class_names=dataset.class_names) for name in config.prompts.auxiliary
-    )
+    tasks = auxiliary_tasks(config, dataset.class_names)
     base = None
     if config.model.weights:
         base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
-
-    def make() -> Learner:
-        rngs = nnx.Rngs(jax.random.key(config.seed, impl="rbg"))
-        dtype = resolve_dtype(config.model.dtype)
-        sam = Sam(
-            sizes(config),
-            AdapterConfig.of(config.adapter),
-            len(config.prompts.domains),
-            native_aspect=config.model.native_aspect,
-            attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
-            remat=config.model.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        return Learner(sam, {task.name: task.channels for task in tasks}, dtype=dtype, rngs=rngs)
-
-    graphdef, learns, frozen = nnx.split(build(make, base), trainable(config.adapter.kind), ...)
+    learner = build(lambda: make_learner(config, tasks), base)
+    graphdef, learns, frozen = nnx.split(learner, trainable(config.adapter.kind), ...)
     digest = fingerprint(tensors_of(frozen))
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
     learns = jax.device_put(learns, sharding.replicated(mesh))
     return Run(config, mesh, dataset, tasks, graphdef, learns, frozen, digest)
+
+
+def abstract(
+    config: ml_collections.ConfigDict, mesh: sharding.AnyMesh, class_names: Sequence[str]
+) -> Run:
+    """The run as shapes in place of arrays, see `talora_jax.training.setup.abstract`."""
+    tasks = auxiliary_tasks(config, class_names)
+    learner = nnx.eval_shape(lambda: make_learner(config, tasks))
+    return abstract_of(config, mesh, tasks, nnx.split(learner, trainable(config.adapter.kind), ...))
+
+
+def auxiliary_tasks(
+    config: ml_collections.ConfigDict, class_names: Sequence[str]
+) -> tuple[Task, ...]:
+    """The tasks that linear layers on the embeddings learn."""
+    return tuple(make_task(name, class_names=class_names) for name in config.prompts.auxiliary)
+
+
+def make_learner(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> Learner:
+    """What trains, with random parameters; cheap under `nnx.eval_shape`."""
+    rngs = nnx.Rngs(jax.random.key(config.seed, impl="rbg"))
+    dtype = resolve_dtype(config.model.dtype)
+    sam = Sam(
+        sizes(config),
+        AdapterConfig.of(config.adapter),
+        len(config.prompts.domains),
+        native_aspect=config.model.native_aspect,
+        attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
+        remat=config.model.remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    return Learner(sam, {task.name: task.channels for task in tasks}, dtype=dtype, rngs=rngs)
 
 
 def asked_masks(config: ml_collections.ConfigDict, dataset: Dataset, split: str) -> AskedMasks:
