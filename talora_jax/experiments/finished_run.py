@@ -30,7 +30,8 @@ class FinishedRun:
     """What a finished run came to.
 
     Attributes:
-      metrics: of the validation split after the last step, by `<task>/<metric>`.
+      metrics: of the validation split after the last step, by `<task>/<metric>`, for prompts by
+        `<domain>/<prompt>/<answer>`.
       parameters: how many train; None in a workdir without it.
       step_time: median seconds a step; None where it was never measured.
     """
@@ -43,7 +44,9 @@ class FinishedRun:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(self.config.tasks)
+        """What its metrics are of: tasks, or the domains of prompts."""
+        prompts = self.config.trains == "prompts"
+        return tuple(self.config.prompts.domains if prompts else self.config.tasks)
 
 
 def read_run(workdir: Path) -> FinishedRun:
@@ -81,6 +84,9 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     fields = config_lib.flat_fields(config.to_dict())
     fields = {name: value for name, value in fields.items() if not name.startswith(_PLACE)}
+    other = ("config.tasks", "config.weighting.", "config.orthogonal_")
+    other = other if config.trains == "prompts" else "config.prompts."
+    fields = {name: value for name, value in fields.items() if not name.startswith(other)}
     unread = {"config.seed"}
     kind = config.adapter.kind
     if kind in ("none", "full"):

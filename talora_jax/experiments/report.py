@@ -20,7 +20,6 @@ from rich.markup import escape
 
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments.finished_run import FinishedRun, key, read_run, settings
-from talora_jax.experiments.improvement import signed
 from talora_jax.experiments.tables import (
     DELTA_M,
     DELTA_P,
@@ -191,7 +190,8 @@ def _cell(column: str, values: Sequence[float]) -> tuple[str, ...]:
 
 
 def plot(tables: Sequence[ResultTable]) -> "Figure":
-    """Quality against trainable parameters: relative improvements, then each task's metric of Δm.
+    """Quality against trainable parameters: relative improvements, then each task's metric of Δm,
+    or the IoUs of each domain of prompts.
 
     Up is better in every panel. Filled, with bars of ± one standard deviation: measured. Hollow:
     published with its parameters.
@@ -210,9 +210,7 @@ def plot(tables: Sequence[ResultTable]) -> "Figure":
 def _panels(table: ResultTable) -> dict[str, int]:
     """Column → 1 where higher is better, else -1."""
     deltas = {name: 1 for name in (DELTA_P, DELTA_M) if any(name in r.values for r in table.rows)}
-    for task in table.tasks:
-        deltas |= signed(task, "delta_m")
-    return deltas
+    return deltas | dict(table.plotted)
 
 
 def _plot_table(table: ResultTable, figure: "SubFigure") -> None:

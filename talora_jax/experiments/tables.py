@@ -20,6 +20,8 @@ PARAMETERS, STEP_TIME = "trainable parameters", "step time (s)"
 DELTA_P, DELTA_M = "Δp (%)", "Δm (%)"
 SUMMARY = (PARAMETERS, STEP_TIME, DELTA_P, DELTA_M)
 MEASURED = "measured"
+# Of each domain of prompts. A plot shows the first two.
+IOUS = ("box/picked", "1_click/picked", "1_click/best", "3_clicks/picked", "5_clicks/picked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +45,16 @@ class ResultTable:
     """The rows of one data set.
 
     Attributes:
-      tasks: of any of the runs.
+      tasks: of any of the runs; where prompts were trained, their domains.
       metrics: `<task>/<metric>` that are shown; the rows may have more.
+      plotted: of these, the one of each panel of a plot, and 1 where higher is better, else -1.
       notes: what a reader must know, a sentence each.
     """
 
     title: str
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
+    plotted: Mapping[str, int]
     rows: tuple[ResultRow, ...]
     notes: tuple[str, ...]
 
@@ -58,7 +62,7 @@ class ResultTable:
 def make_tables(
     runs: Sequence[FinishedRun], baseline: Sequence[FinishedRun] = ()
 ) -> list[ResultTable]:
-    """A table per data set.
+    """A table per data set and kind of training.
 
     Args:
       runs: all of them, no two of the same settings and seed.
@@ -69,14 +73,29 @@ def make_tables(
     """
     datasets = _grouped(runs, lambda run: key(_dataset(run)))
     names = _differences([_dataset(group[0]) for group in datasets.values()])
-    return [
-        _make_table(
-            " ".join((group[0].config.data.name, *name)),
-            group,
-            [run for run in baseline if key(_dataset(run)) == dataset],
-        )
-        for (dataset, group), name in zip(datasets.items(), names, strict=True)
-    ]
+    tables = []
+    for (dataset, group), name in zip(datasets.items(), names, strict=True):
+        title = " ".join((group[0].config.data.name, *name))
+        if group[0].config.trains == "prompts":
+            tables.append(_prompts_table(title, group))
+        else:
+            chosen = [run for run in baseline if key(_dataset(run)) == dataset]
+            tables.append(_make_table(title, group, chosen))
+    return tables
+
+
+def _prompts_table(title: str, runs: Sequence[FinishedRun]) -> ResultTable:
+    """IoUs of promptable models: there is nothing that they are relative to."""
+    domains = tuple(dict.fromkeys(domain for run in runs for domain in run.tasks))
+    groups = list(_grouped(runs, lambda run: key(settings(run.config))).values())
+    labels = _differences([settings(group[0].config) for group in groups])
+    rows = tuple(
+        _measured(" ".join((group[0].config.adapter.kind, *label)), group, {})
+        for group, label in zip(groups, labels, strict=True)
+    )
+    shown = tuple(f"{domain}/{iou}" for domain in domains for iou in IOUS)
+    plotted = {f"{domain}/{iou}": 1 for domain in domains for iou in IOUS[:2]}
+    return ResultTable(title, domains, shown, plotted, rows, ())
 
 
 def _make_table(
@@ -111,7 +130,8 @@ def _make_table(
             values |= {name: [value] for name, value in beside.items() if value is not None}
         if values:
             rows.append(ResultRow(row.method, row.source, None, values))
-    return ResultTable(title, tasks, shown, tuple(rows), tuple(notes))
+    plotted = {name: sign for task in tasks for name, sign in signed(task, "delta_m").items()}
+    return ResultTable(title, tasks, shown, plotted, tuple(rows), tuple(notes))
 
 
 def _measured(
@@ -174,7 +194,8 @@ def _shown(tasks: Sequence[str], published: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dataset(run: FinishedRun) -> dict[str, Any]:
-    return {k: v for k, v in settings(run.config).items() if k.startswith("config.data.")}
+    apart = ("config.data.", "config.trains")
+    return {k: v for k, v in settings(run.config).items() if k.startswith(apart)}
 
 
 def _row_settings(run: FinishedRun) -> dict[str, Any]:

@@ -322,3 +322,36 @@ def test_a_report_of_older_files_needs_no_jax(joint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| talora | 2 |" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "plot.png").exists()
+
+
+def test_runs_from_prompts_have_a_table_of_their_own(tmp_path, capsys):
+    """Two seeds are one row, of IoUs and no Δ, beside a multi-task run on the same data."""
+    for seed, iou in enumerate((0.6, 0.8)):
+        values = {"part/masks": 9.0, "part/box/picked": iou, "part/1_click/picked": 0.5}
+        fields = {"trains": "prompts", "prompts__domains": ("part",), "adapter__kind": "full"}
+        write(tmp_path / f"p{seed}", BOTH, values, seed=seed, **fields)
+    write(tmp_path / "t", BOTH, metrics(0.4, 0.8, 0.4, 0.2, 0.9))
+    found = [tmp_path / name for name in ("p0", "p1", "t")]
+    prompts, tasks = report(found, tmp_path / "out")[0]
+    assert prompts.title == "nyuv2_mtan trains=prompts" and prompts.tasks == ("part",)
+    (row,) = prompts.rows
+    assert (row.method, row.seeds) == ("full", 2)
+    assert row.values["part/box/picked"] == [0.6, 0.8] and "Δp (%)" not in row.values
+    assert prompts.plotted == {"part/box/picked": 1, "part/1_click/picked": 1}
+    assert tasks.tasks == BOTH and tasks.rows[0].method == "talora"
+    assert "0.7000" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "plot.png").size[0] > 500
+
+
+def test_a_run_is_told_apart_by_what_it_reads(tmp_path):
+    prompts = {"trains": "prompts", "prompts__domains": ("part",)}
+    changed = read_run(write(tmp_path / "a", BOTH, {"part/masks": 1.0}, **prompts)).config
+    before = settings(changed)
+    changed.tasks = ("depth",)
+    assert settings(changed) == before
+    changed.prompts.clicks = 7
+    assert settings(changed) != before
+    changed.trains = "tasks"
+    before = settings(changed)
+    changed.prompts.clicks = 8
+    assert settings(changed) == before
