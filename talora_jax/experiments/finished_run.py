@@ -97,7 +97,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if kind != "talora" or not config.orthogonal_weight:
         unread.add("config.orthogonal_parts")
     if kind != "talora":
-        unread.add("config.orthogonal_weight")
+        unread |= {"config.orthogonal_weight", "config.adapter.init"}
     if config.weighting.kind != "fixed" or len(config.tasks) == 1:
         unread.add("config.weighting.task_weights")
     if config.data.name != "folder":

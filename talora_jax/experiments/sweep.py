@@ -7,7 +7,8 @@ finished runs are skipped, an interrupted one resumes. A run that fails does not
 
 All else is one config's, changed by --config.FIELD=VALUE as in talora_jax.main. `stl` is
 single-task training: for each task a run of its own, in which everything trains (--stl-adapter).
-Ranks, λ and the regulariser's parts are for the methods that have them; others do not run twice.
+Ranks, starts, λ and the regulariser's parts are for the methods that have them; others do not run
+twice.
 """
 
 import argparse
@@ -27,10 +28,9 @@ from absl import logging
 
 from talora_jax import config as config_lib
 from talora_jax.command_line import parse
-from talora_jax.errors import ArgumentParser, check_choice, run_command
+from talora_jax.errors import ArgumentParser, UserError, check_choice, run_command
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
-from talora_jax.weights import adapter_file
 
 STL = "stl"
 
@@ -44,6 +44,7 @@ class Grid:
     ranks: tuple[tuple[int, int, int], ...] = ()
     orthogonal_weights: tuple[float, ...] = ()
     orthogonal_parts: tuple[tuple[str, ...], ...] = ()
+    inits: tuple[str, ...] = ()
     stl_adapter: str = "full"
 
 
@@ -57,12 +58,13 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
     """
     runs: dict[str, ml_collections.ConfigDict] = {}
     known = set()
-    for seed, method, ranks, weight, parts in itertools.product(
+    for seed, method, ranks, weight, parts, init in itertools.product(
         grid.seeds or (config.seed,),
         grid.methods,
         grid.ranks or (None,),
         grid.orthogonal_weights or (None,),
         grid.orthogonal_parts or (None,),
+        grid.inits or (None,),
     ):
         for task in config.tasks if method == STL else (None,):
             run = config.copy_and_resolve_references()
@@ -77,6 +79,8 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
                 run.orthogonal_weight = weight
             if parts is not None:
                 run.orthogonal_parts = parts
+            if init is not None:
+                run.adapter.init = init
             read = settings(run)
             experiment = key(read | {"seed": seed})
             if experiment in known:
@@ -93,6 +97,8 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
                 name.append(f"lambda{weight}")
             if parts is not None and "config.orthogonal_parts" in read:
                 name.append("+".join(parts))
+            if init is not None and "config.adapter.init" in read:
+                name.append(init)
             runs["-".join((*name, f"seed{seed}"))] = run
     return runs
 
@@ -109,6 +115,7 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
     Raises:
       UserError: a workdir belongs to another config, or not one run ended well.
     """
+    from talora_jax.training.jobs import JOBS
     from talora_jax.training.loop import claim_workdir
 
     for name, config in runs.items():
@@ -118,8 +125,8 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
     for number, (name, config) in enumerate(runs.items(), 1):
         head = f"[{number}/{len(runs)}] {name}: "
         workdir = directory / "runs" / name
-        # The adapter file comes last.
-        if (workdir / adapter_file.FILE_NAME).exists():
+        # What a run leaves comes last.
+        if all((workdir / name).exists() for name in JOBS[config.trains].results(config)):
             console.print(f"{head}finished before", markup=False, soft_wrap=True)
             continue
         begun = time.monotonic()
@@ -192,10 +199,14 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
     """
     args, config = parse(_parser(), arguments)
     # Imported here: --help and most mistakes need not wait for JAX.
-    from talora_jax.models.adapters import KINDS
+    from talora_jax.models.adapters import INITS, KINDS
 
     for method in args.methods:
         check_choice("--methods", method, (*KINDS, STL))
+    if STL in args.methods and config.trains == "prompts":
+        raise UserError("--methods: stl is for tasks, and config.trains is prompts")
+    for init in args.inits:
+        check_choice("--inits", init, INITS)
     check_choice("--stl-adapter", args.stl_adapter, KINDS)
     grid = Grid(
         tuple(dict.fromkeys(args.methods)),
@@ -203,6 +214,7 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
         tuple(args.ranks),
         tuple(args.orthogonal_weights),
         tuple(args.orthogonal_parts),
+        tuple(args.inits),
         args.stl_adapter,
     )
     return config, args.workdir.expanduser(), grid
@@ -218,6 +230,8 @@ def _parser() -> ArgumentParser:
         help="what config.adapter.kind can be, and stl")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=(), metavar="SEED", help="default: the config's")
     add("--ranks", nargs="+", type=_ranks, default=(), metavar="p,q,v", help="Tucker ranks")
+    add("--inits", nargs="+", default=(), metavar="INIT",
+        help="how Tucker factors start: what config.adapter.init can be")  # fmt: skip
     add("--orthogonal-weights", nargs="+", type=float, default=(), metavar="λ",
         help="weights of the regulariser")  # fmt: skip
     add("--orthogonal-parts", nargs="+", type=_parts, default=(), metavar="PARTS",

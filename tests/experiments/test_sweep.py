@@ -47,6 +47,10 @@ def test_ablations_run_once_for_methods_that_do_not_read_them():
         "lora_per_task-rank8-seed0",
         "full-seed0",
     ]
+    inits = Grid(("talora", "lora_shared"), inits=("published", "scaled"))
+    assert list(plan(config_lib.default(), inits)) == [
+        *("talora-published-seed0", "talora-scaled-seed0", "lora_shared-seed0"),
+    ]
     with pytest.raises(UserError, match="config.adapter.ranks: p is 500"):
         plan(config_lib.default(), Grid(("talora",), ranks=((500, 8, 2),)))
     with pytest.raises(UserError, match="config.orthogonal_parts: unknown 'U3'"):
@@ -70,6 +74,8 @@ def test_the_command_line():
         (["--ranks", "8,8"], "argument --ranks: '8,8': expected three whole numbers, as 8,8,2"),
         (["--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
         (["--methods", "lora"], "--methods: unknown 'lora', expected one of talora, lora_shared"),
+        (["--inits", "small"], "--inits: unknown 'small', expected one of published, orthonormal"),
+        (["--config.trains=prompts"], "--methods: stl is for tasks, and config.trains is prompts"),
         (["--config", "configs/none.py"], "there is no file 'configs/none.py'"),
     ):
         with pytest.raises(UserError) as error:
