@@ -95,7 +95,9 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
             f"{args.image_size} pixels"
         )
     write(checkpoint, output, origin)
-    print(f"wrote {output}; the weights are from {origin['file']}, SHA-256 {origin['sha256']}")
+    # What was trained here is of no file that somebody else could check.
+    digest = f", SHA-256 {origin['sha256']}" if "sha256" in origin else ""
+    print(f"wrote {output}; the weights are from {origin['file']}{digest}")
 
 
 def _describe(checkpoint: "Checkpoint") -> str:

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.torchvision_stub import torchvision_or_stub
+from talora_jax import config as config_lib
+from talora_jax.data.dataset import Dataset
 from talora_jax.errors import run_command
+from talora_jax.inference.prompts import SamPredictor
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
+from talora_jax.training.prompted import setup as prompted
+from talora_jax.training.setup import start
 from talora_jax.weights.base_file import read_base
-from talora_jax.weights.build import build
+from talora_jax.weights.build import build, load_sam
 from weights_convert.__main__ import main
 from weights_convert.names import HUGGINGFACE_ALIAS
 
@@ -61,6 +67,50 @@ def test_pth_to_base_and_back(checkpoint, small_sam, tmp_path):
     assert all(x.is_contiguous() for x in back.values())
     # The official code takes it as it takes its own.
     small_sam.load_state_dict(back, strict=True)
+
+
+def test_a_sam_trained_from_prompts_answers_alike_in_segment_anything(
+    checkpoint, official_sam, tmp_path
+):
+    """LoRA and decoder moved as by training, merged, and taken away as .pth."""
+    run(checkpoint, tmp_path / "base.safetensors")
+    config = config_lib.default()
+    config.trains = "prompts"
+    config.model.weights = str(tmp_path / "base.safetensors")
+    config.adapter.kind, config.adapter.ranks = "lora_shared", (4, 4, 1)
+    data = Dataset("none", ("instance",), (), (48, 64), {})
+    trained = prompted.assemble(config, start(config), data)
+    rng = np.random.default_rng(1)
+    learnt = jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape), trained.trainable)
+    (tmp_path / "run").mkdir()
+    prompted.write_learnt(trained, learnt, tmp_path / "run")
+    run(tmp_path / "run" / prompted.BASE, tmp_path / "mine.pth")
+
+    theirs = official_sam(64, 4, 4, (1, 3))
+    before = theirs.state_dict()
+    after = load(tmp_path / "mine.pth")
+    moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert {"image_encoder.blocks.0.attn.qkv.weight", "mask_decoder.iou_token.weight"} <= moved
+    assert not any(name.startswith("prompt_encoder.") for name in moved)
+    theirs.load_state_dict(after, strict=True)
+    with torchvision_or_stub():
+        from segment_anything import SamPredictor as OfficialPredictor
+
+    official = OfficialPredictor(theirs)
+    ours = SamPredictor(load_sam(tmp_path / "run" / prompted.BASE))
+    image = rng.integers(0, 256, (300, 400, 3), np.uint8)
+    official.set_image(image)
+    ours.set_image(image)
+    for prompt in ({"points": [[[120.5, 80.0]]], "labels": [[1]]}, {"boxes": [[30, 40, 280, 250]]}):
+        found = ours.predict(**prompt)
+        points, labels, box = (
+            None if x is None else np.array(x[0])
+            for x in (prompt.get("points"), prompt.get("labels"), prompt.get("boxes"))
+        )
+        _, iou, low_res = official.predict(points, labels, box)
+        scale = np.abs(low_res).max()
+        np.testing.assert_allclose(found.low_res[0] / scale, low_res / scale, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.iou[0], iou, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_pth_to_base_and_back(small_sam, tmp_path):
