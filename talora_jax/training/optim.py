@@ -91,10 +91,10 @@ def _muon_axes(path: list, x: Array) -> optax.contrib.MuonDimensionNumbers | Non
     if not _is_matrix(path):
         return None
     if "output_upscaling" in path:
-        return optax.contrib.MuonDimensionNumbers(0, (1, 2, 3))
+        return optax.contrib.MuonDimensionNumbers(-4, (-3, -2, -1))
     if any(name in ("patch_embed", "conv1", "conv2", "conv3") for name in path):
-        return optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-    return optax.contrib.MuonDimensionNumbers(-2, -1)  # blocks are stacked in front
+        return optax.contrib.MuonDimensionNumbers((-4, -3, -2), -1)
+    return optax.contrib.MuonDimensionNumbers(-2, -1)  # blocks and tasks are stacked in front
 
 
 def group_names(params: dict[str, PyTree]) -> dict[str, PyTree]:

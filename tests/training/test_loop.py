@@ -15,12 +15,11 @@ from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import TaskParam
 from talora_jax.tasks import make_task
-from talora_jax.training import optim
 from talora_jax.training.evaluate import Evaluator, constant_baselines, evaluate
 from talora_jax.training.log import read_metrics
 from talora_jax.training.loop import train
-from talora_jax.training.setup import Run, abstract, prepare
-from talora_jax.training.step import abstract_state, init_state, make_train_step
+from talora_jax.training.setup import Run, prepare
+from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weighting import losses
 from talora_jax.weights.adapter_file import AdapterFile
 
@@ -165,29 +164,6 @@ def test_every_adapter_kind_trains_what_it_says(config, kind):
     assert ("image_encoder.patch_embed.kernel" in moved) == (kind == "full")
     unread = "mask_decoders.output_hypernetworks_mlps.1.layers.0.kernel"
     assert not moved[unread]
-
-
-def test_schedule_warms_up_and_ends_at_zero(config):
-    config.steps, config.optimizer.warmup = 100, 0.05
-    schedule = optim.make_schedule(config)
-    rates = [float(schedule(step)) for step in (0, 5, 52, 100)]
-    np.testing.assert_allclose(rates, [0, 1e-3, 1e-3 * 48 / 95, 0], rtol=1e-5, atol=1e-12)
-
-
-def test_groups_scale_the_learning_rate(config, micro):
-    tasks = tuple(make_task(name, class_names=("a", "b")) for name in config.tasks)
-    state = abstract_state(abstract(config, sharding.make_mesh(1, 1, 1), tasks, micro))
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.lr_scale.decoders = 0.0
-    config.optimizer.lr_scale.adapters = 10.0
-    optimizer = optim.make_optimizer(config, lambda step: 1e-3)
-    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), state.trainable)
-    updates, _ = jax.jit(lambda ones: optimizer.update(ones, optimizer.init(ones), ones))(ones)
-    model = updates["model"]
-    adapter = model["image_encoder"]["global_blocks"]["attn"]["adapter"]
-    np.testing.assert_allclose(adapter["U1"][...], -1e-2, rtol=1e-5)
-    np.testing.assert_allclose(model["no_mask_embed"][...], -1e-3, rtol=1e-5)
-    assert not model["mask_decoders"]["mask_tokens"][...].any()
 
 
 def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path, capsys):
