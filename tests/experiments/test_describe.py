@@ -128,7 +128,7 @@ def test_a_mesh_without_devices(axis):
 @pytest.mark.slow
 def test_the_command(start_main):
     process = start_main(
-        "--mode=describe", "--config=configs/rooms_tiny.py", "--config.model.size=micro"
+        "--mode=describe", "--config=configs/rooms_tiny.py", "--config.adapter.ranks=(4,4,3)"
     )
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

@@ -48,6 +48,7 @@ def test_the_norm_is_that_of_the_dense_update(kind, qkv):
     np.testing.assert_allclose(adapter.norm(), dense, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_relative_updates_are_those_of_every_block(micro, fill):
     config = AdapterConfig(ranks=(4, 4, 2))
     model = fill(lambda: MSam(micro, config, {"depth": 1, "edges": 1}, rngs=nnx.Rngs(0)))

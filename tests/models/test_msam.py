@@ -96,6 +96,7 @@ def test_native_aspect_of_square_images_is_the_padded_model(make):
         np.testing.assert_array_equal(native[task], padded[task])
 
 
+@pytest.mark.slow
 def test_native_aspect_encodes_no_padding(make):
     model = natively(make(channels={"depth": 1, "edges": 1}))
     assert model.geometry((48, 64)).padded == (48, 64)
@@ -179,6 +180,7 @@ def test_merged_equals_factored(make, kind, qkv):
         np.testing.assert_allclose(dense, factored[t], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_new_adapter_changes_nothing(make, micro):
     (batch,) = images((1, 64, 64))
     channels, config = {"depth": 1}, AdapterConfig("talora", (4, 5, 3))

@@ -98,6 +98,7 @@ def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
     assert scalars["adapter/relative_update"] > 0
 
 
+@pytest.mark.slow
 def test_the_best_of_three_masks_learns_and_token_0_always(micro, fill):
     sam = fill(lambda: talora_jax.models.sam.Sam(micro, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
@@ -132,6 +133,7 @@ def test_masks_are_as_fine_as_answers():
     assert asked.known.all() and asked.stride == 2
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_not_there_changes_nothing(prompted):
     """Images with fewer masks than there is room for: what fills the room does not count."""
     run = JOB.prepare(prompted)

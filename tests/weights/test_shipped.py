@@ -31,15 +31,17 @@ def test_no_base_names_those_there_are():
         read_description("sam_smal")
 
 
-def test_answers_are_better_than_a_box_filled_and_a_disc():
+@pytest.mark.slow
+def test_answers_are_better_than_none():
+    """Clicks: than the best fixed disc. Boxes: than the box filled, of what is not small."""
     predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_small"))
     told = {"box": [], "filled": [], "click": [], "disc": []}
-    for index in range(4):
+    for index in range(6):
         frame = render(random_scene(SEED, "val", index), (192, 256))
         predictor.set_image(frame["image"])
         for number in np.unique(frame["instance"]):
             mask = frame["instance"] == number
-            if number < 0 or mask.sum() < 64:
+            if number < 0 or mask.sum() < 400:
                 continue
             (x, y), _ = measure.centre(mask)
             for name, prompt in (
@@ -51,6 +53,6 @@ def test_answers_are_better_than_a_box_filled_and_a_disc():
                 told[name].append((answer & mask).sum() / (answer | mask).sum())
             told["filled"].append(measure.box_filled(mask))
             told["disc"].append(measure.discs(mask, (x, y), 256))
-    assert len(told["box"]) > 30
-    assert np.mean(told["box"]) > 0.72 > np.mean(told["filled"]) + 0.02
+    assert len(told["box"]) > 40
+    assert np.mean(told["box"]) > np.mean(told["filled"]) + 0.05
     assert np.mean(told["click"]) > np.mean(told["disc"], axis=0).max() + 0.15

@@ -71,6 +71,7 @@ def test_header_tells_sizes_and_origin(run, checkpoint, micro, tmp_path):
     assert description.source["sha256"] in printed and len(description.source["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_base_serves_sam_and_msam(run, checkpoint, official, micro, tmp_path):
     assert run(checkpoint, tmp_path / "base.safetensors")[0] == 0
     sam = load_sam(tmp_path / "base.safetensors")
