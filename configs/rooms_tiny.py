@@ -20,8 +20,8 @@ def get_config():
     config.model.native_aspect = True
     config.adapter.ranks = (16, 16, 3)
     config.adapter.init = "scaled"
-    # What differs from the released recipe is for a few minutes on a CPU: larger steps, more of them on
-    # one image each, and a regulariser that does not outweigh the tasks.
+    # What differs from the released recipe is for a few minutes on a CPU: larger steps, each on one
+    # image, and a regulariser that does not outweigh the tasks.
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.lr_scale.no_mask = 3.0
     config.orthogonal_weight = 1e-4
