@@ -3,9 +3,10 @@
     python -m talora_jax.main --config configs/sam_rooms.py --workdir /tmp/sam_rooms
 
 Objects and their parts are asked about, with free-form shapes pasted on the frames; every IoU
-stands beside those of a box filled and of a disc about the click. On 2 CPU cores 3 to 4 seconds a
-step. Masks stay empty for the first hundreds of steps, until the model has learnt to find a click:
-these steps are a start, and no trained model comes along yet.
+stands beside those of a box filled and of a disc about the click. This is a recipe for a GPU:
+0.12 s a step on an H200, with --config.read_workers=14 to feed it. Masks stay empty for the first
+250 steps, until the model has learnt to find a click. A model of this recipe comes along as
+`sam_small`, docs/sam_small.md.
 """
 
 from talora_jax import config as config_lib

@@ -1,6 +1,7 @@
 """The layers of docs/architecture.md hold: rooms import from the rooms below them alone."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,10 @@ def test_pytorch_is_named_in_the_conversion_alone():
             names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "torch" for name in names), path
+
+
+def test_every_module_can_be_imported():
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if parts[1] != "configs" and parts[-1] not in ("__main__", "__init__"):
+            importlib.import_module(".".join(parts))
