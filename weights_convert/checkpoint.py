@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from talora_jax.errors import UserError
-from talora_jax.weights.base_file import HEADER_KEY, Description
+from talora_jax.weights.base_file import HEADER_KEY, Description, base_path
 from weights_convert.architecture import (
     Architecture,
     count,
@@ -65,13 +65,14 @@ def open_checkpoint(path: Path, tasks: Sequence[str] = (), heads: int = 8) -> Ch
     """Opens a file, or a Hugging Face folder, of any kind.
 
     Args:
-      path: of the file or folder.
+      path: of the file or folder, or the name of a base that the package ships.
       tasks: names for an MTSAM checkpoint's decoders, in their order; by default "0", "1", ….
       heads: of the decoder, which the shapes cannot tell; a base knows its own.
 
     Raises:
       UserError: it is no SAM checkpoint, or not a whole one; every problem is named.
     """
+    path = base_path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():

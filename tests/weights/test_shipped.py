@@ -9,7 +9,8 @@ from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
 from talora_jax.models.sam import SamConfig
 from talora_jax.prompting import measure
-from talora_jax.weights.base_file import SHIPPED, base_path, read_description
+from talora_jax.weights.base_file import SHIPPED, base_path, read_base, read_description
+from weights_convert.__main__ import main as convert
 
 # Rooms of a seed that it was not trained on.
 SEED = 12
@@ -56,3 +57,12 @@ def test_answers_are_better_than_none():
     assert len(told["box"]) > 40
     assert np.mean(told["box"]) > np.mean(told["filled"]) + 0.05
     assert np.mean(told["click"]) > np.mean(told["disc"], axis=0).max() + 0.15
+
+
+def test_it_converts_by_its_name(tmp_path, capsys):
+    convert(["sam_small", str(tmp_path / "sam.safetensors")])
+    assert "288 pixels" in capsys.readouterr().out
+    kept, description = read_base(tmp_path / "sam.safetensors")
+    assert description.source == read_description("sam_small").source
+    for name, x in read_base("sam_small")[0].items():
+        np.testing.assert_array_equal(kept[name], x, err_msg=name)
