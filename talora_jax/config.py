@@ -290,6 +290,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in ("batch_size", "eval_batch_size", "accumulate", "steps", "log_every"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}, expected at least 1")
+    for field in ("read_threads", "read_workers"):
+        if config[field] < 0:
+            raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
     for field, fits, expected in (
         ("famo_learning_rate", lambda x: x > 0, "above 0"),
         ("famo_decay", lambda x: x >= 0, "0 or more"),

@@ -62,6 +62,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("weighting.famo_learning_rate", 0.0, "famo_learning_rate is 0.0, expected above 0"),
         ("accumulate", 3, "config.batch_size=4 is not divisible by config.accumulate=3"),
         ("steps", 0, "config.steps is 0, expected at least 1"),
+        ("read_workers", -1, "config.read_workers is -1, expected 0 or more"),
     ],
 )
 def test_values_that_cannot_work(field, value, told):

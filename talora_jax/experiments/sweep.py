@@ -126,7 +126,7 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
         head = f"[{number}/{len(runs)}] {name}: "
         workdir = directory / "runs" / name
         # What a run leaves comes last.
-        if all((workdir / name).exists() for name in JOBS[config.trains].results(config)):
+        if all((workdir / file).exists() for file in JOBS[config.trains].results(config)):
             console.print(f"{head}finished before", markup=False, soft_wrap=True)
             continue
         begun = time.monotonic()
