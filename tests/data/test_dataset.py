@@ -1,5 +1,6 @@
 """What datasets promise is what tasks declare; datasets by name."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from talora_jax.tasks import TARGETS
 
 
 def test_the_table_of_sources_is_what_tasks_declare():
-    rows = re.findall(r"^ {8}(\w+) +(\w+) +\[H, W(?:, (\d))?\]", Source.__doc__, re.MULTILINE)
+    doc = inspect.getdoc(Source)
+    rows = re.findall(r"^    (\w+) +(\w+) +\[H, W(?:, (\d))?\]", doc, re.MULTILINE)
     table = {name: (dtype, (int(c),) if c else ()) for name, dtype, c in rows}
     assert table.pop("image") == ("uint8", (3,))
     assert table == {

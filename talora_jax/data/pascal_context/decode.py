@@ -81,7 +81,7 @@ def read_semantic(path: Path) -> Int8[np.ndarray, "H W"]:
         raise BadFile(
             f"label {highest}, expected 0 to {len(SEMANTIC) - 1}, or {_IGNORED} for no label"
         )
-    return np.where(values == _IGNORED, -1, values).astype(np.int8)
+    return np.where(values == _IGNORED, np.int8(-1), values).astype(np.int8)
 
 
 def read_saliency(path: Path) -> Int8[np.ndarray, "H W 1"]:
