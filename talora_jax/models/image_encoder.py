@@ -26,6 +26,7 @@ from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import join_windows, split_windows
 from talora_jax.models.attention_kernels import KERNELS
 from talora_jax.models.geometry import Geometry
+from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
@@ -123,7 +124,7 @@ class Neck(nnx.Module):
     """To the decoder's width: 1×1 and 3×3 convolutions, each with a LayerNorm over channels."""
 
     def __init__(self, config, *, dtype, rngs):
-        conv = functools.partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        unbiased = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         norm = functools.partial(
             nnx.LayerNorm,
             config.out_channels,
@@ -132,9 +133,9 @@ class Neck(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.conv1 = conv(config.width, config.out_channels, (1, 1))
+        self.conv1 = PatchConv(config.width, config.out_channels, 1, **unbiased)
         self.neck_norm1 = norm()
-        self.conv2 = conv(config.out_channels, config.out_channels, (3, 3))
+        self.conv2 = nnx.Conv(config.out_channels, config.out_channels, (3, 3), **unbiased)
         self.neck_norm2 = norm()
 
     def __call__(self, x):
@@ -165,10 +166,7 @@ class ImageEncoder(nnx.Module):
         self.remat = remat
         self.dtype = dtype
         self.per_task = adapter.per_task
-        patch = (config.patch_size, config.patch_size)
-        self.patch_embed = nnx.Conv(
-            3, config.width, patch, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
-        )
+        self.patch_embed = PatchConv(3, config.width, config.patch_size, dtype=dtype, rngs=rngs)
         self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
         make = functools.partial(Block, config, adapter, num_tasks, dtype=dtype)
         self.window_blocks = _stack(

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from talora_jax.models.patch_conv import PatchConv
+
 # Labels of points. A prompt of points without a box carries one NOT_A_POINT, as in SAM.
 ABSENT, NOT_A_POINT, BACKGROUND, FOREGROUND, UPPER_LEFT, LOWER_RIGHT = range(-2, 4)
 
@@ -41,15 +43,15 @@ class MaskDownscaling(nnx.Module):
     """Mask logits to the token grid: two convolutions of stride 2 and one of 1×1."""
 
     def __init__(self, dim: int, *, dtype, rngs):
-        conv = functools.partial(nnx.Conv, padding="VALID", dtype=dtype, rngs=rngs)
+        conv = functools.partial(PatchConv, dtype=dtype, rngs=rngs)
         norm = functools.partial(
             nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
-        self.conv1 = conv(1, MASK_CHANNELS // 4, (2, 2), strides=(2, 2))
+        self.conv1 = conv(1, MASK_CHANNELS // 4, 2)
         self.norm1 = norm(MASK_CHANNELS // 4)
-        self.conv2 = conv(MASK_CHANNELS // 4, MASK_CHANNELS, (2, 2), strides=(2, 2))
+        self.conv2 = conv(MASK_CHANNELS // 4, MASK_CHANNELS, 2)
         self.norm2 = norm(MASK_CHANNELS)
-        self.conv3 = conv(MASK_CHANNELS, dim, (1, 1))
+        self.conv3 = conv(MASK_CHANNELS, dim, 1)
 
     def __call__(self, x):
         x = jax.nn.gelu(self.norm1(self.conv1(x)), approximate=False)
