@@ -79,8 +79,7 @@ class AskedMasks:
 
 def numbers_of(labels: Int[np.ndarray, "H W"], min_pixels: int) -> Int[np.ndarray, "n"]:
     """The numbers that label at least so many pixels, in their order."""
-    numbers, areas = np.unique(labels, return_counts=True)
-    return numbers[(numbers >= 0) & (areas >= min_pixels)]
+    return np.flatnonzero(np.bincount(labels[labels >= 0]) >= max(min_pixels, 1))
 
 
 def _window(sample: Sample, aspect: float, rng: np.random.Generator) -> Resized:
