@@ -328,6 +328,10 @@ def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
     for field in ("masks", "min_pixels", "eval_masks"):
         if prompts[field] < 1:
             raise UserError(f"config.prompts.{field} is {prompts[field]}, expected at least 1")
+    for field in ("masks", "eval_masks"):
+        # What `talora_jax.data.masks` can tell apart.
+        if prompts[field] > 255:
+            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected at most 255")
     for field in ("clicks", "auxiliary_weight"):
         if prompts[field] < 0:
             raise UserError(f"config.prompts.{field} is {prompts[field]}, expected 0 or more")

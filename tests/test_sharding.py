@@ -33,12 +33,12 @@ if trains == "tasks":
         "depth": rng.random((8, height, width, 1), np.float32),
     }
 else:
-    masks = np.zeros((8, 1, 2, 64, 64), np.uint8)
+    asked = np.zeros((8, 1, 64, 64), np.uint8)
     for i, m in np.ndindex(8, 2):
-        masks[i, 0, m, 4 * i : 4 * i + 20, 10 + 20 * m : 24 + 20 * m] = 1
+        asked[i, 0, 4 * i : 4 * i + 20, 10 + 20 * m : 24 + 20 * m] = 1 + m
     batch = {
-        "image": rng.random((8, 64, 64, 3), np.float32),
-        "masks": masks,
+        "image": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
+        "asked": asked,
         "size": np.full((8, 2), 64, np.int32),
     }
 dataset = Dataset("random", ("semantic", "depth"), names, (height, width), {"train": [0] * 8})

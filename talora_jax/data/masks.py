@@ -1,14 +1,16 @@
 """Samples for training from prompts: a padded image, and masks that can be asked about.
 
 What masks are made of are numbers: of objects, of their parts, of classes (`tasks.MASKS`). Each of
-these targets is one domain of prompts.
+these targets is one domain of prompts. Masks of a domain do not overlap, so they travel as one map
+of bytes, and the image as bytes, too: as one array each and as floats, they would be more than five
+times as much, and an accelerator would wait for the process that copies them.
 """
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Int, Shaped, UInt8
 
 from talora_jax.data.transforms import Resized, Sample, fit
 from talora_jax.tasks import TARGETS
@@ -20,9 +22,12 @@ Asked = dict[str, Shaped[np.ndarray, "..."]]
 class AskedMasks:
     """Draws masks from a sample's numbers and puts the frame into the upper left of a padded one.
 
+    What it gives: `image` uint8 [Y, X, 3]; `size` int32 [2], the frame's height and width in it;
+    `asked` uint8 [D, Y, X], see `masks_of`; and the `others`.
+
     Attributes:
       domains: the targets that masks are made of.
-      count: M masks of each.
+      count: the most masks of each, at most 255.
       min_pixels: the least area of a mask, in the padded frame.
       frame: (Y, X) of the padded frame.
       aspects: the lowest and the highest H / W that training gives a sample before it is padded;
@@ -53,8 +58,8 @@ class AskedMasks:
         scale = min(self.frame[0] / height, self.frame[1] / width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         fitted = fit(sample, size)
-        masks = [
-            self._stack(fitted[domain], order(numbers_of(fitted[domain], self.min_pixels)))
+        asked = [
+            self._map(fitted[domain], order(numbers_of(fitted[domain], self.min_pixels)))
             for domain in self.domains
         ]
         others = {
@@ -64,17 +69,24 @@ class AskedMasks:
         return {
             "image": _padded(fitted["image"], self.frame, 0),
             "size": np.array(size, np.int32),
-            "masks": np.stack(masks),
+            "asked": np.stack(asked),
             **others,
         }
 
-    def _stack(
+    def _map(
         self, labels: Int[np.ndarray, "H W"], numbers: Int[np.ndarray, "n"]
-    ) -> UInt8[np.ndarray, "M Y X"]:
-        masks = np.zeros((self.count, *self.frame), np.uint8)
-        for mask, number in zip(masks, numbers, strict=False):
-            mask[: labels.shape[0], : labels.shape[1]] = labels == number
-        return masks
+    ) -> UInt8[np.ndarray, "Y X"]:
+        asked = np.zeros(labels.shape, np.uint8)
+        for mask, number in enumerate(numbers[: self.count], 1):
+            asked[labels == number] = mask
+        return _padded(asked, self.frame, 0)
+
+
+def masks_of(
+    asked: UInt8[np.ndarray | Array, "*b Y X"], count: int
+) -> Bool[np.ndarray | Array, "*b {count} Y X"]:
+    """The masks of a map, NumPy's or JAX's: mask m is where it says m + 1. 0 is none."""
+    return asked[..., None, :, :] == np.arange(1, count + 1, dtype=np.uint8)[:, None, None]
 
 
 def numbers_of(labels: Int[np.ndarray, "H W"], min_pixels: int) -> Int[np.ndarray, "n"]:

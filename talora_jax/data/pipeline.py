@@ -1,9 +1,9 @@
 """From samples to batches: shuffle, augment, share out over processes, batch, read ahead (Grain).
 
 A batch holds `image` float32 [B, H, W, 3] in [0, 1] and the targets of the tasks asked for, as in
-`talora_jax.data.dataset.Source` with B in front; for training from prompts what
-`talora_jax.data.masks` makes of them. All batches are of one H×W: samples of another are
-stretched to it (see `transforms.fit`), those of the source's own size left as they are.
+`talora_jax.data.dataset.Source` with B in front; for training from prompts it is what
+`talora_jax.data.masks` makes of them, images as bytes. All batches are of one H×W: samples of
+another are stretched to it (see `transforms.fit`), those of the source's own size left as they are.
 
 Samples are read and augmented in threads of this process, or in worker processes of its own, where
 Python's lock would keep the threads of a large machine from feeding an accelerator. Everything
@@ -12,7 +12,6 @@ processes share, never on who reads it: batches restored from their state go on 
 and those of a step, put together over all hosts, hold the same samples however many there are.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grain
@@ -113,9 +112,8 @@ def train_iterator(
         .repeat()
         .random_map(Augment.from_config(augment, image_size))
     )
-    if asked is not None:
-        augmented = augmented.random_map(asked.draw)
-    share = augmented[process_index::process_count].map(_finish)
+    finished = augmented.map(_finish) if asked is None else augmented.random_map(asked.draw)
+    share = finished[process_index::process_count]
 
     def start_at(batch: int) -> grain.DatasetIterator:
         rest = share[batch * batch_size :]
@@ -148,9 +146,13 @@ def eval_batches(
 
     Args: as of `train_iterator`.
     """
-    to_one_size = functools.partial(fit, size=image_size) if asked is None else asked.all
-    share = _Share(source, tasks, to_one_size, batch_size, process_index, process_count)
-    return _batches(grain.MapDataset.source(share).map(_finish), batch_size, _EVAL_THREADS)
+
+    def fitted(sample: Sample) -> Sample:
+        return _finish(fit(sample, image_size))
+
+    prepare = fitted if asked is None else asked.all
+    share = _Share(source, tasks, prepare, batch_size, process_index, process_count)
+    return _batches(grain.MapDataset.source(share), batch_size, _EVAL_THREADS)
 
 
 class _Share:
@@ -160,14 +162,14 @@ class _Share:
         self,
         source: Source,
         tasks: Sequence[str],
-        to_one_size: Callable[[Sample], Asked],
+        prepare: Callable[[Sample], Sample | Asked],
         batch_size: int,
         process_index: int,
         process_count: int,
     ):
         self._source = source
         self._tasks = tasks
-        self._to_one_size = to_one_size
+        self._prepare = prepare
         self._process_index = process_index
         self._process_count = process_count
         self._batches = -(-len(source) // (batch_size * process_count))
@@ -180,7 +182,7 @@ class _Share:
         position = self._process_index + index * self._process_count
         valid = position < len(self._source)
         sample = _keep(self._source[position if valid else 0], self._tasks)
-        sample = self._to_one_size(sample)
+        sample = self._prepare(sample)
         if not valid:
             sample = {
                 name: np.full_like(x, TARGETS[name].unlabelled if name in TARGETS else 0)

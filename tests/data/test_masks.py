@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from talora_jax.data.masks import AskedMasks, numbers_of
+from talora_jax.data.masks import AskedMasks, masks_of, numbers_of
 
 
 @pytest.fixture
@@ -31,22 +31,23 @@ def test_what_labels_too_little_is_no_mask(sample):
 
 def test_all_masks_in_the_order_of_their_numbers(sample, asked):
     found = asked.all(sample)
-    assert found["masks"].shape == (2, 4, 32, 32) and found["masks"].dtype == np.uint8
+    assert found["asked"].shape == (2, 32, 32) and found["asked"].dtype == np.uint8
     assert found["size"].tolist() == [24, 32]
     assert found["image"].shape == (32, 32, 3) and not found["image"][24:].any()
-    instance, part = found["masks"]
+    assert found["image"].dtype == np.uint8
+    instance, part = masks_of(found["asked"], 4)
     assert instance.sum((1, 2)).tolist() == [24 * 16, 8 * 12, 0, 0]
     assert instance[0, :24, :16].all() and instance[1, :8, 20:].all()
     assert part.sum((1, 2)).tolist() == [12 * 16, 12 * 16, 0, 0]
-    assert found.keys() == {"image", "size", "masks"}
+    assert found.keys() == {"image", "size", "asked"}
 
 
 def test_masks_are_drawn_evenly(sample, asked):
     one = dataclasses.replace(asked, domains=("instance",), count=1)
     rng = np.random.default_rng(0)
-    left = [one.draw(sample, rng)["masks"][0, 0, 12, 4] for _ in range(400)]
-    assert 150 < sum(left) < 250
-    assert not dataclasses.replace(one, min_pixels=10_000).draw(sample, rng)["masks"].any()
+    left = [one.draw(sample, rng)["asked"][0, 12, 4] for _ in range(400)]
+    assert set(left) == {0, 1} and 150 < sum(map(int, left)) < 250
+    assert not dataclasses.replace(one, min_pixels=10_000).draw(sample, rng)["asked"].any()
 
 
 def test_other_targets_go_along_and_are_unlabelled_in_the_padding(sample, asked):
@@ -64,7 +65,7 @@ def test_windows_of_every_aspect_keep_image_and_masks_together(sample, asked):
         height, width = found["size"]
         sizes.add((int(height), int(width)))
         assert max(height, width) == 32
-        for mask in found["masks"][0]:
+        for mask in masks_of(found["asked"], asked.count)[0]:
             assert not mask[height:].any() and not mask[:, width:].any()
             bright = found["image"][..., 0] > 125
             # But for a column that resizing blurs.

@@ -102,8 +102,8 @@ def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
 def test_the_best_of_three_masks_learns_and_token_0_always(micro, fill):
     sam = fill(lambda: talora_jax.models.sam.Sam(micro, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    masks = np.zeros((1, 2, 64, 64), np.uint8)
-    masks[0, 0, 8:40, 8:40] = masks[0, 1, 30:50, 10:20] = 1
+    masks = np.zeros((1, 2, 64, 64), bool)
+    masks[0, 0, 8:40, 8:40] = masks[0, 1, 30:50, 10:20] = True
     asked = objective.ask(jnp.asarray(masks), jnp.array([[64, 64]]), 2)
     embeddings = jnp.asarray(rng.normal(size=(1, 8, 8, 32)), jnp.float32)
     prompts = draw.click_prompt(jnp.array([[[20.0, 20.0], [15.0, 40.0]]]))
@@ -124,8 +124,8 @@ def test_the_best_of_three_masks_learns_and_token_0_always(micro, fill):
 
 
 def test_masks_are_as_fine_as_answers():
-    masks = np.zeros((1, 1, 8, 8), np.uint8)
-    masks[0, 0, :4, :3] = 1
+    masks = np.zeros((1, 1, 8, 8), bool)
+    masks[0, 0, :4, :3] = True
     asked = objective.ask(jnp.asarray(masks), jnp.array([[5, 8]]), 2)
     # Of the third column of cells half is in the mask.
     np.testing.assert_array_equal(asked.fine[0, 0], np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
@@ -138,24 +138,24 @@ def test_a_mask_that_is_not_there_changes_nothing(prompted):
     """Images with fewer masks than there is room for: what fills the room does not count."""
     run = JOB.prepare(prompted)
     batch = first_batch(run)
-    masks = np.array(batch["masks"])
-    masks[:, :, 1] = 0
+    asked = np.array(batch["asked"])
+    asked[asked > 1] = 0
     gradient = jax.jit(objective.make_gradient(run))
 
-    def scalars(masks, clicks=0):
+    def scalars(asked, clicks=0):
         found = gradient(
             {"model": run.trainable, "weighting": {}},
             {},
             run.frozen,
-            batch | {"masks": jnp.asarray(masks)},
+            batch | {"asked": jnp.asarray(asked)},
             0,
             jax.random.key(0),
         )
         return found.scalars
 
-    whole = scalars(masks)
+    whole = scalars(asked)
     assert np.isfinite(float(whole["objective"]))
-    none = scalars(np.zeros_like(masks))
+    none = scalars(np.zeros_like(asked))
     assert float(none["prompts/loss"]) == 0
 
 
@@ -244,6 +244,7 @@ def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
         ({"prompts.domains": ("part", "part")}, "names a target twice: part, part"),
         ({"prompts.auxiliary": ("instance",)}, "config.prompts.auxiliary: unknown 'instance'"),
         ({"prompts.masks": 0}, "config.prompts.masks is 0, expected at least 1"),
+        ({"prompts.eval_masks": 256}, "config.prompts.eval_masks is 256, expected at most 255"),
         ({"prompts.clicks": -1}, "config.prompts.clicks is -1, expected 0 or more"),
         ({"prompts.aspects": (2.0, 1.0)}, "config.prompts.aspects is .*, expected a lowest"),
         ({"optimizer.kind": "sgd"}, "config.optimizer.kind: unknown 'sgd'"),

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
+from talora_jax.data.masks import masks_of
 from talora_jax.models.geometry import normalise, resize, resize_matrix, shown
 from talora_jax.models.prompt_encoder import (
     ABSENT,
@@ -45,7 +46,7 @@ class Evaluator:
         @functools.partial(jax.jit, out_shardings=sharding)
         def embed(trainable, frozen, batch):
             sam = nnx.merge(run.graphdef, trainable, frozen).sam
-            padded = normalise(batch["image"] * 255, batch["size"])
+            padded = normalise(batch["image"].astype(jnp.float32), batch["size"])
             domains = range(len(self._asked.domains))
             if not sam.adapter.per_task:
                 return (sam.encode(padded),) * len(domains)
@@ -58,7 +59,7 @@ class Evaluator:
             logits, expected = sam.decode(embeddings, *prompts, last, multimask=None)
             whole = _enlarged(logits, masks.shape[-2:])
             inside = shown(size, masks.shape[-2:])[:, None, None]
-            ious = intersection_over_union(whole, masks[:, :, None] > 0, inside)
+            ious = intersection_over_union(whole, masks[:, :, None], inside)
             picked = 1 + jnp.argmax(expected[..., 1:], axis=-1)
             # Several prompts mean one thing: token 0.
             chosen = (jnp.zeros_like(picked) if last is not None else picked)[..., None]
@@ -120,7 +121,7 @@ class Evaluator:
         told = {}
         embeddings = self._embeddings(trainable, batch)
         for d, domain in enumerate(self._asked.domains):
-            masks = batch["masks"][:, d]
+            masks = masks_of(batch["asked"][:, d], self._asked.count)
             known = masks.any((-2, -1))
             ask = functools.partial(self._ask, trainable, embeddings[d], masks, batch["size"])
             told[domain] = {"box": ask(_boxes(masks, known), None)[0][known]}
@@ -138,12 +139,12 @@ class Evaluator:
         drawn = {}
         embeddings = self._embeddings(trainable, batch)
         for d, domain in enumerate(self._asked.domains):
-            masks = batch["masks"][:, d]
+            masks = masks_of(batch["asked"][:, d], self._asked.count)
             known = masks.any((-2, -1))
             ask = functools.partial(self._ask, trainable, embeddings[d], masks, batch["size"])
             boxes, clicks = _boxes(masks, known), _first_clicks(masks, known)
             rows = zip(
-                masks > 0,
+                masks,
                 boxes.points.reshape(*known.shape, 4),
                 ask(boxes, None)[1],
                 clicks.points[:, :, 0],
@@ -186,7 +187,8 @@ def trivial_answers(run: Run) -> dict[str, float]:
     }
     for batch in split_batches(run, "val", asked):
         for d, domain in enumerate(asked.domains):
-            for mask in (m > 0 for m in batch["masks"][:, d].reshape(-1, *asked.frame) if m.any()):
+            masks = masks_of(batch["asked"][:, d], asked.count)
+            for mask in masks[masks.any((-2, -1))]:
                 click, _ = measure.centre(mask)
                 totals[f"{domain}/masks"] += 1
                 totals[f"{domain}/box"] += measure.box_filled(mask)
@@ -217,14 +219,14 @@ def _enlarged(logits: Float[Array, "B P m y x"], size: tuple[int, int]) -> Bool[
 def _boxes(masks: np.ndarray, known: np.ndarray) -> Prompts:
     points = np.zeros((*known.shape, 2, 2), np.float32)
     for i in zip(*np.nonzero(known), strict=True):
-        points[i] = measure.box_around(masks[i] > 0).reshape(2, 2)
+        points[i] = measure.box_around(masks[i]).reshape(2, 2)
     return Prompts(points, _labels(known, UPPER_LEFT, LOWER_RIGHT))
 
 
 def _first_clicks(masks: np.ndarray, known: np.ndarray) -> Prompts:
     points = np.zeros((*known.shape, 2, 2), np.float32)
     for i in zip(*np.nonzero(known), strict=True):
-        points[i][0] = measure.centre(masks[i] > 0)[0]
+        points[i][0] = measure.centre(masks[i])[0]
     return Prompts(points, _labels(known, FOREGROUND, NOT_A_POINT))
 
 
@@ -235,7 +237,7 @@ def _corrected(
     points = np.zeros((*known.shape, 1, 2), np.float32)
     labels = np.full((*known.shape, 1), ABSENT, np.int32)
     for i in zip(*np.nonzero(known), strict=True):
-        points[i][0], labels[i][0] = measure.next_click(answers[i], masks[i] > 0)
+        points[i][0], labels[i][0] = measure.next_click(answers[i], masks[i])
     return Prompts(
         np.concatenate([prompts.points, points], -2), np.concatenate([prompts.labels, labels], -1)
     )

@@ -17,6 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from talora_jax.data.masks import masks_of
 from talora_jax.models.geometry import normalise, shown
 from talora_jax.models.sam import Sam
 from talora_jax.prompting import draw
@@ -50,12 +51,11 @@ class Asked(NamedTuple):
         return self.full.any((-2, -1))
 
 
-def ask(masks: Array, size: Int[Array, "B 2"], stride: int) -> Asked:
-    """Masks [B, P, Y, X] of padded images whose own sizes are `size`."""
-    full = masks > 0
-    cells = rearrange(full, "b p (y i) (x j) -> b p y x (i j)", i=stride, j=stride)
+def ask(masks: Bool[Array, "B P Y X"], size: Int[Array, "B 2"], stride: int) -> Asked:
+    """Masks of padded images whose own sizes are `size`."""
+    cells = rearrange(masks, "b p (y i) (x j) -> b p y x (i j)", i=stride, j=stride)
     fine = 2 * cells.sum(-1) >= stride**2
-    return Asked(full, fine, shown(size, fine.shape[-2:], stride)[:, None])
+    return Asked(masks, fine, shown(size, fine.shape[-2:], stride)[:, None])
 
 
 class Answer(NamedTuple):
@@ -162,15 +162,16 @@ def make_gradient(run: Run) -> GradientOf:
 
     def gradient_of(trainable, state, frozen, batch, step, key):
         del step
-        known = jnp.maximum(jnp.sum((batch["masks"] > 0).any((-2, -1))), 1)
+        asked_for = functools.partial(masks_of, count=config.prompts.masks)
+        known = jnp.maximum(jnp.sum(asked_for(batch["asked"]).any((-2, -1))), 1)
         thinned = {task.name: _thin(batch[task.name], stride) for task in run.tasks}
         counts = {task.name: jnp.maximum(task.count(thinned[task.name]), 1) for task in run.tasks}
 
         def objective(trainable, part, key):
             learner: Learner = nnx.merge(run.graphdef, trainable["model"], frozen)
             dropout_key, key = jax.random.split(key)
-            padded = normalise(part["image"] * 255, part["size"])
-            pairs = per_embedding(learner.sam, padded, part["masks"], dropout_key)
+            padded = normalise(part["image"].astype(jnp.float32), part["size"])
+            pairs = per_embedding(learner.sam, padded, asked_for(part["asked"]), dropout_key)
             scalars: dict[str, Array] = {}
             objective = jnp.zeros(())
             for i, (embeddings, masks) in enumerate(pairs):

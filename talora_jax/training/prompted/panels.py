@@ -15,12 +15,12 @@ Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def panel(
-    image: Float[np.ndarray, "Y X 3"], size: tuple[int, int], drawn: Mapping[str, Drawn]
+    image: UInt8[np.ndarray, "Y X 3"], size: tuple[int, int], drawn: Mapping[str, Drawn]
 ) -> UInt8[np.ndarray, "y x 3"]:
     """masks | box → answers | click → answers, one row per domain.
 
     Args:
-      image: RGB in [0, 1], padded.
+      image: RGB, padded.
       size: H, W of what is no padding.
       drawn: by domain.
     """
@@ -31,7 +31,7 @@ def panel(
         "white",
     )
     draw = ImageDraw.Draw(canvas)
-    pixels = np.rint(np.clip(image[: size[0], : size[1]], 0, 1) * 255).astype(np.uint8)
+    pixels = image[: size[0], : size[1]]
     for row, (domain, (masks, boxes, by_box, clicks, by_click)) in enumerate(drawn.items()):
         # The largest first: what lies on it stays in sight.
         order = np.argsort(-masks.sum((-2, -1)))
