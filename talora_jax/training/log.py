@@ -91,7 +91,7 @@ class Progress:
         self._bar.update(self._task, completed=step, rate=f"{self.step_time():.2f} s/step")
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
-        left = time.strftime("%H:%M:%S", time.gmtime(self.step_time() * (self._total - step)))
+        left = time.strftime("%H:%M:%S", time.gmtime(self._pace() * (self._total - step)))
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._console.print(
             f"step {step}/{self._total}  {self.step_time():.2f} s/step  left {left}  {numbers}",
@@ -102,6 +102,11 @@ class Progress:
         """Median seconds a step, of the last hundred; the first step, which compiles, apart."""
         recent = self._times[-101:]
         return float(np.median(np.diff(recent))) if len(recent) > 1 else 0.0
+
+    def _pace(self) -> float:
+        """Mean seconds a step, of the last hundred: waiting for images and saving count, too."""
+        recent = self._times[-101:]
+        return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
 
 
 def read_metrics(path: Path) -> list[dict]:
