@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--workdir", required=True, type=Path, help="where each part's folder goes")
     add("--tabletop", type=Path, metavar="DATA",
-        help="the folder of configs/tabletop_tiny.py; without it that part is left out")  # fmt: skip
+        help="the folder for configs/tabletop_tiny.py; without it that part is out")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=range(5), metavar="SEED", help="default: 0 to 4")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help=f"default: all of {', '.join(PARTS)}")  # fmt: skip

@@ -18,7 +18,7 @@ def get_config():
     config.model.weights = "sam_small"
     config.model.remat = "block"
     config.model.native_aspect = True
-    config.adapter.ranks = (16, 16, 3)
+    config.adapter.ranks = (32, 64, 3)
     config.adapter.init = "scaled"
     # What differs from the released recipe is for a few minutes on a CPU: larger steps, each on one
     # image, and a regulariser that does not outweigh the tasks.

@@ -4,9 +4,9 @@
 
 Objects and their parts are asked about, with free-form shapes pasted on the frames; every IoU
 stands beside those of a box filled and of a disc about the click. This is a recipe for a GPU:
-0.12 s a step on an H200, with --config.read_workers=14 to feed it. Masks stay empty for the first
-250 steps, until the model has learnt to find a click. A model of this recipe comes along as
-`sam_small`, docs/sam_small.md.
+0.1 s a step on an H200, with --config.read_workers=14 to feed it. Masks stay empty for the first
+250 steps, until the model has learnt to find a click. `sam_small`, which comes along, has seen as
+many images in stages, docs/sam_small.md.
 """
 
 from talora_jax import config as config_lib
@@ -35,5 +35,5 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.batch_size = 32
     config.eval_batch_size = 4
-    config.steps = 6000
+    config.steps = 8000
     return config

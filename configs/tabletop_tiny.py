@@ -25,15 +25,16 @@ def get_config():
     config.data.depth_scale = 1000.0
     config.data.ignore_label = 255
     config.data.intrinsics = (525.0, 525.0, 319.5, 239.5)
-    config.model.size = "tiny"
-    config.model.remat = "none"
+    config.model.weights = "sam_small"
+    config.model.remat = "block"
     config.model.native_aspect = True
-    config.adapter.ranks = (16, 16, 4)
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.lr_scale.no_mask = 10.0
-    config.orthogonal_weight = 0.01
-    config.weighting.task_weights = (1.0, 2.0, 2.0, 4.0)
-    config.batch_size = 8
+    config.adapter.ranks = (32, 64, 4)
+    config.adapter.init = "scaled"
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.lr_scale.no_mask = 3.0
+    config.orthogonal_weight = 1e-4
+    config.weighting.task_weights = (1.0, 2.0, 3.0, 4.0)
+    config.batch_size = 1
     config.eval_batch_size = 9
-    config.steps = 500
+    config.steps = 800
     return config

@@ -163,8 +163,10 @@ class Tucker(Adapter):
                    moves each entry of ΔW by about s √(p q v) r, however wide the layer is.
       orthonormal  U1 and U2 have orthonormal columns, what the regulariser asks for, and U3 rows of
                    length 1.
-      scaled       U1 ~ N(0, 1/d), U2 ~ N(0, 1/q), U3 ~ N(0, 1/v): as LoRA's A, a layer's output
-                   moves by as much as G does, whatever the widths and ranks.
+      scaled       U1 ~ N(0, 1/d), U2 ~ N(0, 1/q): as LoRA's A, a layer's output moves by as much
+                   as G does, whatever the widths and ranks. U3 has orthonormal rows (of length 1
+                   where there are more tasks than v), so that no task's update is small, or
+                   another's, by the luck of the draw.
     """
 
     task_axes = {"U3": -2}
@@ -173,16 +175,18 @@ class Tucker(Adapter):
         super().__init__(config, width)
         p, q, v = config.ranks
         shapes = ((width, p), (width * sum(config.qkv), q), (num_tasks, v))
-        factors = [jax.random.normal(rngs.params(), shape) for shape in shapes]
+        u1, u2, u3 = (jax.random.normal(rngs.params(), shape) for shape in shapes)
         match config.init:
             case "orthonormal":
-                rows = factors[2]
-                factors = [jnp.linalg.qr(factor)[0] for factor in factors[:2]]
-                factors.append(rows / jnp.linalg.norm(rows, axis=-1, keepdims=True))
+                u1, u2 = (jnp.linalg.qr(factor)[0] for factor in (u1, u2))
+                u3 /= jnp.linalg.norm(u3, axis=-1, keepdims=True)
             case "scaled":
-                sizes = (width, q, v)
-                factors = [x / n**0.5 for x, n in zip(factors, sizes, strict=True)]
-        self.U1, self.U2, self.U3 = map(TaskParam, factors)
+                u1, u2 = u1 / width**0.5, u2 / q**0.5
+                if num_tasks <= v:
+                    u3 = jnp.linalg.qr(u3.T)[0].T
+                else:
+                    u3 /= jnp.linalg.norm(u3, axis=-1, keepdims=True)
+        self.U1, self.U2, self.U3 = map(TaskParam, (u1, u2, u3))
         self.G = TaskParam(jnp.zeros((p, q, v)))
 
     def apply(self, x, task_ids):

@@ -33,9 +33,19 @@ def test_orthonormal_factors_are_what_the_regulariser_asks_for():
 
 def test_scaled_factors_shrink_with_widths_and_ranks():
     published, scaled = adapter_of(), adapter_of(init="scaled")
-    for name, size in (("U1", WIDTH), ("U2", 6), ("U3", 3)):
+    for name, size in (("U1", WIDTH), ("U2", 6)):
         one, other = getattr(published, name)[...], getattr(scaled, name)[...]
         np.testing.assert_allclose(other, one / size**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 5])
+def test_scaled_rows_of_tasks_are_of_one_length_and_apart_where_there_is_room(tasks):
+    config = AdapterConfig("talora", (8, 6, 3), init="scaled")
+    rows = make_adapter(config, WIDTH, tasks, rngs=nnx.Rngs(0)).U3[...]
+    products = rows @ rows.T
+    np.testing.assert_allclose(jnp.diag(products), 1, rtol=1e-5)
+    if tasks <= 3:
+        np.testing.assert_allclose(products, np.eye(tasks), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, adapter in KINDS.items() if adapter])

@@ -34,7 +34,7 @@ def test_no_base_names_those_there_are():
 
 @pytest.mark.slow
 def test_answers_are_better_than_none():
-    """Clicks: than the best fixed disc. Boxes: than the box filled, of what is not small."""
+    """Clicks: than the best fixed disc. Boxes: than the box filled."""
     predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_small"))
     told = {"box": [], "filled": [], "click": [], "disc": []}
     for index in range(6):
@@ -42,7 +42,7 @@ def test_answers_are_better_than_none():
         predictor.set_image(frame["image"])
         for number in np.unique(frame["instance"]):
             mask = frame["instance"] == number
-            if number < 0 or mask.sum() < 400:
+            if number < 0 or mask.sum() < 64:
                 continue
             (x, y), _ = measure.centre(mask)
             for name, prompt in (
@@ -54,9 +54,9 @@ def test_answers_are_better_than_none():
                 told[name].append((answer & mask).sum() / (answer | mask).sum())
             told["filled"].append(measure.box_filled(mask))
             told["disc"].append(measure.discs(mask, (x, y), 256))
-    assert len(told["box"]) > 40
+    assert len(told["box"]) > 80
     assert np.mean(told["box"]) > np.mean(told["filled"]) + 0.05
-    assert np.mean(told["click"]) > np.mean(told["disc"], axis=0).max() + 0.15
+    assert np.mean(told["click"]) > np.mean(told["disc"], axis=0).max() + 0.3
 
 
 def test_it_converts_by_its_name(tmp_path, capsys):
