@@ -91,7 +91,9 @@ def masks_of(
 
 def numbers_of(labels: Int[np.ndarray, "H W"], min_pixels: int) -> Int[np.ndarray, "n"]:
     """The numbers that label at least so many pixels, in their order."""
-    return np.flatnonzero(np.bincount(labels[labels >= 0]) >= max(min_pixels, 1))
+    # Not `bincount`: a folder's numbers may be as large as they like.
+    numbers, areas = np.unique(labels, return_counts=True)
+    return numbers[(numbers >= 0) & (areas >= min_pixels)]
 
 
 def _window(sample: Sample, aspect: float, rng: np.random.Generator) -> Resized:

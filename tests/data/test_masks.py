@@ -27,6 +27,8 @@ def asked():
 def test_what_labels_too_little_is_no_mask(sample):
     assert numbers_of(sample["instance"], 16).tolist() == [3, 5]
     assert numbers_of(sample["instance"], 1).tolist() == [3, 5, 7]
+    sample["instance"][40, 60] = 2**31 - 1
+    assert numbers_of(sample["instance"], 1).tolist() == [3, 5, 2**31 - 1]
 
 
 def test_all_masks_in_the_order_of_their_numbers(sample, asked):
