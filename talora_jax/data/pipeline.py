@@ -21,7 +21,7 @@ from absl import flags
 
 from talora_jax.data.dataset import Source
 from talora_jax.data.masks import Asked, AskedMasks
-from talora_jax.data.transforms import Augment, Sample, fit
+from talora_jax.data.transforms import Augment, Resized, Sample, fit
 from talora_jax.errors import UserError
 from talora_jax.tasks import TARGETS
 
@@ -147,7 +147,7 @@ def eval_batches(
     Args: as of `train_iterator`.
     """
 
-    def fitted(sample: Sample) -> Sample:
+    def fitted(sample: Sample) -> Resized:
         return _finish(fit(sample, image_size))
 
     prepare = fitted if asked is None else asked.all
@@ -162,7 +162,7 @@ class _Share:
         self,
         source: Source,
         tasks: Sequence[str],
-        prepare: Callable[[Sample], Sample | Asked],
+        prepare: Callable[[Sample], Resized | Asked],
         batch_size: int,
         process_index: int,
         process_count: int,
