@@ -179,13 +179,10 @@ class Tucker(Adapter):
         match config.init:
             case "orthonormal":
                 u1, u2 = (jnp.linalg.qr(factor)[0] for factor in (u1, u2))
-                u3 /= jnp.linalg.norm(u3, axis=-1, keepdims=True)
+                u3 = _unit_rows(u3)
             case "scaled":
                 u1, u2 = u1 / width**0.5, u2 / q**0.5
-                if num_tasks <= v:
-                    u3 = jnp.linalg.qr(u3.T)[0].T
-                else:
-                    u3 /= jnp.linalg.norm(u3, axis=-1, keepdims=True)
+                u3 = jnp.linalg.qr(u3.T)[0].T if num_tasks <= v else _unit_rows(u3)
         self.U1, self.U2, self.U3 = map(TaskParam, (u1, u2, u3))
         self.G = TaskParam(jnp.zeros((p, q, v)))
 
@@ -209,6 +206,10 @@ class Tucker(Adapter):
         factors = {"U1": self.U1[...], "U2": self.U2[...], "G": slices}
         norms = [_distance_to_orthonormal(factors[part]) for part in parts]
         return sum(n.sum() for n in norms), sum(n.size for n in norms)
+
+
+def _unit_rows(x: Float[Array, "n v"]) -> Float[Array, "n v"]:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 class LoRA(Adapter):
