@@ -1,9 +1,9 @@
 """python -m benchmarks.evidence --workdir /tmp/evidence [--tabletop DATA] [--seeds 0 1 2 3 4]
 
-The runs behind docs/evidence.md, each part a sweep in a folder of its own with its report: what
-adapters add to decoders alone on the shipped SAM, what their ranks, starts and regulariser matter,
-how few images suffice. The same command again goes on where it was stopped; see
-`talora_jax.sweep --help`. --config.FIELD=VALUE changes all runs.
+The runs behind docs/evidence.md, in sweeps with a report each: what adapters add to decoders alone
+on the shipped SAM, what their ranks, starts and regulariser matter, how few images suffice. The
+same command again goes on where it was stopped; see `talora_jax.sweep --help`.
+--config.FIELD=VALUE changes all runs.
 
 On 2 CPU cores a run takes three to six minutes. Two commands at once in one workdir, with other
 seeds and each on a core of its own, take little more than half the time:
@@ -19,22 +19,31 @@ from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments import sweep
 
 _METHODS = "--methods none talora lora_per_task lora_shared full stl"
-# The folder, what runs in it, and what it shows.
+# What runs, and in which folder. What is varied stands beside the recipe's own runs, in `rooms`.
 PARTS = {
-    "rooms": ("rooms_tiny", _METHODS),
-    "tabletop": ("tabletop_tiny", _METHODS),
-    # How the factors start, the authors' way at the authors' λ among them.
-    "inits": ("rooms_tiny", "--methods talora --inits scaled orthonormal published"),
+    "rooms": ("rooms", "rooms_tiny", _METHODS),
+    "tabletop": ("tabletop", "tabletop_tiny", _METHODS),
+    "inits": ("rooms", "rooms_tiny", "--methods talora --inits orthonormal published"),
+    # The authors' start at the authors' λ and learning rate.
     "published": (
+        "published",
         "rooms_tiny",
         "--methods talora --inits published --orthogonal-weights 1.0 "
         "--config.optimizer.learning_rate=1e-3",
     ),
-    "ranks": ("rooms_tiny", "--methods talora --ranks 8,8,3 16,16,3 32,32,3 32,64,3"),
-    "weights": ("rooms_tiny", "--methods talora --orthogonal-weights 0.0 1e-4 1e-2"),
-    "parts": ("rooms_tiny", "--methods talora --orthogonal-parts U1,U2 G U1,U2,G"),
-    "images_10": ("rooms_tiny", "--methods none talora --config.data.train_frames=100"),
-    "images_30": ("rooms_tiny", "--methods none talora --config.data.train_frames=300"),
+    "ranks": ("rooms", "rooms_tiny", "--methods talora --ranks 8,8,3 16,16,3 32,32,3"),
+    "weights": ("rooms", "rooms_tiny", "--methods talora --orthogonal-weights 0.0 1e-2"),
+    "parts": ("rooms", "rooms_tiny", "--methods talora --orthogonal-parts U1,U2 G"),
+    "images_10": (
+        "images_10",
+        "rooms_tiny",
+        "--methods none talora --config.data.train_frames=100",
+    ),
+    "images_30": (
+        "images_30",
+        "rooms_tiny",
+        "--methods none talora --config.data.train_frames=300",
+    ),
 }
 
 
@@ -57,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     failed = 0
     for part in args.parts:
-        config, grid = PARTS[part]
+        folder, config, grid = PARTS[part]
         command = ["--config", config, *grid.split(), *overrides]
         if config == "tabletop_tiny":
             if args.tabletop is None:
                 continue
             command.append(f"--config.data.path={args.tabletop}")
-        command += ["--seeds", *map(str, args.seeds), "--workdir", str(args.workdir / part)]
+        command += ["--seeds", *map(str, args.seeds), "--workdir", str(args.workdir / folder)]
         status = sweep.main(command)
         if status == 130:  # stopped from the keyboard
             return status
