@@ -122,3 +122,9 @@ def run_command(main: Callable[[], int | None]) -> None:
 def one_line(error: Exception) -> str:
     """What another library's exception says, as part of a sentence."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: object, longest: int = 200) -> str:
+    """A name from a file or a person, for a message: no terminal escapes or new lines, not long."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return shown if len(shown) <= longest else f"{shown[: longest - 40]}…{shown[-39:]}"

@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 from PIL import Image
 
-from talora_jax.errors import UserError
-from talora_jax.inference.rgb import as_rgb
+from talora_jax.errors import UserError, printable
+from talora_jax.inference.arrays import in_words
+from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry, pixels_to_padded, resize
 from talora_jax.models.image_encoder import ImageEncoder
@@ -99,7 +101,11 @@ class TrainedModel:
 
     def predict(
         self,
-        images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
+        images: Image.Image
+        | np.ndarray
+        | str
+        | Path
+        | Sequence[Image.Image | np.ndarray | str | Path],
         tasks: Sequence[str] | None = None,
         *,
         probabilities: bool = True,
@@ -135,8 +141,8 @@ class TrainedModel:
             narrow that nothing of it would be left.
         """
         if isinstance(images, (list, tuple)):
-            return [self._predict(image, tasks, probabilities) for image in images]
-        return self._predict(images, tasks, probabilities)
+            return [self._predict(image, tasks, probabilities) for image in each_rgb(images)]
+        return self._predict(as_rgb(images), tasks, probabilities)
 
     def with_adapter(self, source: str | Path, *, force: bool = False) -> "TrainedModel":
         """The same base with another adapter. The base is shared, not loaded again; adapters with
@@ -184,9 +190,10 @@ class TrainedModel:
         """
         self.file.write(Path(path).expanduser())
 
-    def _predict(self, image, tasks: Sequence[str] | None, probabilities: bool) -> Arrays:
+    def _predict(
+        self, image: UInt8[np.ndarray, "H W 3"], tasks: Sequence[str] | None, probabilities: bool
+    ) -> Arrays:
         wanted = self.named(tasks)
-        image = as_rgb(image)
         height, width = image.shape[:2]
         geometry = self._geometry(height, width)
         into, resized = geometry.matrices_to_padded(), np.array(geometry.resized)
@@ -221,9 +228,14 @@ class TrainedModel:
         """
         if names is None:
             return self.tasks
-        names = [names] if isinstance(names, str) else names
         known = {task.name: task for task in self.tasks}
-        unknown = [name for name in names if name not in known]
+        try:
+            names = [names] if isinstance(names, str) else [str(name) for name in names]
+        except TypeError:
+            raise UserError(
+                f"tasks: {in_words(names)}; expected names, of {', '.join(known)}"
+            ) from None
+        unknown = [printable(name) for name in names if name not in known]
         if unknown or not names:
             raise UserError(
                 f"no task {', '.join(unknown) or 'is named'}; this model has {', '.join(known)}"

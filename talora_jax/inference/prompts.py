@@ -4,6 +4,7 @@
     predictor.set_image(Image.open("photo.jpg"))
     prediction = predictor.predict(points=[[[320, 200]]], labels=[[1]])
     best = prediction.masks()[0, prediction.iou[0].argmax()]
+    refined = predictor.predict(points=[[[320, 200]]], labels=[[1]], masks=prediction)
 
 Source: `segment_anything/predictor.py`. What differs: several images can be set at once, and
 several prompts asked at once; every coordinate is of the original image. Prompts are padded to a
@@ -13,16 +14,20 @@ compiles anew.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
+from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.inference.rgb import as_rgb
-from talora_jax.models.geometry import Geometry, normalise
+from talora_jax.inference.arrays import as_array, finite, in_words
+from talora_jax.inference.rgb import as_rgb, each_rgb
+from talora_jax.models.geometry import Geometry, normalise, resize_matrix
 from talora_jax.models.prompt_encoder import (
     ABSENT,
     BACKGROUND,
@@ -39,6 +44,17 @@ PROMPTS = (1, 4, 16)
 POINTS = 4
 
 LABELS = (ABSENT, NOT_A_POINT, BACKGROUND, FOREGROUND)
+# The logits that a mask of a person's stands for, on the object and off it: near certainty.
+CERTAIN = 10.0
+# Rows of a full-size map that are computed at once.
+_ROWS = 256
+
+_EXPECTED = {
+    "points": "an array [P, n, 2] of (x, y) in pixels",
+    "labels": "an array [P, n] of 1 (on the object), 0 (off it), -1 (no point) or -2 (absent)",
+    "boxes": "an array [P, 4] of (x0, y0, x1, y1) in pixels",
+    "masks": "an earlier prediction, its logits [P, Y, X], or masks [P, H, W] of dtype bool",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +62,7 @@ class Prediction:
     """The masks of P prompts, m = 3 or 1 for each.
 
     Attributes:
-      low_res: mask logits of the padded image, four to a token's side. They can be the `masks` of
-        another prediction.
+      low_res: mask logits of the padded image, four to a token's side.
       iou: how well the model expects each mask to fit.
       geometry: the way back to the original image.
     """
@@ -58,14 +73,33 @@ class Prediction:
 
     def logits(self) -> Float[np.ndarray, "P m H W"]:
         """Mask logits at the size of the original image."""
-        # In turns: the shapes then do not depend on the number of prompts.
-        return np.stack(
-            [self.geometry.from_padded(maps[..., None])[..., 0] for maps in self.low_res]
-        )
+        return self._at_full_size(np.float32, lambda logits: logits)
 
     def masks(self) -> Bool[np.ndarray, "P m H W"]:
         """What belongs to the object, at the size of the original image."""
-        return self.logits() > 0
+        return self._at_full_size(np.bool_, lambda logits: logits > 0)
+
+    def best(self) -> Float[np.ndarray, "P Y X"]:
+        """Of each prompt the logits that the model expects to fit best, at low resolution."""
+        return self.low_res[np.arange(len(self.iou)), self.iou.argmax(axis=1)]
+
+    def _at_full_size(
+        self, dtype: type[np.generic], values: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """`values` of the logits, as `Geometry.from_padded` has them.
+
+        With NumPy, some rows at a time: sizes of images are many, and a program for each would stay
+        in memory; so would logits of every prompt, of which `masks` wants one bit each.
+        """
+        prompts, count, *low = self.low_res.shape
+        rows, columns = self.geometry.matrices_from_padded(tuple(low))
+        full = np.empty((prompts, count, *self.geometry.original), dtype)
+        for index in np.ndindex(prompts, count):
+            wide = self.low_res[index].astype(np.float32, copy=False) @ columns.T
+            for start in range(0, len(rows), _ROWS):
+                part = slice(start, start + _ROWS)
+                full[index][part] = values(rows[part] @ wide)
+        return full
 
 
 class SamPredictor:
@@ -80,6 +114,10 @@ class SamPredictor:
     """
 
     def __init__(self, sam: Sam):
+        if not isinstance(sam, Sam):
+            raise UserError(
+                f"SamPredictor: {in_words(sam)}; expected a Sam, such as talora_jax.load_sam(path)"
+            )
         graphdef, self._state = nnx.split(sam)
         self._geometry = sam.geometry
         self._patch = sam.config.encoder.patch_size
@@ -98,22 +136,20 @@ class SamPredictor:
 
     def set_image(self, image) -> None:
         """Encodes an image, in place of those set before; see `rgb.as_rgb` for what it can be."""
-        self.set_images([image])
+        self._images = [self._encoded(as_rgb(image))]
 
     def set_images(self, images: Iterable) -> None:
         """Encodes images of any sizes, in place of those set before.
 
         They take turns: one program serves any number of them.
 
+        Args:
+          images: a list, or one array [N, H, W, 3]; see `rgb.as_rgb` for what each can be.
+
         Raises:
-          UserError: one is no image; those set before then stay.
+          UserError: they are not several images, or one is no image; those set before then stay.
         """
-        encoded = []
-        for image in map(as_rgb, images):
-            geometry = self._geometry(image.shape[:2])
-            padded, resized = geometry.to_padded_uint8(image), np.array(geometry.resized)
-            encoded.append((geometry, self._encode(self._state, padded, resized)))
-        self._images = encoded
+        self._images = [self._encoded(image) for image in each_rgb(_several(images))]
 
     def embedding(self, image: int = 0) -> Float[Array, "1 h w D"]:
         """The embedding of an image that is set.
@@ -128,7 +164,7 @@ class SamPredictor:
         points: Float[ArrayLike, "P n 2"] | None = None,
         labels: Sequence[Sequence[int]] | None = None,
         boxes: Float[ArrayLike, "P 4"] | None = None,
-        masks: Float[ArrayLike, "P Y X"] | None = None,
+        masks: Prediction | Float[ArrayLike, "P Y X"] | Bool[ArrayLike, "P H W"] | None = None,
         *,
         image: int = 0,
         multimask: bool = True,
@@ -140,13 +176,16 @@ class SamPredictor:
           labels: of the points: 1 on the object, 0 off it, -1 no point (the model is told so), -2
             absent (for prompts with fewer points than others).
           boxes: (x0, y0, x1, y1) in pixels of the original image.
-          masks: low-resolution logits of an earlier prediction.
+          masks: an earlier prediction on this image, of which each prompt's best mask counts; or
+            low-resolution logits; or masks of the image's own size, of dtype bool.
           image: which of the images set.
           multimask: three masks for a prompt that can mean several things, or one.
 
         Raises:
-          UserError: no such image is set, or the prompts have other shapes.
+          UserError: no such image is set, or the prompts have other shapes or values.
         """
+        if not isinstance(multimask, (bool, np.bool_)):
+            raise UserError(f"multimask: {in_words(multimask)}; expected True or False")
         geometry, embedding = self._image(image)
         points, labels, masks = self._prompts(points, labels, boxes, masks, geometry)
         low_res, iou = [], []
@@ -160,42 +199,78 @@ class SamPredictor:
                 _pad(points[turn], pad, 0)[None],
                 _pad(labels[turn], pad, ABSENT)[None],
                 None if masks is None else _pad(masks[turn], pad, 0)[None],
-                multimask=multimask,
+                multimask=bool(multimask),
             )
             low_res.append(np.asarray(maps[0])[:size])
             iou.append(np.asarray(quality[0])[:size])
         return Prediction(np.concatenate(low_res), np.concatenate(iou), geometry)
 
+    def _encoded(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Geometry, jax.Array]:
+        geometry = self._geometry(image.shape[:2])
+        padded, resized = geometry.to_padded_uint8(image), np.array(geometry.resized)
+        return geometry, self._encode(self._state, padded, resized)
+
     def _image(self, image: int) -> tuple[Geometry, jax.Array]:
-        if not -len(self._images) <= image < len(self._images):
-            raise UserError(f"no image {image} is set: there are {len(self._images)}")
-        return self._images[image]
+        if not self._images:
+            raise UserError("no image is set: call set_image(image) first")
+        try:
+            index = operator.index(image)
+        except TypeError:
+            raise UserError(
+                f"image: {in_words(image)}; expected the number of one that is set, from 0 to "
+                f"{len(self._images) - 1}"
+            ) from None
+        if not -len(self._images) <= index < len(self._images):
+            raise UserError(
+                f"no image {index} is set: there are {len(self._images)}, numbered from 0"
+            )
+        return self._images[index]
 
     def _prompts(self, points, labels, boxes, masks, geometry):
         """Checks the prompts, and puts points and corners together, padded to a fixed number."""
         if (points is None) != (labels is None):
             raise UserError("points and labels belong together: give both or neither")
-        given = _given(points=points, labels=labels, boxes=boxes, masks=masks)
-        n = given["points"].shape[1] if "points" in given and given["points"].ndim == 3 else "n"
-        expected = {
-            "points": (n, 2),
-            "labels": (n,),
-            "boxes": (4,),
-            "masks": tuple(4 * side // self._patch for side in geometry.padded),
-        }
-        count = max((len(x) for x in given.values()), default=1)
-        for name, x in given.items():
-            if x.shape != (count, *expected[name]) or count == 0:
-                shape = ", ".join(map(str, ("P", *expected[name])))
+        low = tuple(4 * side // self._patch for side in geometry.padded)
+        if isinstance(masks, Prediction):
+            if masks.geometry != geometry:
                 raise UserError(
-                    f"{name} of shape {list(x.shape)}: expected [{shape}] for P > 0 prompts, "
-                    "the same P for all"
+                    "masks: a prediction on an image of {1}×{0} pixels; expected one on this "
+                    "image, of {3}×{2}".format(*masks.geometry.original, *geometry.original)
                 )
-        if labels is not None and not np.isin(given["labels"], LABELS).all():
-            raise UserError(
-                f"labels {sorted(set(given['labels'].ravel().tolist()))}: expected 1 (on the "
-                "object), 0 (off it), -1 (no point) or -2 (absent)"
+            masks = masks.best()
+        given = {
+            name: np.atleast_1d(as_array(name, x, _EXPECTED[name]))
+            for name, x in (
+                ("points", points),
+                ("labels", labels),
+                ("boxes", boxes),
+                ("masks", masks),
             )
+            if x is not None
+        }
+        _check_shapes(given, low, geometry.original)
+        count = max((len(x) for x in given.values()), default=1)
+        if masks is not None:
+            given["masks"] = _mask_logits(given["masks"], low, geometry)
+        for name, x in given.items():
+            if name in ("points", "boxes") and x.dtype.kind == "b":
+                raise UserError(f"{name} of dtype bool; expected {_EXPECTED[name]}")
+            given[name] = finite(name, x)
+        if labels is not None:
+            unknown = given["labels"][~np.isin(given["labels"], LABELS)]
+            if unknown.size:
+                raise UserError(
+                    f"labels {np.unique(unknown)[:5].tolist()}: expected 1 (on the object), 0 (off "
+                    "it), -1 (no point) or -2 (absent)"
+                )
+        if boxes is not None:
+            turned = (given["boxes"][:, 2:] < given["boxes"][:, :2]).any(axis=1)
+            if turned.any():
+                raise UserError(
+                    f"boxes: {given['boxes'][turned][0].tolist()} ends before it begins; expected "
+                    "(x0, y0, x1, y1) with x0 ≤ x1 and y0 ≤ y1, which of (x, y, width, height) is "
+                    "(x, y, x + width, y + height)"
+                )
 
         coordinates, kinds = [np.zeros((count, 0, 2))], [np.zeros((count, 0), int)]
         if points is not None:
@@ -213,20 +288,88 @@ class SamPredictor:
         while size < points.shape[1]:
             size *= 2
         pad = size - points.shape[1]
+        points = finite("points and boxes, scaled to what is encoded", points)
         points = np.pad(points, ((0, 0), (0, pad), (0, 0))).astype(np.float32)
         labels = np.pad(labels, ((0, 0), (0, pad)), constant_values=ABSENT).astype(np.int32)
         return points, labels, given["masks"].astype(np.float32) if masks is not None else None
 
 
-def _given(**prompts: ArrayLike | None) -> dict[str, np.ndarray]:
-    given = {}
-    for name, x in prompts.items():
-        if x is not None:
-            try:
-                given[name] = np.atleast_1d(np.array(x, float))
-            except ValueError as error:
-                raise UserError(f"{name} cannot be one array of numbers: {error}") from None
-    return given
+def _several(images) -> Iterable:
+    """What `set_images` goes through; one image would fall into rows, or a path into letters."""
+    shape = getattr(images, "shape", None)
+    if isinstance(shape, tuple) and len(shape) == 4:
+        return images
+    if isinstance(images, (Image.Image, str, os.PathLike)) or isinstance(shape, tuple):
+        raise UserError(
+            f"set_images: {in_words(images)}; expected a list of images, or one array [N, H, W, 3];"
+            " set_image sets a single one"
+        )
+    if isinstance(images, (Mapping, bytes, bytearray, memoryview)) or not isinstance(
+        images, Iterable
+    ):
+        raise UserError(f"set_images: {in_words(images)}; expected a list of images")
+    return images
+
+
+def _check_shapes(
+    given: Mapping[str, np.ndarray], low: tuple[int, ...], original: tuple[int, int]
+) -> None:
+    n = given["points"].shape[1] if "points" in given and given["points"].ndim == 3 else "n"
+    own = "masks" in given and given["masks"].dtype.kind == "b"
+    expected = {"points": (n, 2), "labels": (n,), "boxes": (4,), "masks": original if own else low}
+    for name, x in given.items():
+        if x.shape[1:] == expected[name] and len(x) > 0:
+            continue
+        shape = ", ".join(map(str, ("P", *expected[name])))
+        raise UserError(
+            f"{name} of shape {list(x.shape)}: expected [{shape}] for P > 0 prompts"
+            f"{_way_on(name, x, expected[name], original)}"
+        )
+    if len({len(x) for x in given.values()}) > 1:
+        counts = ", ".join(f"{len(x)} of {name}" for name, x in given.items())
+        raise UserError(f"prompts of different numbers, {counts}: expected the same P for all")
+
+
+def _way_on(
+    name: str, x: np.ndarray, expected: tuple[int | str, ...], original: tuple[int, int]
+) -> str:
+    """What to do about prompts of a wrong shape, where it can be guessed."""
+    if x.ndim == len(expected) and x.size:
+        return f"; for a single prompt, P = 1: np.array({name})[None]"
+    if name == "masks" and x.dtype.kind == "b":
+        return ", the image's own size, for dtype bool"
+    if name == "masks" and x.shape[-2:] == original:
+        return "; masks of the image's own size are of dtype bool: masks > 0"
+    if name == "masks" and x.ndim == 4:
+        return "; one mask for each prompt, of which masks=prediction takes the best"
+    return ""
+
+
+def _mask_logits(
+    masks: np.ndarray, low: tuple[int, ...], geometry: Geometry
+) -> Float[np.ndarray, "P Y X"]:
+    """Mask prompts as SAM takes them: logits of the padded image, four to a token's side.
+
+    Masks of the image's own size take the image's way: resized, padded with what is off the object,
+    and then made as small as logits are, each step an average.
+    """
+    if masks.dtype.kind != "b":
+        if masks.dtype.kind != "f" or (masks.any() and np.isin(masks, (0, 1)).all()):
+            raise UserError(
+                f"masks of dtype {masks.dtype} with values from {masks.min()} to {masks.max()}; "
+                "expected logits in floating point, of which those off the object are negative, or "
+                "masks of the image's own size of dtype bool: masks > 0"
+            )
+        return masks
+    rows, columns = (
+        (resize_matrix(whole, small, antialias=True) @ matrix).astype(np.float32)
+        for matrix, whole, small in zip(
+            geometry.matrices_to_padded(), geometry.padded, low, strict=True
+        )
+    )
+    # One after the other: a mask in floating point has the size of a photograph.
+    inside = np.stack([rows @ mask.astype(np.float32) @ columns.T for mask in masks])
+    return CERTAIN * (2 * inside - 1)
 
 
 def _pad(x: np.ndarray, rows: int, value: float) -> np.ndarray:

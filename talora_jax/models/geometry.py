@@ -108,13 +108,8 @@ class Geometry:
         """Matrices [Y, H] and [X, W], float32, whose `resize` is `to_padded` but for the pixels'
         normalisation; the rows of the padding are zero."""
         return tuple(
-            np.pad(
-                resize_matrix(original, resized, antialias=True).astype(np.float32),
-                ((0, padded - resized), (0, 0)),
-            )
-            for original, resized, padded in zip(
-                self.original, self.resized, self.padded, strict=True
-            )
+            _way_there(*sides)
+            for sides in zip(self.original, self.resized, self.padded, strict=True)
         )
 
     def matrices_from_padded(self, low_res: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -181,8 +176,6 @@ def shown(
     return (rows < resized[..., :1])[..., :, None] & (columns < resized[..., 1:])[..., None, :]
 
 
-# Bounded: a folder of photographs may have as many sizes as files.
-@functools.lru_cache(maxsize=16)
 def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndarray, "new size"]:
     """Bilinear resize along one axis, half-pixel centres, edges clamped, as a float64 matrix."""
     scale = size / new_size
@@ -195,7 +188,15 @@ def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndar
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@functools.lru_cache(maxsize=16)
+# Both ways of the last image or two, for the next of the same size. No more: a folder of photographs
+# may have as many sizes as files, and a matrix has megabytes.
+@functools.lru_cache(maxsize=4)
+def _way_there(original: int, resized: int, padded: int) -> np.ndarray:
+    matrix = resize_matrix(original, resized, antialias=True).astype(np.float32)
+    return np.pad(matrix, ((0, padded - resized), (0, 0)))
+
+
+@functools.lru_cache(maxsize=4)
 def _way_back(low: int, padded: int, resized: int, original: int) -> np.ndarray:
     up = resize_matrix(low, padded, antialias=False)[:resized]
     return (resize_matrix(resized, original, antialias=False) @ up).astype(np.float32)
