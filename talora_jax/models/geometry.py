@@ -188,8 +188,8 @@ def resize_matrix(size: int, new_size: int, *, antialias: bool) -> Float[np.ndar
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-# Both ways of the last image or two, for the next of the same size. No more: a folder of photographs
-# may have as many sizes as files, and a matrix has megabytes.
+# Of the last image or two, for the next of the same size. No more: a folder of photographs may have
+# as many sizes as files, and a matrix has megabytes.
 @functools.lru_cache(maxsize=4)
 def _way_there(original: int, resized: int, padded: int) -> np.ndarray:
     matrix = resize_matrix(original, resized, antialias=True).astype(np.float32)
