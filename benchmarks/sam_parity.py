@@ -20,7 +20,7 @@ from benchmarks.arguments import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.inference.prompts import SamPredictor
-from talora_jax.inference.rgb import as_rgb
+from talora_jax.inference.rgb import read_rgb
 from talora_jax.weights.build import load_sam
 from weights_convert.__main__ import main as convert
 
@@ -31,10 +31,10 @@ NAMES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 def main() -> None:
     args = _parse()
     torch, segment_anything = import_official()
-    for name in (args.image, *([] if args.checkpoint == "random" else [args.checkpoint])):
-        if not Path(name).is_file():
-            raise UserError(f"there is no file {name}")
-    image = as_rgb(Image.open(args.image))
+    if args.checkpoint != "random" and not Path(args.checkpoint).is_file():
+        what = "is a folder; expected a file" if Path(args.checkpoint).is_dir() else "is no file"
+        raise UserError(f"{args.checkpoint} {what}, an official .pth")
+    image = read_rgb(Path(args.image))
     points = args.point or [[image.shape[1] / 2, image.shape[0] / 2]]
     prompt = {"points": np.array(points), "labels": np.ones(len(points), int)}
     with tempfile.TemporaryDirectory() as folder:

@@ -64,5 +64,5 @@ def check_tasks(name: str, available: Sequence[str], tasks: Sequence[str]) -> No
     if lacking:
         raise UserError(
             f"Dataset {name!r} has no targets for {', '.join(lacking)}; it has "
-            f"{', '.join(available) or 'none'}."
+            f"{', '.join(available) or 'none of any task, images alone: add files of targets'}."
         )

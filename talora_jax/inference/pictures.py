@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from talora_jax.errors import UserError
+from talora_jax.inference.arrays import in_words
 from talora_jax.inference.rgb import as_rgb
 from talora_jax.tasks import Task
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
@@ -29,11 +31,25 @@ def picture(
       image: what was predicted on; see `rgb.as_rgb`.
       prediction: of this image, from `TrainedModel.predict`. Tasks that it lacks are left out.
       tasks: `model.tasks`.
+
+    Raises:
+      UserError: `as_rgb` refuses the image, or the prediction is not one of an image of its size.
     """
-    tiles: list[tuple[str, np.ndarray, Legend | None]] = [("image", as_rgb(image), None)]
+    if not isinstance(prediction, Mapping):
+        raise UserError(
+            f"a prediction: {in_words(prediction)}; expected the arrays by name that predict gives "
+            "for one image"
+        )
+    rgb = as_rgb(image)
+    tiles: list[tuple[str, np.ndarray, Legend | None]] = [("image", rgb, None)]
     for task in tasks:
         if task.name in prediction:
             output = prediction[task.name]
+            if output.shape[:2] != rgb.shape[:2]:
+                raise UserError(
+                    f"{task.name} has the shape {list(output.shape)}, and the image "
+                    f"{list(rgb.shape)}; expected the prediction of this image"
+                )
             tiles.append((task.name, task.show(output), task.legend(output)))
 
     height, width = tiles[0][1].shape[:2]

@@ -23,7 +23,7 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.inference.model import TrainedModel
 from talora_jax.inference.pictures import picture
@@ -64,10 +64,12 @@ def predict(
       overwrite: whether files that exist may be replaced.
 
     Raises:
-      UserError: something would be overwritten, the model lacks a task, or not one image could be
-        read; nothing is written then.
+      UserError: something would be overwritten, `out` is a file, the model lacks a task, or not
+        one image could be read; nothing is written then.
     """
     started = time.monotonic()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; expected a folder, new or not")
     wanted = model.named(tasks)
     names = [task.name for task in wanted]
     if not overwrite:
@@ -87,7 +89,7 @@ def predict(
                 image = read_rgb(given.path)
                 prediction = model.predict(image, names, probabilities=npy)
             except UserError as error:
-                reason = str(error).removeprefix(f"{given.path}: ")
+                reason = str(error).removeprefix(f"{printable(given.path)}: ")
                 unreadable.append({"image": str(given.path), "reason": reason})
                 continue
             files = {
@@ -109,10 +111,10 @@ def predict(
             )
 
     for failed in unreadable:
-        print_line(f"not read: {failed['image']}: {failed['reason']}")
+        print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
     if not rows:
         raise UserError(
-            f"{unreadable[0]['image']}: {unreadable[0]['reason']}"
+            f"{printable(unreadable[0]['image'])}: {unreadable[0]['reason']}"
             if len(unreadable) == 1
             else f"none of {len(inputs)} images could be read"
         )
@@ -145,9 +147,10 @@ def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
     inputs: dict[Path, Input] = {}
     taken: set[str] = set()
     for pattern in patterns:
-        found = list(_matches(pattern, out))
+        matches = _matches(pattern)
+        found = [image for match in matches for image in _images(match, out)]
         if not found:
-            what = "holds no images" if Path(pattern).expanduser().is_dir() else "is no file"
+            what = "holds no images that Pillow can read" if matches else "is no file and no folder"
             raise UserError(f"--images: {pattern!r} {what}")
         for path, name in found:
             if path.resolve() not in inputs:
@@ -159,19 +162,22 @@ def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
     return list(inputs.values())
 
 
-def _matches(pattern: str, out: Path) -> Iterator[tuple[Path, str]]:
-    """The files that one pattern names, and what to call what they give."""
+def _matches(pattern: str) -> list[Path]:
+    """The files and folders that one pattern names."""
     path = Path(pattern).expanduser()
-    matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
-    for match in matches:
-        if not match.is_dir():
-            yield match, match.stem
+    return [path] if path.exists() else [*map(Path, sorted(glob.glob(str(path), recursive=True)))]
+
+
+def _images(match: Path, out: Path) -> Iterator[tuple[Path, str]]:
+    """A file, or the images in a folder, and what to call what they give."""
+    if not match.is_dir():
+        yield match, match.stem
+        return
+    for below in sorted(match.rglob("*")):
+        if out.resolve() in below.resolve().parents:
             continue
-        for below in sorted(match.rglob("*")):
-            if out.resolve() in below.resolve().parents:
-                continue
-            if below.suffix.lower() in _suffixes() and below.is_file():
-                yield below, str(below.relative_to(match).with_suffix(""))
+        if below.suffix.lower() in _suffixes() and below.is_file():
+            yield below, str(below.relative_to(match).with_suffix(""))
 
 
 @functools.cache

@@ -79,7 +79,8 @@ def read_base_of(
         if not base_path(weights).is_file():
             raise UserError(
                 f"there is no base {weights}: {path} was trained on {file.base}, and needs that "
-                "(base=…, or --base on the command line)"
+                "(base=…, or --base on the command line); if it is lost, make it again of the same "
+                "SAM checkpoint with: python -m weights_convert CHECKPOINT base.safetensors"
             )
         tensors, description = read_base(weights)
         check_base_tasks(description.tasks, file.tasks, weights)

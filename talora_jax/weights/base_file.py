@@ -138,7 +138,11 @@ def write_base(
 def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
     place = base_path(path)
     if not place.is_file():
-        raise UserError(f"no base at {path}; the package has {', '.join(SHIPPED)}")
+        raise UserError(
+            f"no base at {path}{', which is a folder' if place.is_dir() else ''}; the package has "
+            f"{', '.join(SHIPPED)}; make one of a SAM checkpoint with: "
+            "python -m weights_convert CHECKPOINT base.safetensors"
+        )
     try:
         with safetensors.safe_open(place, "np") as file:
             yield file, Description.of_header(file.metadata(), path)

@@ -30,7 +30,7 @@ def test_tasks_that_a_dataset_lacks_are_named():
     check_tasks("shapes", ("depth", "edges"), ("edges",))
     with pytest.raises(UserError, match="'shapes' has no targets for normals; it has depth, edges"):
         check_tasks("shapes", ("depth", "edges"), ("normals", "edges"))
-    with pytest.raises(UserError, match="it has none"):
+    with pytest.raises(UserError, match="it has none of any task, images alone"):
         check_tasks("shapes", (), ("normals",))
 
 

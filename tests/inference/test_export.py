@@ -18,6 +18,7 @@ from PIL import Image
 from talora_jax import config as config_lib
 from talora_jax import export
 from talora_jax.errors import run_command
+from talora_jax.inference import run_exported
 from talora_jax.models import attention
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
@@ -108,6 +109,27 @@ def assert_outputs(found, maps, tasks):
             )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("none.png", None, "none.png cannot be read .*No such file"),
+        ("text.png", b"text", "cannot identify image file"),
+        ("deep.png", np.full(SIZE, 300, np.uint16), "mode I;16, more than 8 bits"),
+        ("broken.npy", b"\x93NUMPY", "broken.npy cannot be read"),
+        ("half.npy", np.zeros((*SIZE, 3)), "is float64 .* exported for uint8"),
+    ],
+)
+def test_pictures_that_the_exported_program_refuses(name, content, told, tmp_path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content) if path.suffix == ".npy" else Image.fromarray(content).save(path)
+    with pytest.raises(SystemExit, match=told) as error:
+        run_exported.read_image(str(path), SIZE)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def python_without_talora_jax(folder, code_or_file, *arguments):
     """Runs Python in the folder, isolated from this project; gives what it printed."""
     blocker = (
@@ -161,6 +183,10 @@ def test_the_program_runs_without_talora_jax(finished, tasks, images, tmp_path, 
     assert ran.returncode == 0, ran.stderr
     with np.load(out / "found.npz") as found:
         assert_outputs(found, maps, tasks)
+
+    for wrong, what in ((images / 255, "float64"), (images[0], "uint8"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=rf"{what}.* exported for uint8 \[batch, 24, 32, 3\]"):
+            run_exported.load(out, "cpu")(wrong)
 
     described = json.loads((out / "model.json").read_text())
     assert described["image_size"] == list(SIZE)

@@ -177,7 +177,9 @@ def test_what_is_refused(model, shelf, tmp_path):
         broken.write_bytes(damaged)
         assert told in refuses(broken)
     assert "no adapter of talora_jax" in refuses(shelf / "sam_nano.safetensors")
-    assert "there is no base" in refuses(adapter, base="sam_b.safetensors")
+    for missing in ("sam_b.safetensors", tmp_path):
+        told = refuses(adapter, base=missing)
+        assert "there is no base" in told and "python -m weights_convert CHECKPOINT" in told
     assert "not a base" in refuses(adapter, base=adapter)
     file = AdapterFile.read(adapter)
     short = {name: x for name, x in file.tensors.items() if "U3" not in name}
@@ -189,10 +191,16 @@ def test_what_is_refused(model, shelf, tmp_path):
     for image, told in (
         (np.zeros((3, 50_000), np.uint8), "50000×3 pixels"),
         (np.zeros((4, 4, 4, 4)), "shape"),
+        (str(shelf / "none.jpg"), "none.jpg: No such file"),
+        ([IMAGES[0], None], "image 1 of those given: an image: None; expected a path"),
+        (IMAGES[0].tolist(), r"48 images of shape \[32, 3\], as the rows of one are"),
+        ((image for image in IMAGES), "an image: a generator"),
     ):
         with pytest.raises(UserError, match=told):
             model.predict(image)
     with pytest.raises(UserError, match="no task flow; this model has semantic, depth, normals"):
         model.predict(IMAGES[0], ["flow"])
+    with pytest.raises(UserError, match="tasks: an int; expected names, of semantic, depth"):
+        model.predict(IMAGES[0], 5)
     with pytest.raises(UserError, match="no task flow"):
         model.merge("flow")

@@ -13,6 +13,7 @@ from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError
 from talora_jax.inference.pictures import picture
 from talora_jax.inference.to_files import find_images, predict
+from talora_jax.tasks import make_task
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,9 @@ def test_files_folders_and_globs(album, tmp_path):
     assert not any("out" in given.path.parts for given in found)
     (tmp_path / "nothing").mkdir()
     for pattern, told in (
-        ("no*.png", "'no.*png' is no file"),
+        ("no*.png", "'no.*png' is no file and no folder"),
         (f"{tmp_path}/nothing", "holds no images"),
+        (f"{tmp_path}/noth*", "holds no images"),
     ):
         with pytest.raises(UserError, match=told):
             find_images([pattern], tmp_path / "out")
@@ -145,6 +147,35 @@ def test_when_nothing_can_be_read(model, album, tmp_path):
         inputs = find_images([str(album / "photo.jpg")], tmp_path / "out")
         predict(model, inputs, tmp_path / "out", tasks=["flow"])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="notes.txt is a file; expected a folder"):
+        predict(model, inputs, album / "notes.txt")
+
+
+def test_a_file_name_reaches_no_terminal_as_it_is(model, shelf, album, tmp_path):
+    bad = album / "\x1b[31mred.jpg"
+    bad.write_bytes(b"no image")
+    told = []
+    summary = predict(
+        model,
+        find_images([str(shelf / "photo.jpg"), str(bad)], tmp_path / "out"),
+        tmp_path / "out",
+        tasks=["depth"],
+        print_line=told.append,
+    )
+    bad.unlink()
+    assert told[0].endswith("\\x1b[31mred.jpg: not an image that Pillow can read")
+    assert summary["unreadable"] == [
+        {"image": str(bad), "reason": "not an image that Pillow can read"}
+    ]
+
+
+def test_a_picture_is_of_the_image_that_was_predicted_on():
+    depth, image = {"depth": np.zeros((4, 6), np.float32)}, np.zeros((4, 6), np.uint8)
+    assert picture(image, depth, [make_task("depth", class_names=())]).size[0] > 0
+    with pytest.raises(UserError, match=r"depth has the shape \[4, 6\], and the image \[6, 4, 3\]"):
+        picture(image.T, depth, [make_task("depth", class_names=())])
+    with pytest.raises(UserError, match="a prediction: a list; expected the arrays by name"):
+        picture(image, [depth], [make_task("depth", class_names=())])
 
 
 @pytest.mark.slow
