@@ -1,5 +1,7 @@
 """The predictor: coordinates, padding without effect and without compilation, clear refusals."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ from flax import nnx
 from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.inference.prompts import PROMPTS, SamPredictor
-from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry
+from talora_jax.inference.prompts import CERTAIN, PROMPTS, Prediction, SamPredictor
+from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry, resize_matrix
 from talora_jax.models.prompt_encoder import FOREGROUND, LOWER_RIGHT, NOT_A_POINT, UPPER_LEFT
 
 RNG = np.random.default_rng(0)
@@ -148,6 +150,47 @@ def test_an_earlier_mask_is_a_prompt(predictor):
     assert np.abs(second.low_res - alone.low_res).max() > 1e-3
 
 
+def test_a_prediction_is_a_prompt_of_its_best_masks(predictor):
+    first = predictor.predict(*points(3, 1))
+    best = np.stack([maps[i] for maps, i in zip(first.low_res, first.iou.argmax(1), strict=True)])
+    np.testing.assert_array_equal(first.best(), best)
+    assert_close(predictor.predict(masks=first), predictor.predict(masks=best))
+    one = predictor.predict(*points(3, 1), multimask=False)
+    np.testing.assert_array_equal(one.best(), one.low_res[:, 0])
+    with pytest.raises(UserError, match="on an image of 32×48 pixels; .* of 64×64"):
+        predictor.predict(masks=first, image=1)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_mask_of_the_images_own_size_is_resized_and_padded_as_the_image(predictor, image):
+    height, width = IMAGES[image].shape[:2]
+    mask = np.zeros((1, height, width), bool)
+    mask[:, 5:30, 10:25] = True
+    geometry = predictor.predict(image=image).geometry
+    padded = geometry.to_padded(np.repeat(mask[0, ..., None], 3, -1) * 1.0, normalise=False)[..., 0]
+    half = resize_matrix(64, 32, antialias=True)
+    logits = CERTAIN * (2 * half @ padded @ half.T - 1)
+    assert logits.min() == -logits.max() == -CERTAIN
+    expected = predictor.predict(masks=logits[None], image=image)
+    assert_close(predictor.predict(masks=mask, image=image), expected)
+    assert_close(predictor.predict(masks=mask.tolist(), image=image), expected)
+
+
+def test_full_size_masks_compile_nothing_and_take_no_more_than_they_are(caplog):
+    geometry = Geometry.of((600, 800), 1024)
+    low_res = np.random.default_rng(0).normal(size=(8, 3, 256, 256)).astype(np.float32)
+    prediction = Prediction(low_res, np.zeros((8, 3), np.float32), geometry)
+    Prediction(low_res[:1], prediction.iou[:1], geometry).masks()  # Matrices are kept.
+    with jax.log_compiles():
+        for full in (prediction.masks, prediction.logits):
+            tracemalloc.start()
+            size = full().nbytes
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert size <= peak < 1.5 * size
+    assert not caplog.records
+
+
 def test_no_prompt_at_all_is_one_prompt(predictor):
     assert predictor.predict().masks().shape == (1, 3, 48, 32)
 
@@ -159,8 +202,56 @@ def test_setting_images_forgets_those_before(predictor):
     with pytest.raises(UserError, match="shape"):
         predictor.set_images([IMAGES[0], np.zeros((4, 4, 4, 4))])
     assert_close(predictor.predict(*points(1, 1)), before)
-    with pytest.raises(UserError, match="no image 1 is set: there are 1"):
+    with pytest.raises(UserError, match="no image 1 is set: there are 1, numbered from 0"):
         predictor.predict(*points(1, 1), image=1)
+    for wrong, what in ((1.0, "a float"), (None, "None"), ("0", "a str")):
+        with pytest.raises(UserError, match=f"image: {what}; expected the number of one that is"):
+            predictor.predict(image=wrong)
+
+
+def test_before_any_image_is_set(micro_sam):
+    predictor = SamPredictor(micro_sam)
+    for ask in (predictor.predict, predictor.embedding):
+        with pytest.raises(UserError, match=r"no image is set: call set_image\(image\) first"):
+            ask()
+    with pytest.raises(UserError, match="SamPredictor: a str; expected a Sam, such as"):
+        SamPredictor("sam.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        (IMAGES[0], r"an array of dtype uint8 and shape \[48, 32, 3\]; .* set_image sets a single"),
+        (IMAGES[0][..., 0], "an array of dtype uint8 .*; expected a list of images"),
+        (IMAGES[0].tolist(), "48 images of shape .* rows of one"),
+        (Image.fromarray(IMAGES[0]), "Image; expected a list of images"),
+        ("photo.jpg", "a str; expected a list of images"),
+        ({"a": IMAGES[0]}, "a dict; expected a list of images"),
+        (None, "None; expected a list of images"),
+        ([IMAGES[0], b"png"], "image 1 of those given: an image: bytes"),
+    ],
+)
+def test_what_is_no_list_of_images(predictor, images, what):
+    with pytest.raises(UserError, match=what):
+        predictor.set_images(images)
+
+
+def test_an_array_of_images_is_several(predictor):
+    predictor.set_images(np.stack([IMAGES[1], IMAGES[1][::-1]]))
+    expected = predictor.predict(*points(1, 1), image=1)
+    predictor.set_image(IMAGES[1][::-1])
+    assert_close(predictor.predict(*points(1, 1)), expected)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32, np.float16, np.uint8, ">f4", ">i2", np.longdouble], ids=str
+)
+def test_points_and_labels_of_any_numbers(predictor, number):
+    expected = predictor.predict([[[20, 30]]], [[1]], [[5, 6, 25, 40]])
+    found = predictor.predict(
+        np.array([[[20, 30]]], number), [[True]], jnp.array([[5, 6, 25, 40]]), multimask=np.True_
+    )
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +266,34 @@ def test_setting_images_forgets_those_before(predictor):
         ({"masks": np.zeros((1, 16, 16))}, r"expected \[P, 32, 32\]"),
         ({"points": [[[1, 2]], [[1, 2], [3, 4]]], "labels": [[1]]}, "points cannot be one array"),
         ({"boxes": np.zeros((0, 4))}, "P > 0"),
+        ({"boxes": [1, 2, 3, 4]}, r"for a single prompt, P = 1: np.array\(boxes\)\[None\]"),
+        ({"boxes": [[1, 2, 3, 4]] * 2, "masks": np.zeros((3, 32, 32))}, "2 of boxes, 3 of masks"),
+        ({"boxes": [[np.nan, 2, 3, 4]]}, r"boxes: nan at \[0, 0\], 1 of 4 values are not finite"),
+        ({"boxes": [[1, 2, np.inf, 4]]}, r"boxes: inf at \[0, 2\]"),
+        ({"boxes": [[1, 2, 3, 1e39]]}, r"boxes: 1e\+39 at .* beyond float32"),
+        ({"boxes": [[1, 2, 3, 3.4e38]]}, "scaled to what is encoded: .* beyond float32"),
+        ({"boxes": [[20, 20, 5, 30]]}, r"ends before it begins; .*\(x, y, x \+ width, y"),
+        ({"boxes": {"x": 1}}, "boxes: a dict; expected an array"),
+        ({"boxes": (box for box in ())}, "boxes: a generator; expected an array"),
+        ({"boxes": [["1", "2", "3", "4"]]}, "boxes: a list that makes an array of dtype <U1"),
+        ({"boxes": [[1, 2, 3, 4j]]}, "makes an array of dtype complex128"),
+        ({"boxes": [[1, 2, 3, None]]}, "makes an array of dtype object"),
+        ({"boxes": [[True] * 4]}, "boxes of dtype bool"),
+        ({"points": [[[1, 2]]], "labels": [[0.5]]}, r"labels \[0.5\]: expected 1"),
+        ({"points": [[[1, 2]]], "labels": [["1"]]}, "labels: a list that makes"),
+        ({"masks": np.full((1, 32, 32), np.nan)}, "masks: nan at"),
+        ({"masks": np.ones((1, 32, 32), bool)}, r"\[P, 48, 32\] .* the image's own size"),
+        ({"masks": np.ones((1, 48, 32))}, "own size are of dtype bool: masks > 0"),
+        ({"masks": np.ones((48, 32), bool)}, r"np.array\(masks\)\[None\]"),
+        ({"masks": np.zeros((1, 3, 32, 32))}, "masks=prediction takes the best"),
+        ({"masks": np.zeros((1, 32, 32), np.uint8)}, "masks of dtype uint8 .*: masks > 0"),
+        ({"masks": np.eye(32)[None]}, "values from 0.0 to 1.0; expected logits"),
+        ({"masks": "mask.png"}, "masks: a str; expected an earlier prediction"),
+        ({"multimask": None}, "multimask: None; expected True or False"),
+        ({"multimask": 1}, "multimask: an int; expected True or False"),
     ],
 )
 def test_prompts_that_are_refused(predictor, prompt, what):
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=what) as error:
         predictor.predict(**prompt)
+    assert len(str(error.value)) < 600 and str(error.value).isprintable()
