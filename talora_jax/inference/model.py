@@ -7,10 +7,8 @@
 Images take turns, and tasks, and a task's channels: one program embeds one image for one task, one
 decodes one channel. So both are compiled once, whatever the tasks (with native aspect, once for
 every shape of padded images); another adapter of the same ranks needs no compilation; and what a
-task gives does not depend, not in the last bit, on which others the model has. The two programs
-that resize, into the padded image and back, are small. They see images filled up to multiples of
-`BUCKET` pixels and get true sizes as numbers: they are compiled once for each such bucket, not for
-each size.
+task gives does not depend, not in the last bit, on which others the model has. The programs
+that resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
 """
 
 import dataclasses
@@ -28,10 +26,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from talora_jax.errors import UserError, printable
+from talora_jax.inference import tiles
 from talora_jax.inference.arrays import in_words
 from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.geometry import Geometry, pixels_to_padded, resize
+from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.msam import MSam, task_axis
 from talora_jax.models.sam import SamConfig
@@ -39,9 +38,6 @@ from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.assemble import Base, check_fits, joined, read_base_of, resolve_dtype
 from talora_jax.weights.state import filled
-
-# Sides of images are filled up to multiples of this, and a program serves all of one multiple.
-BUCKET = 256
 
 Arrays = dict[str, np.ndarray]
 
@@ -194,15 +190,8 @@ class TrainedModel:
         self, image: UInt8[np.ndarray, "H W 3"], tasks: Sequence[str] | None, probabilities: bool
     ) -> Arrays:
         wanted = self.named(tasks)
-        height, width = image.shape[:2]
-        geometry = self._geometry(height, width)
-        into, resized = geometry.matrices_to_padded(), np.array(geometry.resized)
-        padded = _to_padded(
-            _filled_up(image, 0, 1),
-            *(_filled_up(matrix, 1) for matrix in into),
-            resized,
-            self.file.pixel_normalisation,
-        )
+        geometry = self._geometry(*image.shape[:2])
+        padded = tiles.to_padded(image, geometry, normalised=self.file.pixel_normalisation)
         embedding, positions, arrays = None, None, {}
         for task in wanted:
             model, rows = self._ones[task.name]
@@ -212,12 +201,7 @@ class TrainedModel:
                 positions = _positions(self._graphdef, model, *embedding.shape[1:3])
             channels = [_channel(self._graphdef, model, embedding, positions, row) for row in rows]
             low_res = jnp.stack(channels, axis=-1)
-            back = geometry.matrices_from_padded(low_res.shape[1:3])
-            outputs = _outputs(task, low_res, *(_filled_up(m, 0) for m in back), probabilities)
-            arrays |= {
-                name: np.ascontiguousarray(np.asarray(x)[0, :height, :width])
-                for name, x in outputs.items()
-            }
+            arrays |= tiles.outputs(task, low_res, geometry, probabilities=probabilities)
         return arrays
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
@@ -288,8 +272,6 @@ def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
 
 # The steps of `MSam`, each a program of its own.
 
-_to_padded = jax.jit(pixels_to_padded, static_argnames="normalised")
-
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _embed(graphdef, model, padded):
@@ -307,18 +289,6 @@ def _channel(graphdef, model, embedding, positions, row):
     model = nnx.merge(graphdef, model)
     decoder = jax.tree.map(lambda x: x[0], nnx.state(model.mask_decoders))
     return model.decode_channel(decoder, embedding, positions, row)
-
-
-@functools.partial(jax.jit, static_argnames=("task", "probabilities"))
-def _outputs(task, low_res, rows, columns, probabilities):
-    """A task's outputs at a filled up size from its maps; see `Geometry.matrices_from_padded`."""
-    maps = resize(low_res.astype(jnp.float32), rows, columns)
-    return task.outputs(maps, probabilities=probabilities)
-
-
-def _filled_up(x: np.ndarray, *axes: int) -> np.ndarray:
-    """x with zeros at the end of these axes, up to multiples of `BUCKET`."""
-    return np.pad(x, [(0, -n % BUCKET if axis in axes else 0) for axis, n in enumerate(x.shape)])
 
 
 # Tracing a model takes seconds, and adapters to switch between are mostly alike.

@@ -130,25 +130,6 @@ def resize(
     return jnp.einsum("yh,...hwc,xw->...yxc", rows, x, columns, precision="highest")
 
 
-def pixels_to_padded(
-    pixels: UInt8[Array, "Y X 3"],
-    rows: Float[Array, "padded_h Y"],
-    columns: Float[Array, "padded_w X"],
-    resized: Int[Array, "2"],
-    normalised: bool,
-) -> Float[Array, "1 padded_h padded_w 3"]:
-    """`Geometry.to_padded` of one image of 8 bits, with its sizes as numbers and not as shapes.
-
-    Args:
-      pixels: RGB; what lies outside the image is anything that the matrices do not read.
-      rows, columns: from `Geometry.matrices_to_padded`.
-      resized: (H, W), from `Geometry`.
-      normalised: as `normalise` there.
-    """
-    padded = resize(pixels.astype(jnp.float32), rows, columns)[None]
-    return normalise(padded, resized) if normalised else padded / 255
-
-
 def normalise(
     padded: Num[Array | np.ndarray, "*b Y X 3"], resized: Int[Array | np.ndarray, "*#b 2"]
 ) -> Float[Array, "*b Y X 3"]:

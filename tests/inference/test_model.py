@@ -14,6 +14,7 @@ from PIL import Image
 import talora_jax
 from talora_jax.errors import UserError
 from talora_jax.inference import model as trained
+from talora_jax.inference import tiles
 from talora_jax.models.msam import MSam
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import assemble, read_base_of
@@ -92,15 +93,33 @@ def test_a_list_of_tasks_asks_for_these_alone(model):
         np.testing.assert_array_equal(array, whole[name])
 
 
-def test_programs_are_compiled_once_for_all_sizes_of_a_bucket(model):
-    programs = (trained._to_padded, trained._embed, trained._channel, trained._outputs)
+def test_programs_are_compiled_once_for_all_sizes(model):
     model.predict(IMAGES[0])
+    programs = [trained._embed, trained._channel]
+    programs += [x for x in vars(tiles).values() if hasattr(x, "_cache_size")]
+    assert len(programs) == 7
     before = [program._cache_size() for program in programs]
-    model.predict([np.zeros((h, w), np.uint8) for h, w in ((5, 7), (256, 40), (99, 256))])
+    sizes = (5, 7), (256, 40), (99, 256), (257, 300), (600, 90)
+    model.predict([np.zeros(size, np.uint8) for size in sizes])
     assert [program._cache_size() for program in programs] == before
-    model.predict(np.zeros((257, 300), np.uint8))
-    after = [program._cache_size() for program in programs]
-    assert after == [before[0] + 1, before[1], before[2], before[3] + len(model.tasks)]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_tiles_are_the_whole(model, normalised, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 16)
+    geometry = model._geometry(50, 35)
+    image = RNG.integers(0, 256, (50, 35, 3), np.uint8)
+    whole = geometry.to_padded(image / np.float32(255), normalise=normalised)
+    found = tiles.to_padded(image, geometry, normalised=normalised)
+    np.testing.assert_allclose(found[0], whole, rtol=0, atol=1e-5)
+    maps = RNG.normal(size=(1, 32, 32, 3)).astype(np.float32)
+    for task in (model.tasks[0], model.tasks[2]):
+        expected = task.outputs(geometry.from_padded(maps))
+        found = tiles.outputs(task, jnp.asarray(maps), geometry, probabilities=True)
+        assert found.keys() == expected.keys()
+        for name, x in expected.items():
+            assert found[name].dtype == x.dtype
+            np.testing.assert_allclose(found[name], x[0], rtol=0, atol=1e-5)
 
 
 def test_switching_adapters_neither_loads_nor_compiles(model, shelf):
