@@ -41,6 +41,17 @@ def as_array(name: str, x, expected: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def as_flag(name: str, x) -> bool:
+    """x as what it says, true or false.
+
+    Raises:
+      UserError: it is something else, which might not mean what Python makes of it.
+    """
+    if not isinstance(x, (bool, np.bool_)):
+        raise UserError(f"{name}: {in_words(x)}; expected True or False")
+    return bool(x)
+
+
 def in_words(x) -> str:
     """What a thing is, for messages."""
     if x is None:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
-from talora_jax.inference.arrays import in_words
+from talora_jax.inference.arrays import as_flag, in_words
 from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
@@ -136,6 +136,7 @@ class TrainedModel:
           UserError: the model has no such task; something is no image, or one that is so long and
             narrow that nothing of it would be left.
         """
+        probabilities = as_flag("probabilities", probabilities)
         if isinstance(images, (list, tuple)):
             return [self._predict(image, tasks, probabilities) for image in each_rgb(images)]
         return self._predict(as_rgb(images), tasks, probabilities)

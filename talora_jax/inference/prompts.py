@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
 from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.inference.arrays import as_array, finite, in_words
+from talora_jax.inference.arrays import as_array, as_flag, finite, in_words
 from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.geometry import Geometry, normalise, resize_matrix
 from talora_jax.models.prompt_encoder import (
@@ -184,8 +184,7 @@ class SamPredictor:
         Raises:
           UserError: no such image is set, or the prompts have other shapes or values.
         """
-        if not isinstance(multimask, (bool, np.bool_)):
-            raise UserError(f"multimask: {in_words(multimask)}; expected True or False")
+        multimask = as_flag("multimask", multimask)
         geometry, embedding = self._image(image)
         points, labels, masks = self._prompts(points, labels, boxes, masks, geometry)
         low_res, iou = [], []
@@ -199,7 +198,7 @@ class SamPredictor:
                 _pad(points[turn], pad, 0)[None],
                 _pad(labels[turn], pad, ABSENT)[None],
                 None if masks is None else _pad(masks[turn], pad, 0)[None],
-                multimask=bool(multimask),
+                multimask=multimask,
             )
             low_res.append(np.asarray(maps[0])[:size])
             iou.append(np.asarray(quality[0])[:size])

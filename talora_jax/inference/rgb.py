@@ -17,6 +17,12 @@ _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _16_BITS_IN_32 = ("PPM", "PNG")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
+# Images that Pillow cannot read, and what can.
+_OTHER_READERS = {
+    ".npy": "; give np.load(path)",
+    **dict.fromkeys((".heic", ".heif"), "; convert it to JPEG or PNG"),
+}
+
 _EXPECTED = (
     "a path, a Pillow image, or an array [H, W, 3] for RGB, [H, W, 4] with alpha, or [H, W] for "
     "gray"
@@ -103,7 +109,8 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         with Image.open(path) as image:
             return as_rgb(image)
     except UnidentifiedImageError:
-        reason = "not an image that Pillow can read"
+        way_on = _OTHER_READERS.get(path.suffix.lower(), "")
+        reason = f"not an image that Pillow can read{way_on}"
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
         reason = getattr(error, "strerror", None) or one_line(error)
     raise UserError(f"{printable(path)}: {reason}")

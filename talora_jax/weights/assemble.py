@@ -76,9 +76,11 @@ def read_base_of(
         values = {name_of(p): v[...] for p, v in nnx.to_flat_state(frozen)}
         made = Base(sam, values, fingerprint(values), {})
     else:
-        if not base_path(weights).is_file():
+        place = base_path(weights)
+        if not place.is_file():
+            what = ", but a folder" if place.is_dir() else ""
             raise UserError(
-                f"there is no base {weights}: {path} was trained on {file.base}, and needs that "
+                f"there is no base {weights}{what}: {path} was trained on {file.base}, and needs it "
                 "(base=…, or --base on the command line); if it is lost, make it again of the same "
                 "SAM checkpoint with: python -m weights_convert CHECKPOINT base.safetensors"
             )

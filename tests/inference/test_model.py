@@ -219,6 +219,8 @@ def test_what_is_refused(model, shelf, tmp_path):
             model.predict(image)
     with pytest.raises(UserError, match="no task flow; this model has semantic, depth, normals"):
         model.predict(IMAGES[0], ["flow"])
+    with pytest.raises(UserError, match="probabilities: a str; expected True or False"):
+        model.predict(IMAGES[0], probabilities="no")
     with pytest.raises(UserError, match="tasks: an int; expected names, of semantic, depth"):
         model.predict(IMAGES[0], 5)
     with pytest.raises(UserError, match="no task flow"):

@@ -220,6 +220,13 @@ def test_a_tiff_of_floating_point(tmp_path):
         read_rgb(tmp_path / "many.tif")
 
 
+def test_files_that_others_than_pillow_read(tmp_path):
+    for name, told in (("a.npy", r"np.load\(path\)"), ("a.HEIC", "convert it to JPEG or PNG")):
+        (tmp_path / name).write_bytes(b"no picture")
+        with pytest.raises(UserError, match=f"{name}: not an image that Pillow can read; .*{told}"):
+            read_rgb(tmp_path / name)
+
+
 def test_images_that_are_closed_or_cut_short(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(RGB).save(path)
