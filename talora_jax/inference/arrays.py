@@ -1,7 +1,5 @@
 """Whatever a person gives for an array, as one of booleans or numbers, or one sentence."""
 
-import math
-
 import numpy as np
 
 from talora_jax.errors import UserError, one_line
@@ -77,7 +75,7 @@ def finite(name: str, x: np.ndarray) -> np.ndarray:
         where = np.unravel_index(bad.argmax(), bad.shape)
         raise UserError(
             f"{name}: {x[where]} at {[int(i) for i in where]}, "
-            f"{np.count_nonzero(bad)} of {math.prod(x.shape)} values are not finite or beyond "
-            "float32; expected finite numbers"
+            f"{np.count_nonzero(bad)} of {x.size} values are not finite, or beyond float32; "
+            "expected finite numbers"
         )
     return x

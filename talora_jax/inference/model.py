@@ -7,8 +7,8 @@
 Images take turns, and tasks, and a task's channels: one program embeds one image for one task, one
 decodes one channel. So both are compiled once, whatever the tasks (with native aspect, once for
 every shape of padded images); another adapter of the same ranks needs no compilation; and what a
-task gives does not depend, not in the last bit, on which others the model has. The programs
-that resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
+task gives does not depend, not in the last bit, on which others the model has. The programs that
+resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
 """
 
 import dataclasses

@@ -61,7 +61,7 @@ def outputs(
     return arrays
 
 
-# TPUs would round float32 to bfloat16: depth in metres, to centimetres.
+# As `geometry.resize` is.
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 

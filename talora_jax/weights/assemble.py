@@ -80,9 +80,9 @@ def read_base_of(
         if not place.is_file():
             what = ", but a folder" if place.is_dir() else ""
             raise UserError(
-                f"there is no base {weights}{what}: {path} was trained on {file.base}, and needs it "
-                "(base=…, or --base on the command line); if it is lost, make it again of the same "
-                "SAM checkpoint with: python -m weights_convert CHECKPOINT base.safetensors"
+                f"there is no base {weights}{what}: {path} was trained on {file.base}, and needs "
+                "that (base=…, or --base on the command line); if it is lost, make it again of the "
+                "same SAM checkpoint with: python -m weights_convert CHECKPOINT base.safetensors"
             )
         tensors, description = read_base(weights)
         check_base_tasks(description.tasks, file.tasks, weights)

@@ -268,7 +268,10 @@ def test_points_and_labels_of_any_numbers(predictor, number):
         ({"boxes": np.zeros((0, 4))}, "P > 0"),
         ({"boxes": [1, 2, 3, 4]}, r"for a single prompt, P = 1: np.array\(boxes\)\[None\]"),
         ({"boxes": [[1, 2, 3, 4]] * 2, "masks": np.zeros((3, 32, 32))}, "2 of boxes, 3 of masks"),
-        ({"boxes": [[np.nan, 2, 3, 4]]}, r"boxes: nan at \[0, 0\], 1 of 4 values are not finite"),
+        (
+            {"boxes": [[np.nan, 2, 3, 4]]},
+            r"boxes: nan at \[0, 0\], 1 of 4 values are not finite, or beyond float32",
+        ),
         ({"boxes": [[1, 2, np.inf, 4]]}, r"boxes: inf at \[0, 2\]"),
         ({"boxes": [[1, 2, 3, 1e39]]}, r"boxes: 1e\+39 at .* beyond float32"),
         ({"boxes": [[1, 2, 3, 3.4e38]]}, "scaled to what is encoded: .* beyond float32"),
