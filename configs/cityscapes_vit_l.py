@@ -12,7 +12,7 @@ Hardware: four accelerators with an image each, or one with --config.accumulate=
 
 MTSAM's code has no Cityscapes, and what is known of its tables gives no Cityscapes numbers. The
 recipe is that of configs/nyuv2.py with tasks of equal weight and mirroring alone: a window of the
-frame brings everything nearer, and disparity would have to grow by its scale. To set beside it,
+frame brings everything nearer, and disparity grows by its scale. To set beside it,
 ResNet-50 DeepLabV3+ (DB-MTL, table 2, 3 runs; a model per task, and the best of both in one):
 
                       miou    pixel_acc  abs_err  rel_err (%)

@@ -32,6 +32,7 @@ OPTIONAL = {
     "data.image_size": (),
     "data.class_names": ("",),
     "data.depth_scale": 0.0,
+    "data.max_depth": 0.0,
     "data.ignore_label": -1,
     "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
     "prompts.aspects": (0.0, 0.0),
@@ -66,8 +67,9 @@ def default() -> ml_collections.ConfigDict:
     data.val_fraction = 0.2  # `folder`, where dataset.json names no splits
     # `folder`; None leaves them to dataset.json
     data.class_names = placeholder(tuple)
-    data.depth_scale = placeholder(float)  # units of a depth PNG per metre
-    data.ignore_label = placeholder(int)  # the label for "none"
+    data.depth_scale = placeholder(float)  # units of a depth file per metre
+    data.max_depth = placeholder(float)  # metres, above it is no measurement; `nyuv2_mtan` as well
+    data.ignore_label = placeholder(int)  # the label for "none"; `*_mtan` as well
     data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
 
     config.augment = augment = ml_collections.ConfigDict()
@@ -307,6 +309,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in ("eval_every", "checkpoint_every", "num_pictures", "orthogonal_weight"):
         if config[field] < 0:
             raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
+    if config.data.max_depth is not None and not 0 < config.data.max_depth < float("inf"):
+        raise UserError(
+            f"config.data.max_depth is {config.data.max_depth}, expected metres above 0"
+        )
     if config.batch_size % config.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by "

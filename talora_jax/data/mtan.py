@@ -16,8 +16,10 @@ What is kept:
 - image: 8 bits. The published floats in [0, 1] are taken for k / 255, which come back bit for bit
   in float32. Images of other values are rounded, which puts them off by at most 1 / 510, and a note
   on standard error counts them.
-- labels: exactly. Floats are accepted if they are whole numbers.
-- depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned.
+- labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` is no
+  label, as -1 is.
+- depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned. Depth above
+  `config.data.max_depth` is no measurement.
 """
 
 import contextlib
@@ -30,7 +32,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float32, Int8, UInt8
+from jaxtyping import Float, Float32, Int8, UInt8
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.records import (
@@ -44,6 +46,7 @@ from talora_jax.data.records import (
     prepared,
 )
 from talora_jax.errors import UserError
+from talora_jax.tasks.depth import measured
 from talora_jax.tasks.target_files import BadFile, read_npy
 
 HOME = "https://github.com/lorenmt/mtan"
@@ -91,8 +94,8 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
     """Opens the data set at `data.path`, preparing it if that has not been done.
 
     Args:
-      data: `config.data`, of which are read `path`, `dir` (None: TFDS's default) and `image_size`
-        (H, W that the files must have; None takes what they have).
+      data: `config.data`, of which are read `path`, `dir` (None: TFDS's default), `image_size`
+        (H, W that the files must have; None takes what they have), `ignore_label` and `max_depth`.
       tasks: targets wanted.
 
     Raises:
@@ -103,9 +106,10 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
         splits = _list(packing, root)
         size = _size(data.image_size or (), splits["train"][0]["image"])
         _note_counts(packing, root, splits)
-        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits)}"
+        none = _None(data.get("ignore_label"), data.get("max_depth"))
+        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits, none)}"
         if prepared(packing.records, data.dir, name) is None:
-            _prepare(packing, data.dir, name, splits, size)
+            _prepare(packing, data.dir, name, splits, size, none)
     builder = prepared(packing.records, data.dir, name)
     return Dataset(
         name=packing.records.name,
@@ -117,6 +121,19 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
             for split in SPLITS
         },
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _None:
+    """What means none in this copy, by the fields of `config.data`.
+
+    Attributes:
+      ignore_label: a label; None knows -1 alone.
+      max_depth: metres, of all above; None knows 0 alone.
+    """
+
+    ignore_label: int | None
+    max_depth: float | None
 
 
 # Which files there are.
@@ -166,11 +183,12 @@ def _download(root: AnyPath) -> Path:
     return Path(root.root.filename) if isinstance(root, zipfile.Path) else root
 
 
-def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> str:
+def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]], none: _None) -> str:
+    settings = "" if none == _None(None, None) else repr(none)
     if isinstance(root, zipfile.Path):
-        return fingerprint("", {root.at: _download(root)})
+        return fingerprint(settings, {root.at: _download(root)})
     paths = [path for samples in splits.values() for files in samples for path in files.values()]
-    return fingerprint("", {path.relative_to(root).as_posix(): path for path in paths})
+    return fingerprint(settings, {path.relative_to(root).as_posix(): path for path in paths})
 
 
 def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
@@ -279,46 +297,50 @@ def _read_image(path: AnyPath) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
     return whole.astype(np.uint8), bool(np.abs(steps - whole).max() > _STEP_SLACK)
 
 
-def _read_labels(path: AnyPath, class_names: Sequence[str]) -> Int8[np.ndarray, "H W"]:
+def _read_labels(
+    path: AnyPath, class_names: Sequence[str], ignored: int | None
+) -> Int8[np.ndarray, "H W"]:
     """Class indices, -1 = no label."""
     values = read_npy(path)
     if values.ndim != 2:
         raise BadFile(f"shape {values.shape}, expected [H, W]")
     if values.dtype.kind not in "iuf" or not (values == np.rint(values)).all():
         raise BadFile(f"{values.dtype}, expected whole numbers")
+    if ignored is not None:
+        values = np.where(values == ignored, -1, values.astype(np.int64))
     wrong = values[(values < -1) | (values >= len(class_names))]
     if wrong.size:
         raise BadFile(
             f"label {wrong[0]:g}, expected 0 to {len(class_names) - 1} for the {len(class_names)} "
-            "classes, or -1 for none"
+            "classes, or -1 for none; config.data.ignore_label names another value for none"
         )
     return values.astype(np.int8)
 
 
-def _read_floats(path: AnyPath, channels: int) -> Float32[np.ndarray, "H W C"]:
+def _read_floats(path: AnyPath, channels: int) -> Float[np.ndarray, "H W C"]:
     values = read_npy(path)
     if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != channels:
         raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, {channels}]")
     if not np.isfinite(values).all():
         raise BadFile(f"{(~np.isfinite(values)).sum()} values are NaN or infinite, expected none")
-    return values.astype(np.float32)
+    return values
 
 
-def _read_depth(path: AnyPath) -> Float32[np.ndarray, "H W 1"]:
+def _read_depth(path: AnyPath, max_depth: float | None) -> Float32[np.ndarray, "H W 1"]:
     """Depth or disparity, 0 = no measurement."""
     values = _read_floats(path, 1)
     if values.min() < 0:
         raise BadFile(f"value {values.min():g}, expected 0 (no measurement) or above")
-    return values
+    return measured(values, max_depth)
 
 
 def _read_normals(path: AnyPath) -> Float32[np.ndarray, "H W 3"]:
     """Unit vectors, all-zero = invalid. Resizing may have made some shorter than 1, none longer."""
     values = _read_floats(path, 3)
-    longest = np.linalg.norm(values, axis=-1).max()
+    longest = np.linalg.norm(values.astype(np.float64), axis=-1).max()
     if longest > 1 + _UNIT_SLACK:
         raise BadFile(f"a vector of length {longest:g}, expected unit vectors or zeros")
-    return values
+    return values.astype(np.float32)
 
 
 # How a sample is stored.
@@ -344,6 +366,7 @@ def _prepare(
     name: str,
     splits: Mapping[str, Sequence[Files]],
     size: tuple[int, int],
+    none: _None,
 ) -> None:
     rounded: list[AnyPath] = []
     config = RecordsConfig(
@@ -351,7 +374,7 @@ def _prepare(
         title=packing.title,
         splits=splits,
         make=functools.partial(
-            _make_sample, size=size, class_names=packing.class_names, rounded=rounded
+            _make_sample, size=size, class_names=packing.class_names, none=none, rounded=rounded
         ),
         stored={
             target: (dtype, (*size, *channels))
@@ -369,7 +392,11 @@ def _prepare(
 
 
 def _make_sample(
-    files: Files, size: tuple[int, int], class_names: Sequence[str], rounded: list[AnyPath]
+    files: Files,
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    none: _None,
+    rounded: list[AnyPath],
 ) -> Sample:
     """Reads and checks the files of one sample; adds its image to `rounded` if it was."""
     sample = {}
@@ -381,11 +408,13 @@ def _make_sample(
                     if was_rounded:
                         rounded.append(path)
                 case "semantic":
-                    values = _read_labels(path, class_names)
+                    values = _read_labels(path, class_names, none.ignore_label)
                 case "normals":
                     values = _read_normals(path)
-                case "depth" | "disparity":
-                    values = _read_depth(path)
+                case "depth":
+                    values = _read_depth(path, none.max_depth)
+                case "disparity":
+                    values = _read_depth(path, None)
         except BadFile as error:
             raise UserError(f"{path}: {error}.") from error
         if values.shape[:2] != size:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,37 @@ from talora_jax.tasks.base import (
     Truth,
     bincount,
 )
+from talora_jax.tasks.content import Content, percent
 from talora_jax.tasks.target_files import BadFile, FileSettings, read_indices, read_plane, span
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BinaryContent(Content):
+    """Of yes and no.
+
+    Attributes:
+      yes: how many pixels say yes.
+    """
+
+    yes: int
+    word: ClassVar[str] = "yes"
+    in_files: ClassVar[str] = "in a PNG 0 is no and anything else yes"
+
+    @property
+    def yes_share(self) -> float:
+        return self.yes / max(self.labelled, 1)
+
+    def numbers(self) -> dict[str, float]:
+        return super().numbers() | {self.word: self.yes_share}
+
+    def in_words(self) -> str:
+        return f"{percent(self.yes_share)} {self.word}, {super().in_words()}"
+
+    def refusal(self, *, as_masks: bool = False) -> str | None:
+        if self.labelled and self.yes in (0, self.labelled):
+            which = "no" if not self.yes else "every"
+            return f"{which} labelled pixel is {self.word}, expected both kinds; {self.in_files}"
+        return super().refusal(as_masks=as_masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +62,32 @@ class Binary(Task):
     target_dtype = np.float32
     stored_dtype = np.int8
     unlabelled = -1
+    content_kind: ClassVar[type[BinaryContent]] = BinaryContent
 
     @classmethod
     def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 1"]:
         """A PNG of 0 for no, anything else for yes; an npy file of 1, 0 and -1."""
         del settings
         if path.suffix != ".npy":
-            return (read_indices(path) != 0).astype(np.float32)[..., None]
+            values = read_indices(path)
+            if {1, 255} <= set(np.unique(values)) <= {0, 1, 255}:
+                raise BadFile(
+                    "values 1 and 255, of which both would be yes; if 255 is no label, save npy "
+                    "of 1, 0 and -1"
+                )
+            return (values != 0).astype(np.float32)[..., None]
         values = read_plane(path)
         if values.ndim != 2 or not np.isin(values, (-1, 0, 1)).all():
             raise BadFile(f"shape {values.shape}, {span(values)}, expected [H, W] of 1, 0 and -1")
         return values.astype(np.float32)[..., None]
+
+    @classmethod
+    def content(cls, target: Float32[np.ndarray, "H W 1"]) -> BinaryContent:
+        return cls.content_kind(
+            pixels=target.size,
+            labelled=int((target >= 0).sum()),
+            yes=int((target > 0.5).sum()),
+        )
 
     def valid(self, target: AnyTarget) -> Labelled:
         return target[..., 0] >= 0

@@ -11,8 +11,41 @@ import optax
 from jaxtyping import Array, Float, UInt32
 
 from talora_jax.tasks.base import AnyArray, HostSums, Maps, Sums, Totals
-from talora_jax.tasks.binary import Binary, reached
+from talora_jax.tasks.binary import Binary, BinaryContent, reached
 from talora_jax.tasks.boundaries import count_matches, pack, thin, unpack
+from talora_jax.tasks.content import percent
+
+# Of the labelled pixels: lines leave most of an image free, and thin ones nearly all of it.
+_MOST_EDGES = 0.5
+_MANY_EDGES = 0.25
+
+
+class EdgesContent(BinaryContent):
+    """Of edges."""
+
+    word = "edges"
+
+    @property
+    def measurable(self) -> bool:
+        return self.yes > 0
+
+    def refusal(self, *, as_masks: bool = False) -> str | None:
+        if self.labelled and not self.yes:
+            return (
+                "no edge anywhere: derived from numbers they lie where two labels meet, which "
+                "foreground as 0 and 1 in instance/, or borders of no label, never do; give every "
+                "object a number of its own there, or a folder edges/"
+            )
+        if self.labelled and self.yes_share > _MOST_EDGES:
+            return (
+                f"{percent(self.yes_share)} of the labelled pixels are edges, expected lines; in a "
+                "PNG 0 is none and anything else an edge: turn black and white about"
+            )
+        return super().refusal(as_masks=as_masks)
+
+    def notes(self) -> list[str]:
+        thick = f"{percent(self.yes_share)} of the labelled pixels are edges, much for lines"
+        return super().notes() + ([thick] if self.yes_share > _MANY_EDGES else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +61,7 @@ class Edges(Binary):
     tolerance: float = 0.0075
 
     meaning = "probability of an edge"
+    content_kind = EdgesContent
     thresholds = tuple(k / 100 for k in range(1, 100))
 
     def pixel_loss(self, maps: Maps, target: Float[AnyArray, "B H W 1"]) -> Float[Array, "B H W"]:

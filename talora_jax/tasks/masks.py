@@ -1,12 +1,42 @@
 """Objects and their parts, numbered: what masks for prompts are made of."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 
+from talora_jax.tasks.content import Content
 from talora_jax.tasks.target import PixelTarget
-from talora_jax.tasks.target_files import FileSettings, read_indices
+from talora_jax.tasks.target_files import FileSettings, as_int32, read_indices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumbersContent(Content):
+    """Of numbers of things.
+
+    Attributes:
+      images: how many there are.
+      things: how many numbers they have, each image counted by itself.
+    """
+
+    images: int
+    things: int
+
+    def numbers(self) -> dict[str, float]:
+        return super().numbers() | {"things_per_image": self.things / max(self.images, 1)}
+
+    def in_words(self) -> str:
+        return f"{self.things / max(self.images, 1):.3g} numbers an image, {super().in_words()}"
+
+    def refusal(self, *, as_masks: bool = False) -> str | None:
+        if not self.labelled:
+            return "no pixel has a number, expected 1, 2, … where an object is (0 is no label)"
+        return super().refusal(as_masks=as_masks)
+
+    def notes(self) -> list[str]:
+        one = "no image has more than about one number: foreground as 0 and 1 is one mask an image"
+        return super().notes() + ([one] if self.things <= self.images else [])
 
 
 class Instance(PixelTarget):
@@ -21,9 +51,20 @@ class Instance(PixelTarget):
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Numbers from 1 on of a PNG or an npy file; 0 and less is no label."""
         del settings
-        values = read_indices(path).astype(np.int32)
+        values = as_int32(read_indices(path), "renumber the objects of each image from 1 on")
         values[values <= 0] = -1
         return values
+
+    @classmethod
+    def content(cls, target: Int32[np.ndarray, "H W"]) -> NumbersContent:
+        numbers, areas = np.unique(target, return_counts=True)
+        there = numbers >= 0
+        return NumbersContent(
+            pixels=target.size,
+            labelled=int(areas[there].sum()),
+            images=1,
+            things=int(there.sum()),
+        )
 
 
 class Part(Instance):

@@ -23,11 +23,49 @@ from talora_jax.tasks.base import (
     error_means,
     error_sums,
 )
+from talora_jax.tasks.content import Content, percent
 from talora_jax.tasks.legends import Key, Legend
 from talora_jax.tasks.png import Png
 from talora_jax.tasks.target_files import BadFile, FileSettings, open_image, read_npy
 
 _STORED_ONE = 32767
+# How long a vector may be that is made one of unit length, and how long the median of a file's.
+_LENGTHS = (0.5, 1.5)
+_MEDIAN_LENGTHS = (0.75, 1.25)
+# Of one, the mean of unit vectors that are all the same, but for rounding.
+_ALIKE = 0.9999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalsContent(Content):
+    """Of unit vectors.
+
+    Attributes:
+      unit: how many of them are about as long as that.
+      direction: their sum.
+    """
+
+    unit: int
+    direction: Float[np.ndarray, "3"]
+
+    def numbers(self) -> dict[str, float]:
+        return {"valid": self.share}
+
+    def in_words(self) -> str:
+        return f"{percent(self.share)} of the pixels have a valid normal"
+
+    def refusal(self, *, as_masks: bool = False) -> str | None:
+        expected = "expected unit vectors, as floats or as 8-bit RGB v for 2v/255 - 1"
+        if not self.labelled:
+            return f"no pixel has a valid normal (all black, zero or not finite), {expected}"
+        if 2 * self.unit < self.labelled:
+            return f"most vectors are not of unit length, {expected}"
+        return super().refusal(as_masks=as_masks)
+
+    def notes(self) -> list[str]:
+        alike = np.linalg.norm(self.direction) > _ALIKE * max(self.labelled, 1)
+        same = "every normal is the same vector, which is nothing to learn"
+        return super().notes() + ([same] if alike else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +102,34 @@ class Normals(Task):
             values = read_npy(path)
             if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != 3:
                 raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, 3]")
-            values = np.where(np.isfinite(values), values, 0).astype(np.float32)
-        length = np.linalg.norm(values, axis=-1, keepdims=True)
+            with np.errstate(over="ignore"):  # what is too large for float32 is infinitely long
+                values = np.where(np.isfinite(values), values, 0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            length = np.linalg.norm(values, axis=-1, keepdims=True)
+        _refuse_other_vectors(values, length[..., 0])
         # Black and mid-grey pixels mark invalid ones in PNGs: they are √3 and about 0 long.
-        valid = (length > 0.5) & (length < 1.5)
+        valid = (length > _LENGTHS[0]) & (length < _LENGTHS[1])
         normals = np.where(valid, values / np.where(valid, length, 1), 0)
         z = normals[..., 2]
         if (z > 0).sum() > (z < 0).sum():
-            raise BadFile("most z are positive, expected z < 0 for surfaces that face the camera")
+            way_on = "if yours are y up and z to the viewer, turn the signs of y and z"
+            if normals.min() >= 0:
+                way_on += ", and if they are (n + 1) / 2, store n"
+            raise BadFile(
+                "most z are positive, expected z < 0 for surfaces that face the camera (x right, "
+                f"y down, z forward); {way_on}"
+            )
         return normals
+
+    @classmethod
+    def content(cls, target: Float32[np.ndarray, "H W 3"]) -> NormalsContent:
+        length = np.linalg.norm(target, axis=-1)
+        return NormalsContent(
+            pixels=length.size,
+            labelled=int((length > 0).sum()),
+            unit=int(((length > _LENGTHS[0]) & (length < _LENGTHS[1])).sum()),
+            direction=target.sum(axis=(0, 1), dtype=np.float64),
+        )
 
     @classmethod
     def store(cls, target: Float32[np.ndarray, "H W 3"]) -> Int16[np.ndarray, "H W 3"]:
@@ -170,6 +227,24 @@ class Normals(Task):
     def constant(self, statistics: Totals) -> Float[np.ndarray, "3"]:
         """The mean direction."""
         return np.asarray(_unit(jnp.asarray(statistics["direction"], jnp.float32)))
+
+
+def _refuse_other_vectors(
+    values: Float32[np.ndarray, "H W 3"], length: Float[np.ndarray, "H W"]
+) -> None:
+    # Zero, mid-grey, and black or white in a PNG are no vectors.
+    vectors = (length > 0.02) & (np.abs(values) != 1).any(axis=-1)
+    if not vectors.any():
+        return
+    median = np.median(length[vectors])
+    if _MEDIAN_LENGTHS[0] <= median <= _MEDIAN_LENGTHS[1]:
+        return
+    found = values[vectors]
+    span = f"values from {found.min():.4g} to {found.max():.4g}"
+    raise BadFile(
+        f"{span}, vectors of a median length of {median:.3g}, expected unit vectors, x, y and z "
+        "from -1 to 1 in an npy file, 2v/255 - 1 in an 8-bit PNG"
+    )
 
 
 def _unit(vectors: Float[AnyArray, "*b C"]) -> Float[Array, "*b C"]:

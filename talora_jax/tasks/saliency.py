@@ -9,7 +9,14 @@ import optax
 from jaxtyping import Array, Float
 
 from talora_jax.tasks.base import AnyArray, Maps, Sums, Totals
-from talora_jax.tasks.binary import Binary, reached
+from talora_jax.tasks.binary import Binary, BinaryContent, reached
+
+
+class SaliencyContent(BinaryContent):
+    """Of what is salient."""
+
+    word = "salient"
+    in_files = "in a PNG 0 is not salient and anything else is"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Saliency(Binary):
     """
 
     meaning = "probability of being salient"
+    content_kind = SaliencyContent
     # np.linspace(0.2, 0.9, 15), and 0.05, 0.10 … 0.95.
     miou_thresholds = tuple((4 + k) / 20 for k in range(15))
     f_thresholds = tuple(k / 20 for k in range(1, 20))

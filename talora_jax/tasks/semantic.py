@@ -1,5 +1,6 @@
 """Tasks that give each pixel one of several classes."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -29,12 +30,102 @@ from talora_jax.tasks.base import (
     Truth,
     bincount,
 )
+from talora_jax.tasks.content import Content
 from talora_jax.tasks.legends import Legend, Swatches
 from talora_jax.tasks.png import Png
-from talora_jax.tasks.target_files import BadFile, FileSettings, read_indices
+from talora_jax.tasks.target_files import (
+    BadFile,
+    FileSettings,
+    as_int32,
+    read_indices,
+    read_palette,
+)
 
 # In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
 _IGNORED_IN_UINT8 = 255
+
+# All ones in 7, 8, 15, 16 and 31 bits: what data sets write where there is no label.
+_ALL_ONES = tuple(2**bits - 1 for bits in (7, 8, 15, 16, 31))
+# Class indices that nobody has named: from so many on, a tenth of them must occur; and the most.
+_MANY_CLASSES = 1000
+_MOST_CLASSES = 2**16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelContent(Content):
+    """Of class indices.
+
+    Attributes:
+      counts: pixels of each class that occurs.
+    """
+
+    counts: collections.Counter[int]
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the highest class index."""
+        return max(self.counts, default=-1) + 1
+
+    @property
+    def gaps(self) -> list[int]:
+        """Indices below the highest one that do not occur."""
+        return [i for i in range(self.num_classes) if i not in self.counts]
+
+    def numbers(self) -> dict[str, float]:
+        """And the share of each class in the labelled pixels, by its index."""
+        return super().numbers() | {
+            "classes": len(self.counts),
+            "gaps": self.num_classes - len(self.counts),
+            **{f"share/{i}": n / self.labelled for i, n in sorted(self.counts.items())},
+        }
+
+    def in_words(self) -> str:
+        if not self.counts:
+            return super().in_words()
+        found, gaps = len(self.counts), self.num_classes - len(self.counts)
+        between = f"{min(self.counts)} to {max(self.counts)}"
+        return f"{found} class ids, {between}, {gaps or 'no'} gaps, {super().in_words()}"
+
+    def numbering(self) -> str | None:
+        """Why these are no indices of classes that nobody has named, and the way on."""
+        found, last = len(self.counts), self.num_classes - 1
+        if last in _ALL_ONES and last - 1 not in self.counts:
+            return (
+                f"{found} class ids occur, the last one {last} and not the one before it: a label "
+                f"for none? Set config.data.ignore_label={last}, or if it is a class name all "
+                f"{last + 1} in config.data.class_names"
+            )
+        if last >= _MOST_CLASSES or (last >= _MANY_CLASSES and 10 * found <= last):
+            return (
+                f"{found} class ids occur, up to {last}, expected indices of classes from 0 on: "
+                "renumber them, or set config.data.ignore_label if the last one is no label"
+            )
+        return None
+
+    def refusal(self, *, as_masks: bool = False) -> str | None:
+        if len(self.counts) == 1:
+            only = next(iter(self.counts))
+            some_unlabelled = self.labelled < self.pixels
+            # As masks, any class but the background is something to ask about.
+            if not as_masks or (only == 0 and some_unlabelled):
+                way_on = "; is config.data.ignore_label one of the classes?"
+                if only == 0 and some_unlabelled:
+                    way_on = (
+                        ": in 8-bit PNGs 255 is no label, so that masks of 0 and 255 need 1 where "
+                        "they have 255"
+                    )
+                return (
+                    f"every labelled pixel is of class {only}, expected two classes or more"
+                    f"{way_on if some_unlabelled else ''}"
+                )
+        return super().refusal(as_masks=as_masks)
+
+    def notes(self) -> list[str]:
+        gaps = self.gaps
+        if not gaps:
+            return super().notes()
+        some = ", ".join(map(str, gaps[:5])) + (f" and {len(gaps) - 5} more" if gaps[5:] else "")
+        return [*super().notes(), f"class ids up to {self.num_classes - 1}, but no pixel of {some}"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +156,19 @@ class Semantic(Task):
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Class indices of a PNG or an npy file; -1 is no label, and so is `ignore_label`."""
         return _read_labels(path, settings.class_names, settings.ignore_label)
+
+    @classmethod
+    def palette_in_use(cls, path: Path, target: Int[np.ndarray, "H W"]) -> dict[int, tuple]:
+        """The colour of each class, where the file has a palette."""
+        palette = read_palette(path)
+        if palette is None:
+            return {}
+        return {i: tuple(palette[i].tolist()) for i in _counts(target) if i < len(palette)}
+
+    @classmethod
+    def content(cls, target: Int[np.ndarray, "H W"]) -> LabelContent:
+        counts = _counts(target)
+        return LabelContent(pixels=target.size, labelled=counts.total(), counts=counts)
 
     @property
     def channels(self) -> int:
@@ -220,20 +324,34 @@ def _read_labels(
     path: Path, class_names: Sequence[str], ignored: int | None
 ) -> Int32[np.ndarray, "H W"]:
     stored = read_indices(path)
-    values = stored.astype(np.int32)
     if ignored is None and stored.dtype == np.uint8 and path.suffix != ".npy":
         ignored = _IGNORED_IN_UINT8
-    values[values == ignored] = -1
+    # Before it is cast: what is ignored need not fit.
+    nothing = np.zeros(stored.shape, bool) if ignored is None else stored == ignored
+    way_on = "config.data.ignore_label names the value that is no label"
+    values = as_int32(np.where(nothing, stored.dtype.type(0), stored), way_on)
+    values[nothing] = -1
     lowest, highest = values.min(), values.max()
     if lowest < -1:
-        raise BadFile(f"label {lowest}, expected -1 (no label) or a class index")
+        raise BadFile(f"label {lowest}, expected -1 (no label) or a class index; {way_on}")
     if class_names and highest >= len(class_names):
         no_label = "-1" if ignored is None else ignored
         raise BadFile(
             f"label {highest}, expected 0 to {len(class_names) - 1} for the {len(class_names)} "
-            f"class_names, or {no_label} for no label"
+            f"class_names, or {no_label} for no label; {way_on}"
         )
     return values
+
+
+def _counts(target: Int[np.ndarray, "H W"]) -> collections.Counter[int]:
+    """How many pixels each class has that has any."""
+    # Sorting is slow, and counting needs room for the highest.
+    if target.max() < _MOST_CLASSES:
+        pixels = np.bincount(target[target >= 0])
+        found = np.flatnonzero(pixels)
+        return collections.Counter(dict(zip(found.tolist(), pixels[found].tolist(), strict=True)))
+    found, pixels = np.unique(target[target >= 0], return_counts=True)
+    return collections.Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
 
 
 def palette(num_colours: int) -> UInt8[np.ndarray, "N 3"]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Num, Shaped
 
+from talora_jax.tasks.content import Content
 from talora_jax.tasks.target_files import FileSettings
 
 Truth = Num[np.ndarray, "H W *c"]
@@ -40,6 +41,19 @@ class PixelTarget(abc.ABC):
         Raises:
           BadFile: the file holds something else; the message says what was expected.
         """
+
+    @classmethod
+    def palette_in_use(cls, path: Path, target: Truth) -> dict[int, tuple[int, ...]]:
+        """The colours that the file which `read` made this target of gives its values, where all
+        files of a folder must agree on them."""
+        del path, target
+        return {}
+
+    @classmethod
+    def content(cls, target: Truth) -> Content:
+        """What the target of one image says."""
+        labelled = (target.reshape(*target.shape[:2], -1) != cls.unlabelled).any(axis=-1)
+        return Content(pixels=labelled.size, labelled=int(labelled.sum()))
 
     @classmethod
     def store(cls, target: Truth) -> Truth:

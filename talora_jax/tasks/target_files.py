@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from zipfile import Path as ZipPath
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int32, Integer, UInt8
 from PIL import Image
 
 from talora_jax.errors import one_line
@@ -26,12 +26,14 @@ class FileSettings(Protocol):
 
     Attributes:
       class_names: of `semantic`, one per class index; empty if nobody named them.
-      depth_scale: units of a depth PNG per metre.
+      depth_scale: units of a depth file per metre; None leaves it to the kind of file.
+      max_depth: metres above which depth is no measurement; None knows no such depth.
       ignore_label: the label of `semantic` that means none; None leaves it to the kind of file.
     """
 
     class_names: tuple[str, ...]
-    depth_scale: float
+    depth_scale: float | None
+    max_depth: float | None
     ignore_label: int | None
 
 
@@ -75,13 +77,47 @@ def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
     if path.suffix != ".npy":
         image = open_image(path)
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
-            raise BadFile(f"mode {image.mode}, expected one channel of integers")
+            raise BadFile(
+                f"mode {image.mode}, expected one channel of integers: a colour must be turned "
+                "into its number before"
+            )
         values = np.asarray(image)
     else:
         values = read_npy(path)
         if values.dtype.kind not in "biu" or values.ndim != 2:
             raise BadFile(f"{values.dtype} of shape {values.shape}, expected integers [H, W]")
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def as_int32(values: Integer[np.ndarray, "H W"], way_on: str) -> Int32[np.ndarray, "H W"]:
+    """Integers of any kind in 32 bits; none is wrapped.
+
+    Raises:
+      BadFile: one does not fit; the message ends with `way_on`.
+    """
+    lowest, highest = int(values.min()), int(values.max())
+    limits = np.iinfo(np.int32)
+    if lowest < limits.min or highest > limits.max:
+        wrong = lowest if lowest < limits.min else highest
+        raise BadFile(f"value {wrong}, expected at most 2**31 - 1, what 32 bits hold: {way_on}")
+    return values.astype(np.int32)
+
+
+def read_palette(path: Path) -> UInt8[np.ndarray, "n 3"] | None:
+    """The colours of a palette PNG; None of any other file.
+
+    Raises:
+      BadFile: it is no PNG.
+    """
+    if path.suffix.lower() != ".png":
+        return None
+    try:
+        image = Image.open(path, formats=("PNG",))
+    except Exception as error:  # as in `open_image`
+        raise BadFile(f"cannot be decoded as PNG ({one_line(error)})") from error
+    if image.mode != "P":
+        return None
+    return np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
 
 
 def read_plane(path: Path) -> np.ndarray:

@@ -30,7 +30,8 @@ class Job(NamedTuple):
     Attributes:
       prepare: makes the run of a config.
       targets: of a config, the targets of a sample that are trained on.
-      asked: makes masks of them, where prompts are trained.
+      masks: of a config, those of them that masks for prompts are made of.
+      asked: makes these masks, where prompts are trained.
       evaluator: of a run.
       baselines: what a model that never looks at the image scores; beside them stand the metrics.
       results: of a config, the names of the files that a finished run leaves.
@@ -39,6 +40,7 @@ class Job(NamedTuple):
 
     prepare: Callable[[ml_collections.ConfigDict], Run]
     targets: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
+    masks: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
     asked: Callable[[Run], AskedMasks | None]
     evaluator: Callable[[Run], Evaluator]
     baselines: Callable[[Run], dict[str, float]]
@@ -54,6 +56,7 @@ JOBS = {
     "tasks": Job(
         prepare=setup.prepare,
         targets=lambda config: tuple(config.tasks),
+        masks=lambda config: (),
         asked=lambda run: None,
         evaluator=evaluate.Evaluator,
         baselines=evaluate.constant_baselines,
@@ -63,6 +66,7 @@ JOBS = {
     "prompts": Job(
         prepare=prompted.prepare,
         targets=lambda config: (*config.prompts.domains, *config.prompts.auxiliary),
+        masks=lambda config: tuple(config.prompts.domains),
         asked=lambda run: prompted.asked_masks(run.config, run.dataset, "train"),
         evaluator=prompted_evaluate.Evaluator,
         baselines=prompted_evaluate.trivial_answers,

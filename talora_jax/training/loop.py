@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from talora_jax import config as config_lib
 from talora_jax.data.pipeline import train_iterator
+from talora_jax.data.survey import survey
 from talora_jax.errors import UserError, check_choice
 from talora_jax.files import write_atomically
 from talora_jax.sharding import shard_batch
@@ -36,6 +37,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
     run = job.prepare(config)
+    found = survey(run.dataset, job.targets(config), job.masks(config))
     main_process = jax.process_index() == 0
     claim_workdir(config, workdir, write=main_process)
 
@@ -77,11 +79,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         f"{len(run.dataset.splits['val'])} validation images; "
         f"{jax.device_count()} {jax.default_backend()} device(s)"
     )
+    for line in found.lines():
+        log.print(line)
     if first_step:
         log.print(f"Resuming after step {first_step}.")
     baselines = job.baselines(run)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
+        log.write(0, "data", found.numbers())
         log.write(0, "val_constant", baselines)
 
     # Loop

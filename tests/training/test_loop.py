@@ -181,10 +181,15 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [(r["step"], r["split"]) for r in rows] == [
         (0, "model"),
+        (0, "data"),
         (0, "val_constant"),
         *((step, "train") for step in range(1, 5)),
         (4, "val"),
     ]
+    said = rows[1]
+    assert said["images_looked_at"] == 10
+    assert (said["semantic/classes"], said["semantic/gaps"], said["semantic/labelled"]) == (3, 0, 1)
+    assert (said["depth/min"], said["depth/max"], said["normals/valid"]) == (1, 3, 1)
     updates = [r["adapter/relative_update"] for r in rows if r["split"] == "train"]
     assert len(updates) == 4 and 0 < updates[0] < updates[-1]
     file = AdapterFile.read(tmp_path / "run" / "adapter.safetensors")
@@ -193,8 +198,11 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     assert len(file.base_fingerprint) == 64
     assert "no_mask_embed" in file.tensors
     assert not any("qkv" in name for name in file.tensors)
-    capsys.readouterr()
+    lines = capsys.readouterr().out.splitlines()
+    semantic = "semantic: 3 class ids, 0 to 2, no gaps, 0 % unlabelled (10 of 10 training images)"
+    assert semantic in lines
     assert train(config, tmp_path / "run") == {}
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == rows
     assert "This run is finished" in capsys.readouterr().out
 
     run = prepare(config)

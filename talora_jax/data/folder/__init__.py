@@ -2,8 +2,9 @@
 
     image/     png, jpg or jpeg (8 bit), or npy (uint8, or float in [0, 1]) [H, W, 3]
     semantic/  class indices: png (8 bit, 16 bit or palette) or npy of integers [H, W]
-    depth/     16-bit png in units of 1/depth_scale metres, or npy of float metres [H, W] or
-               [H, W, 1]; 0 or non-finite = no measurement
+    depth/     16-bit png, or npy of floats [H, W] or [H, W, 1], in units of 1/depth_scale metres
+               (by default millimetres in a png, metres in npy); 0, non-finite or above max_depth =
+               no measurement
     normals/   8-bit RGB png v meaning 2v/255 - 1, or npy of floats [H, W, 3]; camera frame with
                x right, y down, z forward, so that surfaces seen have z < 0; what is far from unit
                length is invalid

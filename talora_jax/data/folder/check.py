@@ -3,7 +3,9 @@
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from talora_jax.data.folder.decode import read
@@ -11,6 +13,8 @@ from talora_jax.data.folder.settings import Settings
 from talora_jax.data.progress import progress
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError
+from talora_jax.tasks import TARGETS
+from talora_jax.tasks.semantic import LabelContent
 from talora_jax.tasks.target_files import BadFile
 
 _MAX_LINES = 20
@@ -18,12 +22,18 @@ _MAX_LINES = 20
 
 @dataclasses.dataclass(frozen=True)
 class _Report:
-    """What one sample's files hold."""
+    """What one sample's files hold.
+
+    Attributes:
+      classes: of its semantic labels, if it has any.
+      palettes: the colours in use of each folder's file, see `PixelTarget.palette_in_use`.
+    """
 
     sample: SampleFiles
     problems: tuple[str, ...]
     image_size: tuple[int, int] | None
-    num_classes: int
+    classes: LabelContent | None
+    palettes: Mapping[str, Mapping[int, tuple[int, ...]]]
 
 
 def check_samples(
@@ -66,20 +76,26 @@ def check_samples(
             for report in reports
             if report.image_size not in (size, None)
         ]
-    num_classes = max(report.num_classes for report in reports)
-    if not problems and "semantic" in folders and not num_classes:
-        problems = ["semantic: no file has a labelled pixel"]
+    for folder in folders:
+        problems += _differing_palettes(folder, reports)
+    found = [report.classes for report in reports if report.classes]
+    classes = functools.reduce(operator.add, found) if found else None
+    if classes and not problems:
+        if not classes.num_classes:
+            problems = ["semantic: no file has a labelled pixel"]
+        elif not settings.class_names and (problem := classes.numbering()):
+            problems = [f"semantic: {problem}"]
     if problems:
         lines = problems[:_MAX_LINES]
         if len(problems) > _MAX_LINES:
             lines.append(f"… and {len(problems) - _MAX_LINES} more")
         raise UserError("\n  ".join([f"{root} cannot be used:", *lines]))
-    return size, num_classes
+    return size, classes.num_classes if classes else 0
 
 
 def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _Report:
     problems: list[str] = []
-    size, num_classes = None, 0
+    size, classes, palettes = None, None, {}
     for folder in folders:
         if folder not in sample.files:
             problems.append(
@@ -87,8 +103,11 @@ def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _
                 "expected one"
             )
             continue
+        path = sample.files[folder]
         try:
-            values = read(folder, sample.files[folder], settings)
+            values = read(folder, path, settings)
+            if folder in TARGETS:
+                palettes[folder] = TARGETS[folder].palette_in_use(path, values)
         except BadFile as error:
             problems.append(f"{_name(sample, folder)}: {error}")
             continue
@@ -100,8 +119,23 @@ def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _
                 "image"
             )
         if folder == "semantic":
-            num_classes = int(values.max()) + 1
-    return _Report(sample, tuple(problems), size, num_classes)
+            classes = TARGETS[folder].content(values)
+    return _Report(sample, tuple(problems), size, classes, palettes)
+
+
+def _differing_palettes(folder: str, reports: Sequence[_Report]) -> list[str]:
+    """A line if a value has one colour in one file and another in another: it is two classes."""
+    first: dict[int, tuple[tuple[int, ...], SampleFiles]] = {}
+    for report in reports:
+        for value, colour in report.palettes.get(folder, {}).items():
+            known, sample = first.setdefault(value, (colour, report.sample))
+            if known != colour:
+                return [
+                    f"{_name(report.sample, folder)}: value {value} has colour {colour}, and "
+                    f"{known} in {_name(sample, folder)}: expected one palette in all files, or "
+                    "grey PNGs of class indices"
+                ]
+    return []
 
 
 def _name(sample: SampleFiles, folder: str) -> str:

@@ -2,7 +2,10 @@
 
     {
       "class_names": ["table", "object"],   one per class index; default: 'class 0' … as found
-      "depth_scale": 1000,                  units of a depth PNG per metre; default 1000
+      "depth_scale": 1000,                  units of a depth file per metre; default 1000 in a PNG,
+                                            1 in an npy file
+      "max_depth": 80,                      metres above which depth is no measurement: what a
+                                            sensor or a renderer writes for none; default: none
       "ignore_label": 255,                  the semantic label that means none; default: 255 in
                                             8-bit PNGs, nothing elsewhere; -1 always means none
       "intrinsics": {"fx": 525, "fy": 525, "cx": 319.5, "cy": 239.5},
@@ -14,9 +17,9 @@
                                             fixed share of `config.data.val_fraction` for val
     }
 
-All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `ignore_label`,
-`intrinsics` as (fx, fy, cx, cy) and `image_size`; one that is not None or empty is taken
-in place of `dataset.json`'s.
+All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `max_depth`,
+`ignore_label`, `intrinsics` as (fx, fy, cx, cy) and `image_size`; one that is not None or empty is
+taken in place of `dataset.json`'s.
 """
 
 import dataclasses
@@ -45,7 +48,8 @@ class Settings:
     """The fields of `dataset.json`; see the top of this file."""
 
     class_names: tuple[str, ...] = ()
-    depth_scale: float = 1000.0
+    depth_scale: float | None = None
+    max_depth: float | None = None
     ignore_label: int | None = None
     intrinsics: Intrinsics | None = None
     image_size: tuple[int, int] | None = None
@@ -144,7 +148,8 @@ def _splits(value: Any) -> dict[str, tuple[str, ...]]:
 
 _FIELDS = {
     "class_names": (_strings, "a list of distinct names, one per class"),
-    "depth_scale": (_positive, "a positive number, the units of a depth PNG per metre"),
+    "depth_scale": (_positive, "a positive number, the units of a depth file per metre"),
+    "max_depth": (_positive, "a positive number, the farthest metres that are a measurement"),
     "ignore_label": (_integer, "an integer"),
     "intrinsics": (_intrinsics, "fx, fy, cx, cy in pixels, the first two positive"),
     "image_size": (_image_size, "two positive integers, height and width"),

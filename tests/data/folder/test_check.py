@@ -8,7 +8,7 @@ def test_all_bad_files_are_listed_at_once(planes, root):
     (root / "image/0.png").write_bytes(whole[: len(whole) // 2])
     (root / "depth/1.png").unlink()
     planes.save(root / "semantic/2.png", np.zeros((5, 6), np.uint8))
-    planes.save(root / "depth/3.png", np.zeros(planes.SIZE, np.uint16))
+    planes.save(root / "depth/3.png", np.full(planes.SIZE, 65535, np.uint16))
     (root / "semantic/4.png").write_text("not an image")
     (root / "depth/9.png").write_bytes((root / "depth/0.png").read_bytes())
     (root / "depth/notes.txt").write_text("hello")
@@ -19,7 +19,7 @@ def test_all_bad_files_are_listed_at_once(planes, root):
         "image/0.png: cannot be decoded as PNG or JPEG",
         "image/1.png: depth/ has no file of stem '1'",
         "semantic/2.png: 5×6 (H×W), expected 24×32 (H×W) as its image",
-        "depth/3.png: all zero",
+        "depth/3.png: value 65535, all ones",
         "semantic/4.png: cannot be decoded as PNG or JPEG",
         "depth/9.png: there is no image of this stem",
         "depth/notes.txt: expected a file of kind .png, .npy",

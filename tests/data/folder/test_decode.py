@@ -27,6 +27,7 @@ def test_npy_files_are_read(planes, root):
         planes.save(root / f"depth/{index}.npy", depth)
         planes.save(root / f"normals/{index}.npy", normals)
         planes.save(root / f"edges/{index}.npy", edges)
+    planes.write_json(root, {"depth_scale": None})  # an npy file has metres
     dataset = planes.open_root(root)
     assert len(dataset.class_names) == 301
     sample = dataset.splits["train"][0]
@@ -107,7 +108,6 @@ AWAY = np.broadcast_to(np.float32([0, 0.6, 0.8]), (*SIZE, 3))
         ("depth", npy(np.ones(SIZE, np.uint16)), "uint16, expected float metres"),
         ("depth", npy(np.ones((*SIZE, 2))), "shape (24, 32, 2), expected [H, W] or [H, W, 1]"),
         ("depth", npy(np.full(SIZE, -1.0)), "depth -1, expected 0 (no measurement) or metres"),
-        ("depth", npy(np.full(SIZE, np.nan)), "all zero, expected a measurement"),
         ("normals", npy(AWAY), "most z are positive, expected z < 0"),
         ("normals", npy(np.ones(SIZE)), "float64 of shape (24, 32), expected float [H, W, 3]"),
         ("normals", png(np.zeros(SIZE, np.uint8)), "mode L, expected an 8-bit RGB PNG"),
