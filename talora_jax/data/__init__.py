@@ -41,6 +41,8 @@ DATASETS = {
     ),
     "rooms": _Entry("rooms:open_rooms", "nyuv2_classes:CLASS_NAMES"),
 }
+# The data sets that read `data.max_depth`.
+_WITH_MAX_DEPTH = ("folder", "nyuv2_mtan")
 
 
 def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -51,9 +53,16 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
       tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
 
     Raises:
-      UserError: no dataset has that name, or the dataset lacks one of the tasks.
+      UserError: no dataset has that name, the dataset lacks one of the tasks, or does not read a
+        field that is set.
     """
-    dataset = _resolve(_entry(data.name).opens)(data, tasks)
+    entry = _entry(data.name)
+    if data.get("max_depth") is not None and data.name not in _WITH_MAX_DEPTH:
+        raise UserError(
+            f"config.data.max_depth is {data.max_depth}, which {data.name} does not read; only "
+            f"{' and '.join(_WITH_MAX_DEPTH)} do."
+        )
+    dataset = _resolve(entry.opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
 

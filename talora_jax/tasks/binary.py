@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
 from talora_jax.tasks.base import (
     Activated,
@@ -75,6 +75,11 @@ class Binary(Task):
                     "values 1 and 255, of which both would be yes; if 255 is no label, save npy "
                     "of 1, 0 and -1"
                 )
+            if _is_grey(values):
+                raise BadFile(
+                    f"{span(values)}, many of them in between, expected 0 and one other value: "
+                    "choose a threshold before"
+                )
             return (values != 0).astype(np.float32)[..., None]
         values = read_plane(path)
         if values.ndim != 2 or not np.isin(values, (-1, 0, 1)).all():
@@ -123,3 +128,10 @@ def reached(
     )
     histogram = jax.vmap(lambda at, where: bincount(at, where, levels))(level, mask)
     return jnp.cumsum(histogram[:, ::-1], axis=1)[:, ::-1][:, 1:]
+
+
+def _is_grey(values: Integer[np.ndarray, "H W"]) -> bool:
+    """Whether it is a map of how sure somebody was. The border of a smoothed mask is little of it,
+    and objects that are numbered are few."""
+    between = (values != 0) & (values != values.max())
+    return between.mean() > 0.5 and len(np.unique(values)) > 16

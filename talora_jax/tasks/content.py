@@ -6,6 +6,7 @@ theirs. What is refused is wrong whatever was meant; what may be meant is a note
 """
 
 import dataclasses
+import math
 
 # Below it the labels are few enough to ask whether that is right.
 _FEW = 0.01
@@ -62,12 +63,14 @@ class Content:
 
 
 def percent(share: float) -> str:
-    """A share, two digits of it; 0 % and 100 % are exact.
+    """A share; what is not all or nothing is never rounded to that.
 
     >>> percent(0.9999), percent(1.0), percent(0.0213), percent(1e-9)
     ('99.99 %', '100 %', '2.1 %', '1e-07 %')
     """
     if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    digits = f"{100 * share:.2g}"
-    return f"{100 * share:.4g} %" if share >= 0.99 or digits == "100" else f"{digits} %"
+        return f"{100 * share:.0f} %"
+    if share < 0.99:
+        return f"{100 * share:.2g} %"
+    decimals = 1 - math.floor(math.log10(100 * (1 - share)))
+    return f"{100 * share:.{decimals}f}".rstrip("0") + " %"

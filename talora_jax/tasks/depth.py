@@ -41,11 +41,12 @@ _MEDIANS = (0.01, 1000.0)
 _FARTHEST = 1e5
 # … and one above this may be in centimetres.
 _FAR_MEDIAN = 100.0
-# The greatest value stands for "none" where it is so many times the one below it, has this share of
-# the pixels, and below it there is more than a handful of values.
+# The greatest value stands for "none" where it is so many times the one below it and has this share
+# of the pixels, if below it there is more than a handful of values or the median is so much lower.
 _SENTINEL_GAP = 3.0
 _SENTINEL_SHARE = 1e-3
-_SENTINEL_BINS = 8
+_SENTINEL_BINS = 16
+_SENTINEL_MEDIANS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,12 @@ class DepthContent(Content):
     def sentinel(self) -> bool:
         """Whether the greatest value lies far above all others and is no rare one."""
         occupied = np.flatnonzero(self.histogram)
-        return (
-            len(occupied) > _SENTINEL_BINS
-            and occupied[-1] - occupied[-2] > math.log10(_SENTINEL_GAP) * _BINS
-            and self.histogram[occupied[-1]] == self.at_high
-            and self.at_high >= _SENTINEL_SHARE * self.labelled
-        )
+        if len(occupied) < 2:
+            return False
+        many = len(occupied) > _SENTINEL_BINS or self.high > _SENTINEL_MEDIANS * self.median
+        gap = occupied[-1] - occupied[-2] > math.log10(_SENTINEL_GAP) * _BINS
+        alone = self.histogram[occupied[-1]] == self.at_high
+        return bool(many and gap and alone and self.at_high >= _SENTINEL_SHARE * self.labelled)
 
     def numbers(self) -> dict[str, float]:
         if not self.labelled:
@@ -105,8 +106,10 @@ class DepthContent(Content):
         measured = f"{percent(self.share)} of the pixels {self.has_a_value}"
         if not self.labelled:
             return measured
-        low, median, high = (f"{x:.4g}" for x in (self.low, self.median, self.high))
-        return f"min {low}, median {median}, max {high}{self.unit}, {measured}"
+        return (
+            f"min {self.low:.4g}, median {self.median:.3g}, max {self.high:.4g}{self.unit}, "
+            f"{measured}"
+        )
 
     def refusal(self, *, as_masks: bool = False) -> str | None:
         if not self.labelled:
@@ -117,9 +120,9 @@ class DepthContent(Content):
 
     def _of_what(self) -> str | None:
         if self.high > _FARTHEST or self.sentinel:
-            rest = f"{percent(self.at_high / self.labelled)} of the pixels measured"
             return (
-                f"up to {self.high:.6g} m, {rest}, the median {self.median:.3g} m: set "
+                f"{percent(self.at_high / self.labelled)} of the pixels measured are "
+                f"{self.high:.6g} m far, where the median is {self.median:.3g} m: set "
                 "config.data.max_depth to the farthest metres that are a measurement"
             )
         if not _MEDIANS[0] <= self.median <= _MEDIANS[1]:

@@ -27,7 +27,8 @@ class NumbersContent(Content):
         return super().numbers() | {"things_per_image": self.things / max(self.images, 1)}
 
     def in_words(self) -> str:
-        return f"{self.things / max(self.images, 1):.3g} numbers an image, {super().in_words()}"
+        each = self.things / max(self.images, 1)
+        return f"on average {each:.3g} of them in an image, {super().in_words()}"
 
     def refusal(self, *, as_masks: bool = False) -> str | None:
         if not self.labelled:
@@ -35,7 +36,7 @@ class NumbersContent(Content):
         return super().refusal(as_masks=as_masks)
 
     def notes(self) -> list[str]:
-        one = "no image has more than about one number: foreground as 0 and 1 is one mask an image"
+        one = "about one number in an image; foreground as 0 and 1 is one mask for all objects"
         return super().notes() + ([one] if self.things <= self.images else [])
 
 

@@ -16,7 +16,7 @@ class SaliencyContent(BinaryContent):
     """Of what is salient."""
 
     word = "salient"
-    in_files = "in a PNG 0 is not salient and anything else is"
+    in_files = "in a PNG of a folder 0 is not salient and anything else is"
 
 
 @dataclasses.dataclass(frozen=True)

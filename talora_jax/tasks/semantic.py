@@ -82,18 +82,21 @@ class LabelContent(Content):
     def in_words(self) -> str:
         if not self.counts:
             return super().in_words()
-        found, gaps = len(self.counts), self.num_classes - len(self.counts)
-        between = f"{min(self.counts)} to {max(self.counts)}"
-        return f"{found} class ids, {between}, {gaps or 'no'} gaps, {super().in_words()}"
+        found = len(self.counts)
+        gaps = self.num_classes - found
+        return (
+            f"class ids {min(self.counts)} to {max(self.counts)}, {found} found, "
+            f"{gaps or 'none'} missing, {super().in_words()}"
+        )
 
     def numbering(self) -> str | None:
         """Why these are no indices of classes that nobody has named, and the way on."""
         found, last = len(self.counts), self.num_classes - 1
         if last in _ALL_ONES and last - 1 not in self.counts:
             return (
-                f"{found} class ids occur, the last one {last} and not the one before it: a label "
-                f"for none? Set config.data.ignore_label={last}, or if it is a class name all "
-                f"{last + 1} in config.data.class_names"
+                f"{found} class ids occur, {last} and not the one before it among them, which "
+                f"looks like a label for none: set config.data.ignore_label={last}, or if it is a "
+                f"class name all {last + 1} in config.data.class_names"
             )
         if last >= _MOST_CLASSES or (last >= _MANY_CLASSES and 10 * found <= last):
             return (
@@ -155,7 +158,8 @@ class Semantic(Task):
     @classmethod
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Class indices of a PNG or an npy file; -1 is no label, and so is `ignore_label`."""
-        return _read_labels(path, settings.class_names, settings.ignore_label)
+        way_on = "config.data.ignore_label names the one that is no label"
+        return _read_labels(path, settings.class_names, settings.ignore_label, way_on)
 
     @classmethod
     def palette_in_use(cls, path: Path, target: Int[np.ndarray, "H W"]) -> dict[int, tuple]:
@@ -313,7 +317,7 @@ class HumanParts(Semantic):
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Indices of `part_names`; -1 is no label, and so is 255 in an 8-bit PNG."""
         del settings  # its classes, and the label that means none of them, are of `semantic`
-        return _read_labels(path, cls.part_names, None)
+        return _read_labels(path, cls.part_names, None, "parts are renumbered before")
 
     def colours(self) -> UInt8[np.ndarray, "C 3"]:
         """Grey for the background, for it is most of the image."""
@@ -321,14 +325,13 @@ class HumanParts(Semantic):
 
 
 def _read_labels(
-    path: Path, class_names: Sequence[str], ignored: int | None
+    path: Path, class_names: Sequence[str], ignored: int | None, way_on: str
 ) -> Int32[np.ndarray, "H W"]:
     stored = read_indices(path)
     if ignored is None and stored.dtype == np.uint8 and path.suffix != ".npy":
         ignored = _IGNORED_IN_UINT8
     # Before it is cast: what is ignored need not fit.
     nothing = np.zeros(stored.shape, bool) if ignored is None else stored == ignored
-    way_on = "config.data.ignore_label names the value that is no label"
     values = as_int32(np.where(nothing, stored.dtype.type(0), stored), way_on)
     values[nothing] = -1
     lowest, highest = values.min(), values.max()

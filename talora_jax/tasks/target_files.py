@@ -85,7 +85,10 @@ def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
     else:
         values = read_npy(path)
         if values.dtype.kind not in "biu" or values.ndim != 2:
-            raise BadFile(f"{values.dtype} of shape {values.shape}, expected integers [H, W]")
+            raise BadFile(
+                f"{values.dtype} of shape {values.shape}, expected integers [H, W], such as "
+                "values.astype(np.int32)"
+            )
     return values.astype(np.uint8) if values.dtype == bool else values
 
 

@@ -5,7 +5,8 @@ import concurrent.futures
 import dataclasses
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from talora_jax.data.folder.decode import read
@@ -66,7 +67,7 @@ def check_samples(
         for report in pool.map(lambda sample: _check(sample, folders, settings), samples):
             reports.append(report)
             advance()
-    problems = [*problems, *(line for report in reports for line in report.problems)]
+    problems = [*problems, *_folded(line for report in reports for line in report.problems)]
     sizes = collections.Counter(report.image_size for report in reports if report.image_size)
     size = sizes.most_common(1)[0][0] if sizes else (0, 0)
     if one_size:
@@ -136,6 +137,21 @@ def _differing_palettes(folder: str, reports: Sequence[_Report]) -> list[str]:
                     "grey PNGs of class indices"
                 ]
     return []
+
+
+def _folded(lines: Iterable[str]) -> list[str]:
+    """Each kind of problem of a folder once: what differs by names and numbers is of one kind."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        name, _, problem = line.partition(": ")
+        kind = name.partition("/")[0], re.sub(r"[-+.\d]+|'.*'", "", problem)
+        kinds.setdefault(kind, []).append(line)
+    folded = []
+    for first, *others in kinds.values():
+        name, _, problem = first.partition(": ")
+        more = f" and {len(others)} more" if others else ""
+        folded.append(f"{name}{more}: {problem}")
+    return folded
 
 
 def _name(sample: SampleFiles, folder: str) -> str:

@@ -66,7 +66,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             left_out = [name for name in listed.folders if name not in wanted.listed.folders]
             print(
                 f"note: of {root} only what this run needs is prepared, without "
-                f"{', '.join(left_out)}: {' '.join(str(error).split())}",
+                f"{', '.join(left_out)}: {' '.join(str(error).splitlines()[:2])}",
                 file=sys.stderr,
             )
     height, width, _ = builder.info.features["image"].shape
