@@ -187,6 +187,7 @@ def test_a_config_that_takes_no_argument():
         ("data.image_size=(24,32)", (24, 32)),
         ("data.class_names=('a', 'b')", ("a", "b")),
         ("data.depth_scale=1000", 1000.0),
+        ("data.max_depth=80", 80.0),
         ("data.ignore_label=255", 255),
         ("data.intrinsics=(1.,1.,1.,1.)", (1.0, 1.0, 1.0, 1.0)),
         ("model.weights=sam.safetensors", "sam.safetensors"),

@@ -91,7 +91,7 @@ def test_a_workdir_with_values_that_mean_unset_is_the_same_runs(tmp_path):
         section, field = name.split(".")
         if fields[section][field] is None:
             fields[section][field] = empty
-    del fields["host_metrics"]
+    del fields["host_metrics"], fields["data"]["max_depth"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     claim_workdir(config, tmp_path, write=False)
     config.data.depth_scale = 10.0

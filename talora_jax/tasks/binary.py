@@ -134,4 +134,4 @@ def _is_grey(values: Integer[np.ndarray, "H W"]) -> bool:
     """Whether it is a map of how sure somebody was. The border of a smoothed mask is little of it,
     and objects that are numbered are few."""
     between = (values != 0) & (values != values.max())
-    return between.mean() > 0.5 and len(np.unique(values)) > 16
+    return bool(between.mean() > 0.5) and len(np.unique(values)) > 16

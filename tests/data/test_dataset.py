@@ -67,3 +67,9 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_farthest_depth_is_not_ignored():
+    data = ml_collections.ConfigDict({"name": "rooms", "max_depth": 5.0})
+    with pytest.raises(UserError, match="max_depth is 5.0, which rooms does not read; only folder"):
+        open_dataset(data, ("depth",))

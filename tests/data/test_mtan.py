@@ -13,6 +13,7 @@ import pytest
 from talora_jax import config as config_lib
 from talora_jax.data import cityscapes_mtan, nyuv2_mtan, open_dataset
 from talora_jax.data.pipeline import train_iterator
+from talora_jax.data.survey import survey
 from talora_jax.errors import UserError
 
 TASKS = {
@@ -35,8 +36,8 @@ def copy(originals, tmp_path):
     return lambda name: shutil.copytree(originals[name], tmp_path / "download")
 
 
-def open_at(path, name, records, tasks=None, image_size=()):
-    data = {"name": name, "path": str(path), "dir": str(records), "image_size": image_size}
+def open_at(path, name, records, tasks=None, image_size=(), **more):
+    data = {"name": name, "path": str(path), "dir": str(records), "image_size": image_size} | more
     return open_dataset(ml_collections.ConfigDict(data), TASKS[name] if tasks is None else tasks)
 
 
@@ -162,6 +163,35 @@ def test_records_are_augmented_and_batched(originals, tmp_path):
         assert batch["image"].shape == (3, 16, 32, 3) and batch["image"].dtype == np.float32
         assert batch["semantic"].shape == (3, 16, 32)
         assert batch["disparity"].shape == (3, 16, 32, 1)
+
+
+def test_a_void_label_and_a_farthest_depth(copy, tmp_path):
+    root, name = copy("nyuv2_mtan"), "nyuv2_mtan"
+    label, depth = load(root, "train", "label", 1), load(root, "train", "depth", 1)
+    save(root, "train/label/1.npy", np.where(label == -1, 255, label))
+    save(root, "train/depth/1.npy", np.where(label[..., None] == -1, 1e300, depth.astype(float)))
+    assert "config.data.ignore_label" in refused(root, name, tmp_path / "records")
+    message = refused(root, name, tmp_path / "records", ignore_label=255)
+    assert "1e+300, expected what float32 holds" in message
+    dataset = open_at(root, name, tmp_path, ignore_label=255, max_depth=8.0)
+    sample = dataset.splits["train"][1]
+    np.testing.assert_array_equal(sample["semantic"], label)
+    expected = np.where((label[..., None] == -1) | (depth > 8), 0, depth)
+    np.testing.assert_array_equal(sample["depth"], expected)
+
+
+def test_what_they_hold_is_looked_at(copy, tmp_path):
+    root, name = copy("nyuv2_mtan"), "nyuv2_mtan"
+    found = survey(open_at(root, name, tmp_path), TASKS[name])
+    assert [line.partition(":")[0] for line in found.lines()] == list(TASKS[name])
+    for index in range(6):
+        save(root, f"train/normal/{index}.npy", np.zeros((24, 32, 3), np.float32))
+        save(root, f"train/depth/{index}.npy", 1000 * load(root, "train", "depth", index))
+    blank = open_at(root, name, tmp_path / "blank")
+    for task, why in (("normals", "no pixel has a valid normal"), ("depth", "the median is")):
+        with pytest.raises(UserError, match=f"training images of nyuv2_mtan: {task}: {why}"):
+            survey(blank, (task,))
+    assert survey(blank, ("semantic",)).images == 6
 
 
 # What they note.

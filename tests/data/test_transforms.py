@@ -376,3 +376,17 @@ def test_augment_depends_on_its_generator_alone():
 def test_augment_refuses_what_is_out_of_range(changes, message):
     with pytest.raises(UserError, match=message):
         transforms.Augment.from_config(config(**changes), (8, 9))
+
+
+@pytest.mark.parametrize("scale", [1.25, 2.0])
+def test_either_way_of_coming_nearer_is_one_rule(scale):
+    size = (20, 20)
+    sample = {
+        "image": np.zeros((*size, 3), np.uint8),
+        "depth": np.full((*size, 1), 3, np.float32),
+        "disparity": np.full((*size, 1), 3, np.float32),
+    }
+    cropped = transforms.scale_crop(sample, np.random.default_rng(0), (scale,))
+    for nearer in (cropped, turned(sample, 0.0, scale)):
+        np.testing.assert_array_equal(nearer["depth"], np.float32(3) / np.float32(scale))
+        np.testing.assert_array_equal(nearer["disparity"], np.float32(3) * np.float32(scale))

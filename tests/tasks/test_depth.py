@@ -63,3 +63,53 @@ def test_disparity_is_read_from_npy_in_its_own_unit(tmp_path):
     np.save(tmp_path / "a.npy", -values)
     with pytest.raises(BadFile, match="disparity -3, expected 0 .no measurement. or values above"):
         Disparity.read(tmp_path / "a.npy", settings)
+
+
+def write(path, values):
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, values, settings, metres",
+    [
+        ("a.npy", [2.5, 0.0], {}, [2.5, 0]),
+        ("a.npy", [2500.0, 0.0], {"depth_scale": 1000.0}, [2.5, 0]),
+        ("a.npy", [2.5, 1e10], {"max_depth": 80.0}, [2.5, 0]),
+        ("a.npy", [2500.0, 80_001.0], {"max_depth": 80.0, "depth_scale": 1000.0}, [2.5, 0]),
+        ("a.npy", [80.0, 1e300], {"max_depth": 80.0}, [80, 0]),
+        ("a.npy", [np.nan, 0.0], {}, [0, 0]),
+        ("a.png", [2500, 0], {}, [2.5, 0]),
+        ("a.png", [640, 0], {"depth_scale": 256.0}, [2.5, 0]),
+        ("a.png", [2500, 65535], {"max_depth": 65.0}, [2.5, 0]),
+        ("a.png", [2500, 65535], {"max_depth": 70.0}, [2.5, 65.535]),
+        ("a.png", [0, 0], {}, [0, 0]),
+    ],
+)
+def test_depth_is_read_in_metres(tmp_path, name, values, settings, metres):
+    kind = np.float64 if name == "a.npy" else np.uint16
+    read = Depth.read(write(tmp_path / name, np.array([values], kind)), Settings(**settings))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read[0, :, 0], np.float32(metres))
+
+
+@pytest.mark.parametrize(
+    "task, name, values, message",
+    [
+        (Depth, "a.png", np.uint16([[2500, 65535]]), "65535, all ones, .* config.data.max_depth"),
+        (
+            Depth,
+            "a.npy",
+            np.array([[2.5, 1e300]]),
+            r"1e\+300, expected what float32 holds: store 0",
+        ),
+        (Disparity, "a.npy", np.array([[2.5, 1e300]]), r"1e\+300, expected what float32 holds"),
+        (Depth, "a.npy", np.array([[2.5, -1.0]]), "depth -1, expected 0"),
+    ],
+)
+def test_depth_that_is_none_is_refused(tmp_path, task, name, values, message):
+    with pytest.raises(BadFile, match=message):
+        task.read(write(tmp_path / name, values), Settings())

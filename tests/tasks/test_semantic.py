@@ -15,6 +15,7 @@ from talora_jax.tasks import (
     Semantic,
     palette,
 )
+from talora_jax.tasks.masks import Instance
 from talora_jax.tasks.target_files import BadFile
 
 
@@ -88,3 +89,36 @@ def test_parts_are_read_by_their_own_classes(tmp_path):
     Image.fromarray(labels + np.uint8(1)).save(tmp_path / "a.png")
     with pytest.raises(BadFile, match="label 7, expected 0 to 6 for the 7 class_names"):
         HumanParts.read(tmp_path / "a.png", settings)
+
+
+@pytest.mark.parametrize("task", (Semantic, Instance))
+@pytest.mark.parametrize("dtype", (np.int64, np.uint32, np.uint64))
+def test_no_label_is_wrapped(tmp_path, task, dtype):
+    np.save(tmp_path / "a.npy", np.array([[0, 2**31 + 1]], dtype))
+    with pytest.raises(BadFile, match=r"value 2147483649, expected at most 2\*\*31 - 1, what 32"):
+        task.read(tmp_path / "a.npy", Settings())
+    np.save(tmp_path / "a.npy", np.array([[1, 2**31 - 1]], dtype))
+    np.testing.assert_array_equal(task.read(tmp_path / "a.npy", Settings()), [[1, 2**31 - 1]])
+
+
+def test_what_is_ignored_need_not_fit(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[0, 1, 2**32 - 1]], np.uint32))
+    read = Semantic.read(tmp_path / "a.npy", Settings(ignore_label=2**32 - 1))
+    np.testing.assert_array_equal(read, [[0, 1, -1]])
+    np.save(tmp_path / "a.npy", np.array([[0, 1, -100]]))
+    read = Semantic.read(tmp_path / "a.npy", Settings(ignore_label=-100))
+    np.testing.assert_array_equal(read, [[0, 1, -1]])
+    with pytest.raises(BadFile, match="label -100, .* config.data.ignore_label names the one"):
+        Semantic.read(tmp_path / "a.npy", Settings())
+
+
+def test_the_colours_of_a_palette_that_are_in_use(tmp_path):
+    image = Image.fromarray(np.uint8([[0, 2], [2, 255]])).convert("P")
+    image.putdata([0, 2, 2, 255])
+    image.putpalette([0, 0, 0, 9, 9, 9, 10, 20, 30])
+    image.save(tmp_path / "a.png")
+    target = Semantic.read(tmp_path / "a.png", Settings())
+    colours = Semantic.palette_in_use(tmp_path / "a.png", target)
+    assert colours == {0: (0, 0, 0), 2: (10, 20, 30)}
+    Image.fromarray(np.uint8([[0, 2]])).save(tmp_path / "a.png")
+    assert Semantic.palette_in_use(tmp_path / "a.png", np.array([[0, 2]])) == {}

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
@@ -208,6 +210,19 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     run = prepare(config)
     found = evaluate(run, Evaluator(run), constant_baselines(run), tmp_path / "run", print)
     assert found == metrics
+
+
+def test_data_that_nobody_can_mean_are_refused_before_the_workdir_is_taken(
+    config, folder, tmp_path
+):
+    root = shutil.copytree(folder, tmp_path / "data")
+    for path in (root / "semantic").iterdir():
+        mask = (np.asarray(Image.open(path)) > 0) * np.uint8(255)
+        Image.fromarray(mask).save(path)
+    config.data.path = str(root)
+    with pytest.raises(UserError, match="masks of 0 and 255 need 1 where they have 255"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_config_may_not_use_the_workdir(config, tmp_path):

@@ -1,6 +1,8 @@
 """All that is wrong is expected at once."""
 
 import numpy as np
+import pytest
+from PIL import Image
 
 
 def test_all_bad_files_are_listed_at_once(planes, root):
@@ -58,3 +60,82 @@ def test_no_labelled_pixel_is_refused(planes, root):
     for index in range(5):
         planes.save(root / f"semantic/{index}.png", np.full(planes.SIZE, 255, np.uint8))
     assert "no file has a labelled pixel" in planes.refused(root)
+
+
+def test_problems_of_one_kind_are_told_once(planes, root):
+    for index in range(5):
+        planes.save(root / f"depth/{index}.png", np.full(planes.SIZE, 65535, np.uint16))
+        planes.save(root / f"semantic/{index}.png", np.full(planes.SIZE, 7 + index, np.uint8))
+    planes.write_json(root, {"class_names": ["a", "b"]})
+    lines = planes.refused(root).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("  semantic/") and " and 4 more: label " in lines[1]
+    assert lines[2].startswith("  depth/") and " and 4 more: value 65535, all ones" in lines[2]
+
+
+@pytest.mark.parametrize("void", [255, 65535])
+def test_a_void_label_that_nobody_named(planes, root, void):
+    labels = planes.labels().astype(np.uint16)
+    labels[labels == 255] = void
+    for index in range(5):
+        planes.save(root / f"semantic/{index}.png", labels)
+    message = planes.refused(root)
+    assert f"semantic: 3 class ids occur, {void} and not the one before it" in message
+    assert f"set config.data.ignore_label={void}, or" in message
+    assert planes.open_root(root, ignore_label=void).class_names == ("class 0", "class 1")
+
+
+def test_a_highest_id_that_has_a_name_is_a_class(planes, root):
+    labels = planes.labels().astype(np.uint16)  # 255 is no void of 16 bits
+    for index in range(5):
+        planes.save(root / f"semantic/{index}.png", labels)
+    names = tuple(map(str, range(256)))
+    assert planes.open_root(root, ("semantic",), class_names=names).class_names == names
+
+
+def with_palette(values, colours):
+    image = Image.fromarray(values).convert("P")
+    image.putdata(values.ravel().tolist())
+    # Of fewer colours, Pillow would keep fewer bits than a void takes.
+    colours = [*colours, *[(0, 0, 0)] * (256 - len(colours))]
+    image.putpalette([channel for colour in colours for channel in colour])
+    return image
+
+
+def test_palettes_that_differ(planes, root):
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    for index in range(5):
+        # What no pixel uses may differ.
+        colours = [red, green, blue if index else red]
+        with_palette(planes.labels(), colours).save(root / f"semantic/{index}.png")
+    assert planes.open_root(root, ("semantic",)).class_names == ("class 0", "class 1")
+    with_palette(planes.labels(), [green, red]).save(root / "semantic/3.png")
+    message = planes.refused(root, ("semantic",))
+    assert "has colour (0, 255, 0), and (255, 0, 0) in semantic/" in message
+    assert "expected one palette in all files, or grey PNGs of class indices" in message
+
+
+def test_what_the_run_does_not_use_may_be_broken(planes, root, capfd):
+    (root / "depth/3.png").write_text("not an image")
+    (root / "depth/2.png").unlink()
+    (root / "depth/notes.txt").write_text("hello")
+    assert "depth/3.png: cannot be decoded" in planes.refused(root, ("depth",))
+    assert "depth/3.png: cannot be decoded" in planes.refused(root, ("semantic", "normals"))
+    capfd.readouterr()
+    dataset = planes.open_root(root, ("semantic", "edges"))
+    err = capfd.readouterr().err
+    assert "only what this run needs is prepared, without depth: " in err
+    assert set(dataset.splits["train"][0]) == {"image", "semantic", "edges"}
+    assert dataset.class_names == ("class 0", "class 1")
+    # The next run finds it, one that wants less or more prepares its own.
+    planes.open_root(root, ("edges", "semantic"))
+    assert capfd.readouterr().err == ""
+    assert set(planes.open_root(root, ("edges",)).splits["val"][0]) == {"image", "edges"}
+
+
+def test_a_blank_depth_map_is_unlabelled(planes, root):
+    for index, blank in ((0, np.zeros(planes.SIZE, np.uint16)), (1, np.full(planes.SIZE, np.nan))):
+        (root / f"depth/{index}.png").unlink()
+        planes.save(root / f"depth/{index}.{'npy' if index else 'png'}", blank)
+    depths = [sample["depth"] for sample in planes.samples(planes.open_root(root, ("depth",)))]
+    assert sorted(bool(depth.any()) for depth in depths) == [False, False, True, True, True]

@@ -113,6 +113,19 @@ AWAY = np.broadcast_to(np.float32([0, 0.6, 0.8]), (*SIZE, 3))
         ("normals", png(np.zeros(SIZE, np.uint8)), "mode L, expected an 8-bit RGB PNG"),
         ("edges", npy(np.full(SIZE, 2)), "int64 from 2 to 2, expected [H, W] of 1, 0 and -1"),
         ("instance", npy(np.zeros((*SIZE, 1), int)), "expected integers [H, W]"),
+        ("normals", npy(-127 * AWAY), "from -101.6 to -0, vectors of a median length of 127"),
+        ("normals", npy(127.5 * (1 - AWAY)), "vectors of a median length of 140, expected unit"),
+        ("normals", npy(-2 * AWAY), "vectors of a median length of 2, expected unit vectors"),
+        ("normals", npy(0.6 * -AWAY), "vectors of a median length of 0.6, expected unit vectors"),
+        ("normals", npy(-1e300 * AWAY.astype(float)), "a median length of inf, expected unit"),
+        ("normals", npy((1 - AWAY) / 2), "from 0.1 to 0.5, vectors of a median length of 0.548"),
+        ("normals", npy(np.full((*SIZE, 3), 0.6)), "and if they are (n + 1) / 2, store n"),
+        (
+            "saliency",
+            png(np.kron([[0, 1], [0, 255]], np.ones((12, 16))).astype(np.uint8)),
+            "values 1 and 255, of which both would be yes",
+        ),
+        ("saliency", png(np.arange(768).astype(np.uint8).reshape(SIZE)), "choose a threshold"),
     ],
 )
 def test_a_bad_file_is_named_with_what_was_expected(
@@ -124,5 +137,6 @@ def test_a_bad_file_is_named_with_what_was_expected(
     path = root / folder / "0.png"
     path.unlink(missing_ok=True)
     write(path)
-    assert message in planes.refused(root)
+    tasks = ("saliency",) if folder == "saliency" else planes.ALL
+    assert message in planes.refused(root, tasks)
     assert not (tmp_path / "unpickled").exists()

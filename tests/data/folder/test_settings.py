@@ -43,6 +43,7 @@ def test_what_the_config_leaves_open_is_dataset_jsons(planes, root, empty):
         ({"class_names": ["a", "a"]}, "expected a list of distinct names"),
         ({"depth_scale": -1}, "depth_scale is -1; expected a positive number"),
         ({"depth_scale": "mm"}, "depth_scale is 'mm'; expected a positive number"),
+        ({"max_depth": 0}, "max_depth is 0; expected a positive number, the farthest metres"),
         ({"ignore_label": 0.5}, "ignore_label is 0.5; expected an integer"),
         ({"intrinsics": {"fx": 1, "fy": 1, "cx": 1}}, "expected fx, fy, cx, cy in pixels"),
         ({"intrinsics": [0, 1, 1, 1]}, "expected fx, fy, cx, cy in pixels"),
