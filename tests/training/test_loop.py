@@ -201,8 +201,8 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     assert "no_mask_embed" in file.tensors
     assert not any("qkv" in name for name in file.tensors)
     lines = capsys.readouterr().out.splitlines()
-    semantic = "semantic: 3 class ids, 0 to 2, no gaps, 0 % unlabelled (10 of 10 training images)"
-    assert semantic in lines
+    semantic = "semantic: class ids 0 to 2, 3 found, none missing, 0 % unlabelled"
+    assert f"{semantic} (10 of 10 training images)" in lines
     assert train(config, tmp_path / "run") == {}
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == rows
     assert "This run is finished" in capsys.readouterr().out
