@@ -8,6 +8,9 @@ theirs. What is refused is wrong whatever was meant; what may be meant is a note
 import dataclasses
 import math
 
+# All ones in 7, 8, 15, 16 and 31 bits: what data sets write where there is no label.
+ALL_ONES = tuple(2**bits - 1 for bits in (7, 8, 15, 16, 31))
+
 # Below it the labels are few enough to ask whether that is right.
 _FEW = 0.01
 
@@ -45,6 +48,11 @@ class Content:
     def in_words(self) -> str:
         """For a line on the terminal."""
         return f"{percent(1 - self.share)} unlabelled"
+
+    def numbering(self) -> str | None:
+        """Why its numbers cannot be what they stand for, where nobody has named them, and the way
+        on; None where they can."""
+        return None
 
     def refusal(self, *, as_masks: bool = False) -> str | None:
         """Why nobody can mean this, and the way on; None where one can.

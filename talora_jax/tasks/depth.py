@@ -134,11 +134,15 @@ class DepthContent(Content):
         return None
 
     def notes(self) -> list[str]:
-        far = (
-            f"the median is {self.median:.4g} m; if that is centimetres, set "
-            "config.data.depth_scale=100"
-        )
-        return super().notes() + ([far] if self.labelled and self.median > _FAR_MEDIAN else [])
+        notes = super().notes()
+        if self.labelled and self.median > _FAR_MEDIAN:
+            notes.append(
+                f"the median is {self.median:.4g} m; if that is centimetres, set "
+                "config.data.depth_scale=100"
+            )
+        if self.labelled and self.low * _SENTINEL_MEDIANS < self.median:
+            notes.append(f"{self.low:.3g} m is next to nothing; no measurement is 0")
+        return notes
 
 
 class DisparityContent(DepthContent):

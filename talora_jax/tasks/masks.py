@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from talora_jax.tasks.content import Content
+from talora_jax.tasks.content import ALL_ONES, Content
 from talora_jax.tasks.target import PixelTarget
 from talora_jax.tasks.target_files import FileSettings, as_int32, read_indices
 
@@ -17,10 +17,14 @@ class NumbersContent(Content):
 
     Attributes:
       images: how many there are.
+      numbered: how many of them have a number.
+      all_ones: of how many the highest is all ones, and the one before it does not occur.
       things: how many numbers they have, each image counted by itself.
     """
 
     images: int
+    numbered: int
+    all_ones: int
     things: int
 
     def numbers(self) -> dict[str, float]:
@@ -29,6 +33,16 @@ class NumbersContent(Content):
     def in_words(self) -> str:
         each = self.things / max(self.images, 1)
         return f"on average {each:.3g} of them in an image, {super().in_words()}"
+
+    def numbering(self) -> str | None:
+        # By chance, a few images may have it.
+        if 2 * self.all_ones <= self.numbered or not self.things:
+            return None
+        return (
+            f"in {self.all_ones} of {self.numbered} images the highest number is all ones (such as "
+            "255) and not the one after the others, which looks like a label for none: store 0 for "
+            "that, or number objects 1, 2, …"
+        )
 
     def refusal(self, *, as_masks: bool = False) -> str | None:
         if not self.labelled:
@@ -59,12 +73,15 @@ class Instance(PixelTarget):
     @classmethod
     def content(cls, target: Int32[np.ndarray, "H W"]) -> NumbersContent:
         numbers, areas = np.unique(target, return_counts=True)
-        there = numbers >= 0
+        numbers, areas = numbers[numbers >= 0], areas[numbers >= 0]
+        gap = len(numbers) > 0 and numbers[-1] in ALL_ONES and numbers[-1] - 1 not in numbers
         return NumbersContent(
             pixels=target.size,
-            labelled=int(areas[there].sum()),
+            labelled=int(areas.sum()),
             images=1,
-            things=int(there.sum()),
+            numbered=int(len(numbers) > 0),
+            all_ones=int(gap),
+            things=len(numbers),
         )
 
 

@@ -30,7 +30,7 @@ from talora_jax.tasks.base import (
     Truth,
     bincount,
 )
-from talora_jax.tasks.content import Content
+from talora_jax.tasks.content import ALL_ONES, Content
 from talora_jax.tasks.legends import Legend, Swatches
 from talora_jax.tasks.png import Png
 from talora_jax.tasks.target_files import (
@@ -44,8 +44,6 @@ from talora_jax.tasks.target_files import (
 # In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
 _IGNORED_IN_UINT8 = 255
 
-# All ones in 7, 8, 15, 16 and 31 bits: what data sets write where there is no label.
-_ALL_ONES = tuple(2**bits - 1 for bits in (7, 8, 15, 16, 31))
 # Class indices that nobody has named: from so many on, a tenth of them must occur; and the most.
 _MANY_CLASSES = 1000
 _MOST_CLASSES = 2**16
@@ -90,9 +88,8 @@ class LabelContent(Content):
         )
 
     def numbering(self) -> str | None:
-        """Why these are no indices of classes that nobody has named, and the way on."""
         found, last = len(self.counts), self.num_classes - 1
-        if last in _ALL_ONES and last - 1 not in self.counts:
+        if last in ALL_ONES and last - 1 not in self.counts:
             return (
                 f"{found} class ids occur, {last} and not the one before it among them, which "
                 f"looks like a label for none: set config.data.ignore_label={last}, or if it is a "
@@ -317,7 +314,7 @@ class HumanParts(Semantic):
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Indices of `part_names`; -1 is no label, and so is 255 in an 8-bit PNG."""
         del settings  # its classes, and the label that means none of them, are of `semantic`
-        return _read_labels(path, cls.part_names, None, "parts are renumbered before")
+        return _read_labels(path, cls.part_names, None, "255 is none in 8-bit PNGs alone")
 
     def colours(self) -> UInt8[np.ndarray, "C 3"]:
         """Grey for the background, for it is most of the image."""

@@ -153,6 +153,11 @@ def test_centimetres_are_odd():
     assert note.endswith("if that is centimetres, set config.data.depth_scale=100")
 
 
+def test_next_to_nothing_is_odd():
+    (note,) = content("depth", where(THIRD, 1e-4, DEPTH)).notes()
+    assert note == "0.0001 m is next to nothing; no measurement is 0"
+
+
 def test_masks_to_ask_about_may_be_of_one_class_but_not_the_background():
     only = where(LABELS < 2, -1, LABELS * 0 + 1)
     assert content("semantic", only).refusal()

@@ -14,8 +14,8 @@ from talora_jax.data.folder.settings import Settings
 from talora_jax.data.progress import progress
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError
-from talora_jax.tasks import TARGETS
-from talora_jax.tasks.semantic import LabelContent
+from talora_jax.tasks import MASKS, TARGETS
+from talora_jax.tasks.content import Content
 from talora_jax.tasks.target_files import BadFile
 
 _MAX_LINES = 20
@@ -26,14 +26,14 @@ class _Report:
     """What one sample's files hold.
 
     Attributes:
-      classes: of its semantic labels, if it has any.
+      contents: of each folder's file that holds numbers.
       palettes: the colours in use of each folder's file, see `PixelTarget.palette_in_use`.
     """
 
     sample: SampleFiles
     problems: tuple[str, ...]
     image_size: tuple[int, int] | None
-    classes: LabelContent | None
+    contents: Mapping[str, Content]
     palettes: Mapping[str, Mapping[int, tuple[int, ...]]]
 
 
@@ -79,13 +79,18 @@ def check_samples(
         ]
     for folder in folders:
         problems += _differing_palettes(folder, reports)
-    found = [report.classes for report in reports if report.classes]
-    classes = functools.reduce(operator.add, found) if found else None
-    if classes and not problems:
-        if not classes.num_classes:
-            problems = ["semantic: no file has a labelled pixel"]
-        elif not settings.class_names and (problem := classes.numbering()):
-            problems = [f"semantic: {problem}"]
+    contents = {
+        folder: functools.reduce(operator.add, (report.contents[folder] for report in reports))
+        for folder in (() if problems else MASKS)
+        if folder in folders
+    }
+    for folder, content in contents.items():
+        named = folder == "semantic" and settings.class_names
+        if not named and (problem := content.numbering()):
+            problems.append(f"{folder}: {problem}")
+    classes = contents.get("semantic")
+    if classes and not classes.labelled:
+        problems.append("semantic: no file has a labelled pixel")
     if problems:
         lines = problems[:_MAX_LINES]
         if len(problems) > _MAX_LINES:
@@ -96,7 +101,7 @@ def check_samples(
 
 def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _Report:
     problems: list[str] = []
-    size, classes, palettes = None, None, {}
+    size, contents, palettes = None, {}, {}
     for folder in folders:
         if folder not in sample.files:
             problems.append(
@@ -119,9 +124,9 @@ def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _
                 f"{_name(sample, folder)}: {_size(values.shape)}, expected {_size(size)} as its "
                 "image"
             )
-        if folder == "semantic":
-            classes = TARGETS[folder].content(values)
-    return _Report(sample, tuple(problems), size, classes, palettes)
+        if folder in MASKS:
+            contents[folder] = TARGETS[folder].content(values)
+    return _Report(sample, tuple(problems), size, contents, palettes)
 
 
 def _differing_palettes(folder: str, reports: Sequence[_Report]) -> list[str]:

@@ -139,3 +139,16 @@ def test_a_blank_depth_map_is_unlabelled(planes, root):
         planes.save(root / f"depth/{index}.{'npy' if index else 'png'}", blank)
     depths = [sample["depth"] for sample in planes.samples(planes.open_root(root, ("depth",)))]
     assert sorted(bool(depth.any()) for depth in depths) == [False, False, True, True, True]
+
+
+def test_a_void_number_of_objects(planes, root):
+    numbers = planes.labels() + np.uint8(1)
+    numbers[numbers == 0] = 255  # what was 255
+    for index in range(5):
+        planes.save(root / f"instance/{index}.png", numbers)
+    message = planes.refused(root, ("edges",))
+    assert "instance: in 5 of 5 images the highest number is all ones (such as 255)" in message
+    assert "store 0 for that" in message
+    for index in range(3):
+        planes.save(root / f"instance/{index}.png", np.where(numbers == 255, 0, numbers))
+    assert set(planes.open_root(root, ("instance",)).splits["val"][0]) == {"image", "instance"}
