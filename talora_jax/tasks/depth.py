@@ -65,7 +65,6 @@ class DepthContent(Content):
     histogram: Int[np.ndarray, "bins"]
 
     unit: ClassVar[str] = " m"
-    has_a_value: ClassVar[str] = "measured"
 
     def __add__(self, other: "DepthContent") -> "DepthContent":
         high = max(self.high, other.high)
@@ -103,13 +102,11 @@ class DepthContent(Content):
         return super().numbers() | values
 
     def in_words(self) -> str:
-        measured = f"{percent(self.share)} of the pixels {self.has_a_value}"
+        share = f"{percent(self.share)} of the pixels measured"
         if not self.labelled:
-            return measured
-        return (
-            f"min {self.low:.4g}, median {self.median:.3g}, max {self.high:.4g}{self.unit}, "
-            f"{measured}"
-        )
+            return share
+        values = f"min {self.low:.4g}, median {self.median:.3g}, max {self.high:.4g}"
+        return f"{values}{self.unit}, {share}"
 
     def refusal(self, *, as_masks: bool = False) -> str | None:
         if not self.labelled:

@@ -18,7 +18,7 @@ class NumbersContent(Content):
     Attributes:
       images: how many there are.
       numbered: how many of them have a number.
-      all_ones: of how many the highest is all ones, and the one before it does not occur.
+      all_ones: of how many the highest of several is all ones, and the one before it none.
       things: how many numbers they have, each image counted by itself.
     """
 
@@ -74,7 +74,8 @@ class Instance(PixelTarget):
     def content(cls, target: Int32[np.ndarray, "H W"]) -> NumbersContent:
         numbers, areas = np.unique(target, return_counts=True)
         numbers, areas = numbers[numbers >= 0], areas[numbers >= 0]
-        gap = len(numbers) > 0 and numbers[-1] in ALL_ONES and numbers[-1] - 1 not in numbers
+        # A foreground of 255 alone is one object.
+        gap = len(numbers) > 1 and numbers[-1] in ALL_ONES and numbers[-1] - 1 not in numbers
         return NumbersContent(
             pixels=target.size,
             labelled=int(areas.sum()),

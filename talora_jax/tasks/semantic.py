@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -65,26 +66,24 @@ class LabelContent(Content):
         return max(self.counts, default=-1) + 1
 
     @property
-    def gaps(self) -> list[int]:
-        """Indices below the highest one that do not occur."""
-        return [i for i in range(self.num_classes) if i not in self.counts]
+    def gaps(self) -> int:
+        """How many indices below the highest one do not occur."""
+        return self.num_classes - len(self.counts)
 
     def numbers(self) -> dict[str, float]:
         """And the share of each class in the labelled pixels, by its index."""
         return super().numbers() | {
             "classes": len(self.counts),
-            "gaps": self.num_classes - len(self.counts),
+            "gaps": self.gaps,
             **{f"share/{i}": n / self.labelled for i, n in sorted(self.counts.items())},
         }
 
     def in_words(self) -> str:
         if not self.counts:
             return super().in_words()
-        found = len(self.counts)
-        gaps = self.num_classes - found
         return (
-            f"class ids {min(self.counts)} to {max(self.counts)}, {found} found, "
-            f"{gaps or 'none'} missing, {super().in_words()}"
+            f"class ids {min(self.counts)} to {max(self.counts)}, {len(self.counts)} found, "
+            f"{self.gaps or 'none'} missing, {super().in_words()}"
         )
 
     def numbering(self) -> str | None:
@@ -121,10 +120,10 @@ class LabelContent(Content):
         return super().refusal(as_masks=as_masks)
 
     def notes(self) -> list[str]:
-        gaps = self.gaps
-        if not gaps:
+        if not self.gaps:
             return super().notes()
-        some = ", ".join(map(str, gaps[:5])) + (f" and {len(gaps) - 5} more" if gaps[5:] else "")
+        first = itertools.islice((i for i in range(self.num_classes) if i not in self.counts), 5)
+        some = ", ".join(map(str, first)) + (f" and {self.gaps - 5} more" if self.gaps > 5 else "")
         return [*super().notes(), f"class ids up to {self.num_classes - 1}, but no pixel of {some}"]
 
 

@@ -171,6 +171,14 @@ def test_a_last_id_of_all_ones_after_a_gap_is_a_void(void):
     assert f"set config.data.ignore_label={void}" in found.numbering()
 
 
+def test_a_void_number_is_one_beside_others():
+    objects = where(LABELS == 3, 255, LABELS)
+    assert "looks like a label for none" in content("instance", objects, objects).numbering()
+    assert content("instance", objects, LABELS).numbering() is None
+    foreground = where(LABELS > 1, 255, LABELS * 0 - 1)
+    assert content("instance", foreground, foreground).numbering() is None
+
+
 def test_ids_that_are_no_indices():
     assert "renumber them" in content("semantic", LABELS * 1000 + 26_000).numbering()
     assert "renumber them" in content("semantic", LABELS + 2**16).numbering()

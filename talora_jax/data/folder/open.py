@@ -60,13 +60,12 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
         try:
             builder = whole.prepare()
         except UserError as error:
-            if wanted.listed.folders == listed.folders:
+            if wanted.tasks == whole.tasks and wanted.listed.folders == listed.folders:
                 raise
             builder = wanted.prepare()
-            left_out = [name for name in listed.folders if name not in wanted.listed.folders]
+            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
             print(
-                f"note: of {root} only what this run needs is prepared, without "
-                f"{', '.join(left_out)}: {' '.join(str(error).splitlines()[:2])}",
+                f"note: only {', '.join(wanted.tasks)} is prepared, which this run needs: {reason}",
                 file=sys.stderr,
             )
     height, width, _ = builder.info.features["image"].shape

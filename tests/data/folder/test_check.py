@@ -124,7 +124,7 @@ def test_what_the_run_does_not_use_may_be_broken(planes, root, capfd):
     capfd.readouterr()
     dataset = planes.open_root(root, ("semantic", "edges"))
     err = capfd.readouterr().err
-    assert "only what this run needs is prepared, without depth: " in err
+    assert "note: only semantic, edges is prepared, which this run needs: " in err
     assert set(dataset.splits["train"][0]) == {"image", "semantic", "edges"}
     assert dataset.class_names == ("class 0", "class 1")
     # The next run finds it, one that wants less or more prepares its own.
