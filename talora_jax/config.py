@@ -67,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
     data.val_fraction = 0.2  # `folder`, where dataset.json names no splits
     # `folder`; None leaves them to dataset.json
     data.class_names = placeholder(tuple)
-    data.depth_scale = placeholder(float)  # units of a depth file per metre
+    data.depth_scale = placeholder(float)  # units of a depth file per metre; `nyuv2_mtan` as well
     data.max_depth = placeholder(float)  # metres, above it is no measurement; `nyuv2_mtan` as well
     data.ignore_label = placeholder(int)  # the label for "none"; `*_mtan` as well
     data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
@@ -309,10 +309,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in ("eval_every", "checkpoint_every", "num_pictures", "orthogonal_weight"):
         if config[field] < 0:
             raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
-    if config.data.max_depth is not None and not 0 < config.data.max_depth < float("inf"):
-        raise UserError(
-            f"config.data.max_depth is {config.data.max_depth}, expected metres above 0"
-        )
+    for field in ("depth_scale", "max_depth"):
+        value = config.data[field]
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"config.data.{field} is {value}, expected a number above 0")
     if config.batch_size % config.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by "

@@ -63,6 +63,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("accumulate", 3, "config.batch_size=4 is not divisible by config.accumulate=3"),
         ("steps", 0, "config.steps is 0, expected at least 1"),
         ("read_workers", -1, "config.read_workers is -1, expected 0 or more"),
+        ("data.max_depth", -1.0, "config.data.max_depth is -1.0, expected a number above 0"),
     ],
 )
 def test_values_that_cannot_work(field, value, told):

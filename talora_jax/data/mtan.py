@@ -18,8 +18,8 @@ What is kept:
   on standard error counts them.
 - labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` is no
   label, as -1 is.
-- depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned. Depth above
-  `config.data.max_depth` is no measurement.
+- depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned, but that depth is
+  divided by `config.data.depth_scale` where it is set, and above `max_depth` no measurement.
 """
 
 import contextlib
@@ -95,7 +95,8 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
 
     Args:
       data: `config.data`, of which are read `path`, `dir` (None: TFDS's default), `image_size`
-        (H, W that the files must have; None takes what they have), `ignore_label` and `max_depth`.
+        (H, W that the files must have; None takes what they have), `ignore_label`, and of
+        depth `depth_scale` and `max_depth`.
       tasks: targets wanted.
 
     Raises:
@@ -106,10 +107,10 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
         splits = _list(packing, root)
         size = _size(data.image_size or (), splits["train"][0]["image"])
         _note_counts(packing, root, splits)
-        none = _None(data.get("ignore_label"), data.get("max_depth"))
-        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits, none)}"
+        meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
+        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits, meaning)}"
         if prepared(packing.records, data.dir, name) is None:
-            _prepare(packing, data.dir, name, splits, size, none)
+            _prepare(packing, data.dir, name, splits, size, meaning)
     builder = prepared(packing.records, data.dir, name)
     return Dataset(
         name=packing.records.name,
@@ -124,16 +125,18 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
 
 
 @dataclasses.dataclass(frozen=True)
-class _None:
-    """What means none in this copy, by the fields of `config.data`.
+class _Meaning:
+    """What the values of this copy mean, by the fields of `config.data`.
 
     Attributes:
-      ignore_label: a label; None knows -1 alone.
-      max_depth: metres, of all above; None knows 0 alone.
+      ignore_label: a label that is none, as -1 is.
+      depth_scale: units of depth per metre; None for metres.
+      max_depth: metres above which depth is no measurement.
     """
 
-    ignore_label: int | None
-    max_depth: float | None
+    ignore_label: int | None = None
+    depth_scale: float | None = None
+    max_depth: float | None = None
 
 
 # Which files there are.
@@ -183,8 +186,8 @@ def _download(root: AnyPath) -> Path:
     return Path(root.root.filename) if isinstance(root, zipfile.Path) else root
 
 
-def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]], none: _None) -> str:
-    settings = "" if none == _None(None, None) else repr(none)
+def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]], meaning: _Meaning) -> str:
+    settings = "" if meaning == _Meaning() else repr(meaning)
     if isinstance(root, zipfile.Path):
         return fingerprint(settings, {root.at: _download(root)})
     paths = [path for samples in splits.values() for files in samples for path in files.values()]
@@ -326,12 +329,13 @@ def _read_floats(path: AnyPath, channels: int) -> Float[np.ndarray, "H W C"]:
     return values
 
 
-def _read_depth(path: AnyPath, max_depth: float | None) -> Float32[np.ndarray, "H W 1"]:
+def _read_depth(path: AnyPath, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"]:
     """Depth or disparity, 0 = no measurement."""
     values = _read_floats(path, 1)
     if values.min() < 0:
         raise BadFile(f"value {values.min():g}, expected 0 (no measurement) or above")
-    return measured(values, max_depth)
+    scale = 1 if meaning.depth_scale is None else meaning.depth_scale
+    return measured(values / np.float64(scale), meaning.max_depth)
 
 
 def _read_normals(path: AnyPath) -> Float32[np.ndarray, "H W 3"]:
@@ -366,7 +370,7 @@ def _prepare(
     name: str,
     splits: Mapping[str, Sequence[Files]],
     size: tuple[int, int],
-    none: _None,
+    meaning: _Meaning,
 ) -> None:
     rounded: list[AnyPath] = []
     config = RecordsConfig(
@@ -374,7 +378,11 @@ def _prepare(
         title=packing.title,
         splits=splits,
         make=functools.partial(
-            _make_sample, size=size, class_names=packing.class_names, none=none, rounded=rounded
+            _make_sample,
+            size=size,
+            class_names=packing.class_names,
+            meaning=meaning,
+            rounded=rounded,
         ),
         stored={
             target: (dtype, (*size, *channels))
@@ -395,7 +403,7 @@ def _make_sample(
     files: Files,
     size: tuple[int, int],
     class_names: Sequence[str],
-    none: _None,
+    meaning: _Meaning,
     rounded: list[AnyPath],
 ) -> Sample:
     """Reads and checks the files of one sample; adds its image to `rounded` if it was."""
@@ -408,13 +416,13 @@ def _make_sample(
                     if was_rounded:
                         rounded.append(path)
                 case "semantic":
-                    values = _read_labels(path, class_names, none.ignore_label)
+                    values = _read_labels(path, class_names, meaning.ignore_label)
                 case "normals":
                     values = _read_normals(path)
                 case "depth":
-                    values = _read_depth(path, none.max_depth)
+                    values = _read_depth(path, meaning)
                 case "disparity":
-                    values = _read_depth(path, None)
+                    values = _read_depth(path, _Meaning())  # has neither metres nor a scale
         except BadFile as error:
             raise UserError(f"{path}: {error}.") from error
         if values.shape[:2] != size:

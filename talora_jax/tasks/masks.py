@@ -32,7 +32,7 @@ class NumbersContent(Content):
 
     def in_words(self) -> str:
         each = self.things / max(self.images, 1)
-        return f"on average {each:.3g} of them in an image, {super().in_words()}"
+        return f"{each:.3g} numbers in an image on average, {super().in_words()}"
 
     def numbering(self) -> str | None:
         # By chance, a few images may have it.

@@ -66,7 +66,8 @@ JOBS = {
     "prompts": Job(
         prepare=prompted.prepare,
         targets=lambda config: (*config.prompts.domains, *config.prompts.auxiliary),
-        masks=lambda config: tuple(config.prompts.domains),
+        # What is a task as well must do for that.
+        masks=lambda config: tuple(set(config.prompts.domains) - set(config.prompts.auxiliary)),
         asked=lambda run: prompted.asked_masks(run.config, run.dataset, "train"),
         evaluator=prompted_evaluate.Evaluator,
         baselines=prompted_evaluate.trivial_answers,

@@ -192,6 +192,9 @@ def test_what_they_hold_is_looked_at(copy, tmp_path):
         with pytest.raises(UserError, match=f"training images of nyuv2_mtan: {task}: {why}"):
             survey(blank, (task,))
     assert survey(blank, ("semantic",)).images == 6
+    metres = open_at(root, name, tmp_path / "metres", depth_scale=1000.0)
+    found = survey(metres, ("depth",)).contents["depth"]
+    assert 0.7 < found.low < found.high < 11
 
 
 # What they note.
