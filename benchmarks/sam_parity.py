@@ -20,7 +20,7 @@ from benchmarks.arguments import INSTALL_PEERS
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.inference.prompts import SamPredictor
-from talora_jax.inference.rgb import read_rgb
+from talora_jax.rgb import read_rgb
 from talora_jax.weights.build import load_sam
 from weights_convert.__main__ import main as convert
 

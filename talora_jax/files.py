@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from talora_jax.errors import UserError
+
+_NAME = 50  # characters of a file's name, so that the temporary one is not too long
 
 
 @contextlib.contextmanager
@@ -16,7 +19,9 @@ def replacing(output: Path) -> Iterator[Path]:
     Raises:
       UserError: the disk refuses; nothing is left behind.
     """
-    temporary = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    # A name that nobody can foresee, so that no link lies in wait there.
+    name = f".{output.name[:_NAME]}.partial-{secrets.token_hex(8)}"
+    temporary = output.absolute().with_name(name)
     try:
         yield temporary
         for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:

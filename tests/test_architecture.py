@@ -8,10 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"errors", "files", "sharding"}
+GROUND = {"arrays", "errors", "files", "rgb", "sharding"}
 MAY_IMPORT = {
     "errors": set(),
+    "arrays": {"errors"},
     "files": {"errors"},
+    "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
     "models": GROUND,
     "tasks": GROUND,

@@ -32,3 +32,14 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
         (temporary / "half").touch()
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_temporary_names_cannot_be_foreseen(tmp_path):
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        assert one != other and one.parent == other.parent == tmp_path
+        one.touch(), other.touch()
+
+
+def test_the_longest_names_are_written(tmp_path):
+    write_atomically(tmp_path / ("n" * 255), b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Dataset:
       class_names: of `semantic`, in the order of its class indices; empty if it has none.
       image_size: H, W of batches; samples of another size are stretched to it.
       splits: a source for 'train' and one for 'val'.
+      contents: what tells these samples from others, for JSON: a digest of each file, by split and
+        name, and under 'settings' what else they depend on; see `talora_jax.data.memory`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     splits: Mapping[str, Source]
+    contents: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def check_tasks(name: str, available: Sequence[str], tasks: Sequence[str]) -> None:

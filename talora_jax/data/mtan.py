@@ -8,8 +8,9 @@ Multi-Task Learning with Attention"; the reader of its `im2im_pred/create_datase
 downloads are linked to from the README of https://github.com/lorenmt/mtan.
 
 `config.data.path` is the folder, or the zip archive of it as it was downloaded: that is read
-without being unpacked. In either, train and val may lie one folder down. The samples are checked
-and written as array_record under `config.data.dir` once; a changed download is prepared anew.
+without being unpacked. In either, train and val may lie up to three folders down. The samples are
+checked and written as array_record under `config.data.dir` once; a changed download is prepared
+anew.
 
 What is kept:
 
@@ -25,6 +26,8 @@ What is kept:
 import contextlib
 import dataclasses
 import functools
+import json
+import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,11 +44,14 @@ from talora_jax.data.records import (
     RecordsSource,
     Sample,
     as_declared,
+    contents_of,
+    digests,
     fingerprint,
+    name_of,
     prepare,
     prepared,
 )
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line, printable
 from talora_jax.tasks.depth import measured
 from talora_jax.tasks.target_files import BadFile, read_npy
 
@@ -65,6 +71,7 @@ _STORED = {
 # How far, in steps of 1/255, a value of an 8-bit image may be off: float16's are by 0.06.
 _STEP_SLACK = 0.1
 _UNIT_SLACK = 1e-3
+_MOST_NESTED = 3  # folders that train and val may lie in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +115,11 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
         size = _size(data.image_size or (), splits["train"][0]["image"])
         _note_counts(packing, root, splits)
         meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
-        name = f"{_download(root).resolve().name}-{_fingerprint(root, splits, meaning)}"
+        contents = _contents(packing, root, splits)
+        settings = "" if meaning == _Meaning() else repr(meaning)
+        place = str(_download(root).resolve())
+        digest = fingerprint(place, settings, json.dumps(contents))
+        name = f"{name_of(_download(root))}-{digest}"
         if prepared(packing.records, data.dir, name) is None:
             _prepare(packing, data.dir, name, splits, size, meaning)
     builder = prepared(packing.records, data.dir, name)
@@ -121,6 +132,7 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
             split: RecordsSource(builder.as_data_source(split), tasks, as_declared)
             for split in SPLITS
         },
+        contents=contents,
     )
 
 
@@ -148,37 +160,61 @@ def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
     wanted = f"expected the folder or zip archive of {packing.title} that {HOME} links to"
     if not path:
         raise UserError(f"config.data.path is empty; {wanted}.")
-    download = Path(path).expanduser()
+    download = Path(os.path.expanduser(path))
     if not download.exists():
         raise UserError(f"config.data.path is {path!r}, which does not exist; {wanted}.")
     with contextlib.ExitStack() as stack:
         root = download
-        if download.is_file():
+        if not download.is_dir():
             try:
-                root = zipfile.Path(stack.enter_context(zipfile.ZipFile(download)))
-            except (zipfile.BadZipFile, OSError) as error:
+                if not download.is_file():  # Reading a pipe would wait for ever.
+                    raise OSError("no file")
+                archive = stack.enter_context(zipfile.ZipFile(download))
+                root = zipfile.Path(_with_slashes(archive))
+            except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
                 raise UserError(
-                    f"config.data.path is {path!r}, which is not a whole zip archive ({error}); "
+                    f"config.data.path is {path!r}, which is not a whole zip archive "
+                    f"({one_line(error)}); "
                     f"{wanted}."
                 ) from error
-        entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-        folders = [
-            folder
-            for folder in (root, *entries)
-            if any((folder / split).is_dir() for split in SPLITS)
-        ]
         # What lies beside train and val is no data set.
-        if folders and (folders[0] is root or len(folders) == 1):
+        level, folders = [root], []
+        for _ in range(_MOST_NESTED + 1):
+            folders = [f for f in level if any((f / split).is_dir() for split in SPLITS)]
+            if folders:
+                break
+            level = [entry for folder in level for entry in _folders(folder)]
+        if len(folders) == 1:
             yield folders[0]
             return
         if folders:
-            names = _some([folder.name for folder in folders])
+            names = _some(sorted(folder.name for folder in folders))
             raise UserError(
                 f"{download} holds {names}, each with train/ or val/; name one of them."
             )
-        archives = [entry.name for entry in entries if entry.name.endswith(".zip")]
-        hint = f"; it holds {archives[0]}, which may be the path itself" if archives else ""
+        names = sorted(entry.name for entry in root.iterdir())
+        archives = [name for name in names if name.lower().endswith(".zip")]
+        hint = f"; it holds {_some(names)}" if names else ""
+        if archives:
+            way_on = "which may be the path itself" if root is download else "unpack that"
+            hint = f"; it holds {printable(archives[0])}, {way_on}"
         raise UserError(f"{download} has neither train/ nor val/{hint}; {wanted}.")
+
+
+def _with_slashes(archive: zipfile.ZipFile) -> zipfile.ZipFile:
+    """The archive with folders told by slashes; some programs write them as backslashes."""
+    for info in archive.filelist:
+        info.filename = info.filename.replace("\\", "/")
+    archive.NameToInfo = {info.filename: info for info in archive.filelist}
+    return archive
+
+
+def _folders(folder: AnyPath) -> list[AnyPath]:
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+    ]
 
 
 def _download(root: AnyPath) -> Path:
@@ -186,12 +222,18 @@ def _download(root: AnyPath) -> Path:
     return Path(root.root.filename) if isinstance(root, zipfile.Path) else root
 
 
-def _fingerprint(root: AnyPath, splits: Mapping[str, Sequence[Files]], meaning: _Meaning) -> str:
-    settings = "" if meaning == _Meaning() else repr(meaning)
+def _contents(
+    packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]
+) -> dict[str, dict[str, str]]:
+    """A digest of each file by split, or of the archive that they are in."""
     if isinstance(root, zipfile.Path):
-        return fingerprint(settings, {root.at: _download(root)})
-    paths = [path for samples in splits.values() for files in samples for path in files.values()]
-    return fingerprint(settings, {path.relative_to(root).as_posix(): path for path in paths})
+        (digest,) = digests([_download(root)], packing.title).values()
+        return {"archive": {root.at or "/": digest}}
+    files = {
+        split: [path for files in samples for path in files.values()]
+        for split, samples in splits.items()
+    }
+    return contents_of(root, files, packing.title)
 
 
 def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
@@ -259,15 +301,16 @@ def _numbered(folder: AnyPath) -> tuple[dict[int, AnyPath], list[str]]:
     files, others = {}, []
     for path in folder.iterdir():
         stem, _, suffix = path.name.rpartition(".")
-        if stem.isdecimal() and path.name == f"{int(stem)}.npy":
+        if stem.isdecimal() and path.name == f"{int(stem)}.npy" and path.is_file():
             files[int(stem)] = path
-        elif suffix == "npy" and not stem.startswith("."):
+        elif suffix.lower() == "npy" and not stem.startswith("."):
             others.append(path.name)
     return files, sorted(others)
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = ", ".join(printable(name, 60) for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _note_counts(packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> None:
@@ -389,7 +432,7 @@ def _prepare(
             for target, (dtype, channels) in _STORED.items()
             if target in packing.folders
         },
-        class_names=packing.class_names,
+        notes={"class_names": packing.class_names},
     )
     prepare(packing.records, data_dir, config)
     if rounded:

@@ -10,12 +10,17 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from jaxtyping import Num
 from numpy.typing import DTypeLike
 
 from talora_jax.data.progress import progress
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line, printable
 from talora_jax.tasks import TARGETS
 
 Sample = dict[str, Num[np.ndarray, "H W ..."]]
@@ -50,21 +55,21 @@ class SampleFiles:
 @dataclasses.dataclass(eq=False, kw_only=True)
 class RecordsConfig(tfds.core.BuilderConfig):
     """What to prepare. The name says all that the samples depend on but the version of `Records`:
-    of files, by their `fingerprint`.
+    of files, by the `fingerprint` of their `digests`.
 
     Attributes:
       title: the data's name for people.
       splits: for each split, what its samples are made of, in their order.
       make: makes a sample, as stored, of one of these; called in threads.
       stored: dtype and shape of every array of a sample, None for a length that may differ.
-      class_names: one per class; empty without 'semantic'.
+      notes: what is kept beside the samples, for JSON.
     """
 
     title: str
     splits: Mapping[str, Sequence[Any]]
     make: Callable[[Any], Sample]
     stored: Mapping[str, tuple[DTypeLike, tuple[int | None, ...]]]
-    class_names: tuple[str, ...]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -88,7 +93,7 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
             builder=self,
             description=self.__doc__,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(class_names=config.class_names),
+            metadata=tfds.core.MetadataDict(config.notes),
         )
 
     def _shard_iterators_per_split(
@@ -130,12 +135,29 @@ def as_declared(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray,
     return stored if name == "image" else stored.astype(TARGETS[name].target_dtype, copy=False)
 
 
+def read_record(records: Sequence[Any], row: int) -> Sample:
+    """A stored sample.
+
+    Raises:
+      UserError: the files that it is in are damaged.
+    """
+    try:
+        return records[row]
+    except IndexError:
+        raise
+    except Exception as error:  # array_record raises several kinds, from OSError to RuntimeError.
+        raise UserError(
+            f"sample {row} cannot be read from {records.dataset_info.data_dir} ("
+            f"{one_line(error)}); remove that folder, and the samples are prepared anew."
+        ) from error
+
+
 class RecordsSource:
     """The samples of a prepared split, with the targets of `tasks`."""
 
     def __init__(
         self,
-        records: Sequence[Sample],
+        records: Sequence[Any],
         tasks: Sequence[str],
         unpack: Callable[[str, np.ndarray], np.ndarray],
     ):
@@ -151,7 +173,7 @@ class RecordsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self._records[index]
+        record = read_record(self._records, index)
         return {name: self._unpack(name, record[name]) for name in ("image", *self._tasks)}
 
 
@@ -159,7 +181,7 @@ def prepare(dataset: type[Records], data_dir: str | None, config: RecordsConfig)
     """Writes the records of `config` under `data_dir` (None: TFDS's default), all or nothing.
 
     TFDS writes beside the final directory and renames at the end. Of processes that prepare the
-    same at once, the last ones find that it is there.
+    same at once, the last ones find that it is there. What killed ones left is removed.
 
     Raises:
       UserError: the directory cannot be written.
@@ -169,7 +191,8 @@ def prepare(dataset: type[Records], data_dir: str | None, config: RecordsConfig)
         builder = dataset(data_dir=data_dir or None, config=config, file_format="array_record")
         builder.advance = advance
         try:
-            builder.download_and_prepare()
+            with _swept(kept_in(dataset, data_dir)):
+                builder.download_and_prepare()
         except OSError as error:
             if prepared(dataset, data_dir, config.name) is None:
                 raise UserError(
@@ -177,24 +200,128 @@ def prepare(dataset: type[Records], data_dir: str | None, config: RecordsConfig)
                     f"({error.strerror or error}); config.data.dir must name a directory that is "
                     "writable and has room for them."
                 ) from error
+    print(f"{config.title}: {total} samples are kept in {builder.data_dir}", file=sys.stderr)
 
 
 def prepared(
     dataset: type[Records], data_dir: str | None, name: str
 ) -> tfds.core.DatasetBuilder | None:
-    """Reads what `prepare` wrote for the config of that name; None if it has not yet."""
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    directory = root / dataset.name / name / str(dataset.VERSION)
-    return tfds.builder_from_directory(directory) if directory.exists() else None
+    """Reads what `prepare` wrote for the config of that name; None if it has not yet.
+
+    Raises:
+      UserError: what is there cannot be read, or was not written by `prepare`.
+    """
+    directory = kept_in(dataset, data_dir) / name / str(dataset.VERSION)
+    if not directory.exists():
+        return None
+    try:
+        _check_features(directory / "features.json")
+        builder = tfds.builder_from_directory(directory)
+        _ = builder.info.metadata  # Read now.
+    except Exception as error:  # TFDS raises many kinds, from OSError to protobuf's.
+        raise UserError(
+            f"{directory} does not hold samples as they were prepared ({one_line(error)}); remove "
+            "that folder, and they are prepared anew."
+        ) from error
+    return builder
 
 
-def fingerprint(settings: str, files: Mapping[str, Path]) -> str:
-    """A short hash of the settings, and of all files' names, sizes and times of change."""
-    lines = [settings]
-    for name, path in files.items():
-        stat = path.stat()
-        lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
+def kept_in(dataset: type[Records], data_dir: str | None) -> Path:
+    """The directory that holds, by their names, what is prepared of a data set."""
+    return Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / dataset.name
+
+
+def digests(paths: Iterable[Path], title: str) -> dict[Path, str]:
+    """A short hash of what each file holds: a name, a size and a time may be another file's, too.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    paths, found = list(paths), {}
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        progress(f"Reading {title}", len(paths), "files") as advance,
+    ):
+        for path, digest in zip(paths, pool.map(_digest, paths), strict=True):
+            found[path] = digest
+            advance()
+    return found
+
+
+def contents_of(
+    root: Path, files: Mapping[str, Sequence[Path]], title: str
+) -> dict[str, dict[str, str]]:
+    """For each split, the `digests` of its files by their paths below the root.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    hashes = digests([path for paths in files.values() for path in paths], title)
+    return {
+        split: {path.relative_to(root).as_posix(): hashes[path] for path in paths}
+        for split, paths in files.items()
+    }
+
+
+def fingerprint(*lines: str) -> str:
+    """A short hash of some lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def name_of(root: Path) -> str:
+    """How records of what lies in a directory are called, before what tells them apart."""
+    return re.sub(r"[^\w.-]", "_", root.resolve().name, flags=re.ASCII)[:60] or "data"
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be read ({error.strerror or error}).") from None
+
+
+def _check_features(path: Path) -> None:
+    """Refuses features of other classes than those of `Records`: TFDS would import, and so run,
+    whatever module is named there.
+
+    Raises:
+      UserError: one is.
+    """
+    ours = {
+        f"{feature.__module__}.{feature.__name__}"
+        for feature in (tfds.features.FeaturesDict, tfds.features.Tensor)
+    }
+    pending = [json.loads(path.read_text(encoding="utf-8"))]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                # In the spellings that a Protocol Buffer's JSON may have, and TFDS's older one.
+                if key in ("pythonClassName", "python_class_name", "type") and inner not in ours:
+                    raise UserError(f"its features.json names {printable(repr(inner))}")
+                pending.append(inner)
+        elif isinstance(value, list):
+            pending += value
+
+
+@contextlib.contextmanager
+def _swept(directory: Path) -> Iterator[None]:
+    """Removes what preparations that were killed left below a directory, unless another one is at
+    work beside it, and keeps others from removing what is written meanwhile."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # Another is at work, or the file system has no locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in directory.glob("*/incomplete.*"):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

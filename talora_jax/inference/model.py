@@ -25,15 +25,15 @@ from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
+from talora_jax.arrays import as_flag, in_words
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
-from talora_jax.inference.arrays import as_flag, in_words
-from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.msam import MSam, task_axis
 from talora_jax.models.sam import SamConfig
+from talora_jax.rgb import as_rgb, each_rgb
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.assemble import Base, check_fits, joined, read_base_of, resolve_dtype

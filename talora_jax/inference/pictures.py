@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from talora_jax.arrays import in_words
 from talora_jax.errors import UserError
-from talora_jax.inference.arrays import in_words
-from talora_jax.inference.rgb import as_rgb
+from talora_jax.rgb import as_rgb
 from talora_jax.tasks import Task
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
 

@@ -24,9 +24,8 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
 from PIL import Image
 
+from talora_jax.arrays import as_array, as_flag, finite, in_words
 from talora_jax.errors import UserError
-from talora_jax.inference.arrays import as_array, as_flag, finite, in_words
-from talora_jax.inference.rgb import as_rgb, each_rgb
 from talora_jax.models.geometry import Geometry, normalise, resize_matrix
 from talora_jax.models.prompt_encoder import (
     ABSENT,
@@ -37,6 +36,7 @@ from talora_jax.models.prompt_encoder import (
     UPPER_LEFT,
 )
 from talora_jax.models.sam import Sam
+from talora_jax.rgb import as_rgb, each_rgb
 
 # Prompts decoded at once are one of these; more of them go in turns of the largest.
 PROMPTS = (1, 4, 16)

@@ -9,7 +9,6 @@ Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
 """
 
 import dataclasses
-import functools
 import glob
 import io
 import itertools
@@ -27,7 +26,7 @@ from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.inference.model import TrainedModel
 from talora_jax.inference.pictures import picture
-from talora_jax.inference.rgb import read_rgb
+from talora_jax.rgb import read_rgb, suffixes
 from talora_jax.tasks.png import Png
 
 SUMMARY = "summary.json"
@@ -176,26 +175,19 @@ def _images(match: Path, out: Path) -> Iterator[tuple[Path, str]]:
     for below in sorted(match.rglob("*")):
         if out.resolve() in below.resolve().parents:
             continue
-        if below.suffix.lower() in _suffixes() and below.is_file():
+        if below.suffix.lower() in suffixes() and below.is_file():
             yield below, str(below.relative_to(match).with_suffix(""))
-
-
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    """How the names of files end that Pillow can open."""
-    kinds = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN)
 
 
 def _refuse_to_overwrite(
     out: Path, inputs: Sequence[Input], folders: Sequence[str], npy: bool
 ) -> None:
-    suffixes = (".png", ".npy") if npy else (".png",)
+    written = (".png", ".npy") if npy else (".png",)
     planned = [out / SUMMARY] + [
         out / folder / f"{given.name}{suffix}"
         for given in inputs
         for folder in folders
-        for suffix in suffixes
+        for suffix in written
     ]
     existing = [path for path in planned if path.exists()]
     if existing:

@@ -68,7 +68,7 @@ class Binary(Task):
     def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 1"]:
         """A PNG of 0 for no, anything else for yes; an npy file of 1, 0 and -1."""
         del settings
-        if path.suffix != ".npy":
+        if path.suffix.lower() != ".npy":
             values = read_indices(path)
             if {1, 255} <= set(np.unique(values)) <= {0, 1, 255}:
                 raise BadFile(

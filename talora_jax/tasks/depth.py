@@ -180,7 +180,7 @@ class Depth(Task):
         """A 16-bit PNG in units of 1 / `depth_scale` metres (by default millimetres), or an npy
         file of floats in such units (by default metres), where what is not finite is no
         measurement, nor what is above `max_depth`."""
-        if path.suffix != ".npy":
+        if path.suffix.lower() != ".npy":
             values, scale = _read_16_bits(path, settings), _PNG_SCALE
         else:
             values, scale = read_plane(path), 1

@@ -93,7 +93,7 @@ class Normals(Task):
         A surface that the camera sees faces it, so most z must be negative.
         """
         del settings
-        if path.suffix != ".npy":
+        if path.suffix.lower() != ".npy":
             image = open_image(path)
             if image.mode != "RGB":
                 raise BadFile(f"mode {image.mode}, expected an 8-bit RGB PNG")

@@ -324,7 +324,7 @@ def _read_labels(
     path: Path, class_names: Sequence[str], ignored: int | None, way_on: str
 ) -> Int32[np.ndarray, "H W"]:
     stored = read_indices(path)
-    if ignored is None and stored.dtype == np.uint8 and path.suffix != ".npy":
+    if ignored is None and stored.dtype == np.uint8 and path.suffix.lower() != ".npy":
         ignored = _IGNORED_IN_UINT8
     # Before it is cast: what is ignored need not fit.
     nothing = np.zeros(stored.shape, bool) if ignored is None else stored == ignored

@@ -65,7 +65,19 @@ def open_image(path: Path) -> Image.Image:
         image.load()
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
         raise BadFile(f"cannot be decoded as PNG or JPEG ({one_line(error)})") from error
+    one_frame(image)
     return image
+
+
+def one_frame(image: Image.Image) -> None:
+    """Refuses an image of which nothing tells the frame, page or moment that is meant.
+
+    Raises:
+      BadFile: it has several.
+    """
+    # What cameras put beside a JPEG's one picture (MPO) are previews.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise BadFile(f"{image.n_frames} frames, expected one: save the one that is meant alone")
 
 
 def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
@@ -74,7 +86,7 @@ def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
     Raises:
       BadFile: the file holds something else.
     """
-    if path.suffix != ".npy":
+    if path.suffix.lower() != ".npy":
         image = open_image(path)
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
             raise BadFile(

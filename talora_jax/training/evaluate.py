@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from talora_jax.data import memory
 from talora_jax.data.masks import AskedMasks
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
@@ -120,6 +121,7 @@ def evaluate(
     """
     learnt, step = run.trainable, 0
     if workdir is not None:
+        memory.tell(run.dataset, workdir, print_line)
         checkpoints = Checkpoints(workdir)
         step = checkpoints.latest_step()
         if step is None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from talora_jax import config as config_lib
+from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import survey
 from talora_jax.errors import UserError, check_choice
@@ -43,6 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
 
     # Resume
     checkpoints = Checkpoints(workdir)
+    resumes = checkpoints.latest_step() is not None
+    memory.remember(run.dataset, workdir, resumes=resumes, write=main_process)
     state = init_state(run)
     iterator = train_iterator(
         run.dataset.splits["train"],

@@ -398,6 +398,43 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_kept(spoil, expected, cop
     assert "\n" not in message
 
 
+def test_archives_of_other_programs_are_read(originals, tmp_path):
+    root, archive = originals["nyuv2_mtan"], tmp_path / "nyuv2.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in root.rglob("*.npy"):
+            name = f"one/two/{path.relative_to(root).as_posix()}"
+            file.write(path, name.replace("/", "\\"))
+    packed = open_at(archive, "nyuv2_mtan", tmp_path / "packed").splits["val"]
+    unpacked = open_at(root, "nyuv2_mtan", tmp_path / "unpacked").splits["val"]
+    np.testing.assert_equal(packed[0], unpacked[0])
+
+
+def test_what_is_no_archive_that_can_be_read_is_told(originals, tmp_path):
+    records = tmp_path / "records"
+    os.mkfifo(tmp_path / "pipe.zip")
+    assert "is not a whole zip archive (no file)" in refused(
+        tmp_path / "pipe.zip", "nyuv2_mtan", records
+    )
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as file:
+        file.writestr("inner.zip", b"")
+    assert "it holds inner.zip, unpack that" in refused(
+        tmp_path / "outer.zip", "nyuv2_mtan", records
+    )
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        file.writestr("../train/image/0.npy", b"")
+        file.writestr("/absolute.npy", b"")
+    assert "has neither train/ nor val/; it holds" in refused(
+        tmp_path / "other.zip", "nyuv2_mtan", records
+    )
+
+
+def test_a_pipe_among_the_files_is_told(originals, tmp_path):
+    root = shutil.copytree(originals["nyuv2_mtan"], tmp_path / "nyuv2")
+    (root / "train/depth/0.npy").unlink()
+    os.mkfifo(root / "train/depth/0.npy")
+    assert "train/depth has 0.npy, expected" in refused(root, "nyuv2_mtan", tmp_path / "records")
+
+
 def test_a_bad_file_in_an_archive(originals, tmp_path):
     archive = tmp_path / "nyuv2.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -174,6 +174,7 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {
         "config.json",
+        "data.json",
         "metrics.jsonl",
         "tensorboard",
         "pictures",
@@ -210,6 +211,12 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     run = prepare(config)
     found = evaluate(run, Evaluator(run), constant_baselines(run), tmp_path / "run", print)
     assert found == metrics
+
+    # Other data under the same names.
+    data = tmp_path / "run" / "data.json"
+    data.write_text(data.read_text().replace('"image/', '"image/old_', 1))
+    with pytest.raises(UserError, match=r"has changed: 1 files new \(.*1 files gone \(image/old_"):
+        train(config, tmp_path / "run")
 
 
 def test_data_that_nobody_can_mean_are_refused_before_the_workdir_is_taken(

@@ -1,6 +1,7 @@
 """Anyone's own data: a directory with `image/` and one folder per kind of target.
 
-    image/     png, jpg or jpeg (8 bit), or npy (uint8, or float in [0, 1]) [H, W, 3]
+    image/     any image that Pillow opens, of one frame, or npy (uint8, or float in [0, 1]) of
+               [H, W, 3]; turned upright if its EXIF says so, as its targets must be, too
     semantic/  class indices: png (8 bit, 16 bit or palette) or npy of integers [H, W]
     depth/     16-bit png, or npy of floats [H, W] or [H, W, 1], in units of 1/depth_scale metres
                (by default millimetres in a png, metres in npy); 0, non-finite or above max_depth =
@@ -12,13 +13,15 @@
     …          and so on for every task, by its name: its `Task.read` says what its files hold
     instance/  object numbers: png or npy of integers [H, W]; 0 or negative = no label
 
-Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`) and a size. Every image needs
-its file in every folder that exists. Only `image/` and one of the others are needed: normals are
-derived from depth and intrinsics, edges from instances or, lacking those, from semantic labels.
+Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`; in subfolders with them,
+`image/kitchen/0001.jpg`, `depth/kitchen/0001.png`) and a size. Every image needs its file in every
+folder that a run uses. Only `image/` and one of the others are needed: normals are derived from
+depth and intrinsics, edges from instances or, lacking those, from semantic labels.
 
 What the files cannot tell stands in an optional `dataset.json`; see
 `talora_jax.data.folder.settings`. The samples, decoded and derived, are prepared once and kept as
-array_record under `config.data.dir`; changed files or settings are prepared anew.
+array_record under `config.data.dir`; changed files, told by what they hold, are prepared anew, and
+so are they for other settings but class names, splits and `ignore_label`.
 """
 
 from talora_jax.data.folder.open import open_folder, stated_class_names

@@ -7,13 +7,13 @@ import functools
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from talora_jax.data.folder.decode import read
+from talora_jax.data.folder.decode import orientation, read
 from talora_jax.data.folder.settings import Settings
 from talora_jax.data.progress import progress
 from talora_jax.data.records import SampleFiles
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, printable
 from talora_jax.tasks import MASKS, TARGETS
 from talora_jax.tasks.content import Content
 from talora_jax.tasks.target_files import BadFile
@@ -62,7 +62,7 @@ def check_samples(
     reports = []
     with (
         concurrent.futures.ThreadPoolExecutor() as pool,
-        progress(f"Checking {root.name}", len(samples), "samples") as advance,
+        progress(f"Checking {printable(root.name)}", len(samples), "samples") as advance,
     ):
         for report in pool.map(lambda sample: _check(sample, folders, settings), samples):
             reports.append(report)
@@ -77,6 +77,8 @@ def check_samples(
             for report in reports
             if report.image_size not in (size, None)
         ]
+        if len(sizes) > 1 and settings.image_size is None:
+            problems.append("config.data.image_size=(height, width) brings all to one size")
     for folder in folders:
         problems += _differing_palettes(folder, reports)
     contents = {
@@ -105,8 +107,8 @@ def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _
     for folder in folders:
         if folder not in sample.files:
             problems.append(
-                f"{_name(sample, 'image')}: {folder}/ has no file of stem {sample.stem!r}, "
-                "expected one"
+                f"{_name(sample, 'image')}: {folder}/ has no file of stem "
+                f"{printable(repr(sample.stem))}, expected one"
             )
             continue
         path = sample.files[folder]
@@ -119,6 +121,8 @@ def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _
             continue
         if folder == "image":
             size = values.shape[:2]
+        elif problem := _turned(sample, folder, values.shape[:2], size):
+            problems.append(problem)
         elif size and values.shape[:2] != size:
             problems.append(
                 f"{_name(sample, folder)}: {_size(values.shape)}, expected {_size(size)} as its "
@@ -159,8 +163,33 @@ def _folded(lines: Iterable[str]) -> list[str]:
     return folded
 
 
+def _turned(
+    sample: SampleFiles, folder: str, size: tuple[int, int], image_size: tuple[int, int] | None
+) -> str | None:
+    """What is wrong with a target beside an image that its EXIF orientation has turned upright.
+
+    Only where height and width are exchanged does its size tell that the target is upright, too.
+    """
+    if orientation(sample.files[folder]) != 1:
+        return (
+            f"{_name(sample, folder)}: has an EXIF orientation, expected targets as their pixels "
+            "are stored; save it without EXIF"
+        )
+    turn = orientation(sample.files["image"])
+    if turn == 1 or image_size is None:
+        return None
+    stored = image_size[::-1] if turn >= 5 else image_size
+    if size not in (stored, image_size) or size == image_size != stored:
+        return None
+    is_not = "is not" if size != image_size else "may not be"
+    return (
+        f"{_name(sample, 'image')}: its EXIF orientation ({turn}) turns it, and "
+        f"{_name(sample, folder)} {is_not} turned; save both upright, without EXIF"
+    )
+
+
 def _name(sample: SampleFiles, folder: str) -> str:
-    return f"{folder}/{sample.files[folder].name}"
+    return printable(f"{folder}/{PurePosixPath(sample.stem).parent / sample.files[folder].name}")
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -7,31 +7,44 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import ImageOps
+from PIL import ExifTags, Image
 
+from talora_jax import rgb
 from talora_jax.data.folder.settings import Settings
+from talora_jax.errors import UserError, one_line
 from talora_jax.tasks import TARGETS
-from talora_jax.tasks.target_files import BadFile, open_image, read_npy, span
+from talora_jax.tasks.target_files import BadFile, one_frame, read_npy, span
+
+# What nearly all images are; a message lists no more.
+COMMON_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".npy")
 
 
-def suffixes() -> dict[str, tuple[str, ...]]:
+def suffixes() -> dict[str, frozenset[str]]:
     """The folders that there may be, and the suffixes of the files that each may hold."""
-    targets = {name: target.suffixes for name, target in TARGETS.items()}
-    return {"image": (".png", ".jpg", ".jpeg", ".npy"), **targets}
+    targets = {name: frozenset(target.suffixes) for name, target in TARGETS.items()}
+    return {"image": rgb.suffixes() | {".npy"}, **targets}
 
 
 def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c"]:
     """A file of one of the `suffixes` folders, as `talora_jax.data.dataset.Source` has it."""
+    if not path.stat().st_size:
+        raise BadFile("empty (0 bytes)")
     return read_image(path) if folder == "image" else TARGETS[folder].read(path, settings)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB. Grey and palette images become RGB, alpha is dropped, EXIF orientation is applied."""
-    if path.suffix != ".npy":
-        image = open_image(path)
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            raise BadFile(f"mode {image.mode}, expected 8 bits per channel, grey or RGB")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """RGB of 8 bits, as `rgb.as_rgb` makes it of whatever Pillow opens: EXIF orientation is
+    applied."""
+    if path.suffix.lower() != ".npy":
+        try:
+            with Image.open(path) as image:
+                one_frame(image)
+                image.load()  # All of it, so that a truncated file is found out.
+                return rgb.as_rgb(image)
+        except (BadFile, UserError) as error:
+            raise BadFile(str(error)) from error
+        except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
+            raise BadFile(f"cannot be decoded as an image ({one_line(error)})") from error
     values = read_npy(path)
     if values.ndim != 3 or values.shape[2] != 3:
         raise BadFile(f"shape {values.shape}, expected [H, W, 3]")
@@ -40,3 +53,18 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if values.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
         raise BadFile(f"{span(values)}, expected uint8, or float in [0, 1]")
     return (values * 255).round().astype(np.uint8)
+
+
+def orientation(path: Path) -> int:
+    """EXIF's, from 2 to 8 where showing the image turns or mirrors its stored pixels, 1 elsewhere.
+
+    From 5 on, height and width are exchanged. What cannot be read turns nothing.
+    """
+    if path.suffix.lower() == ".npy":
+        return 1
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `read_image`
+        return 1
+    return found if found in range(1, 9) else 1

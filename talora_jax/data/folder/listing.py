@@ -2,13 +2,20 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import os
+import stat
+import unicodedata
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from talora_jax.data.folder.decode import suffixes
+from talora_jax.data.folder.decode import COMMON_IMAGES, suffixes
 from talora_jax.data.folder.settings import Settings
-from talora_jax.data.records import SampleFiles, fingerprint
-from talora_jax.errors import UserError
+from talora_jax.data.records import SampleFiles
+from talora_jax.errors import UserError, nearest, printable
+
+# What systems leave in folders, besides names that begin with a dot; in lower case.
+_LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +24,31 @@ class Listing:
 
     Attributes:
       folders: which of `decode.suffixes` there are.
-      samples: by stem, in sorted order; every stem of `image/`. Files go by their folder.
-      problems: files that are too many, or of a wrong kind; one line each.
+      others: names of the directories beside them.
+      samples: by stem, in sorted order; every stem of `image/`. Files go by their folder. The stem
+        of a file in a subfolder has the subfolder in it, as 'kitchen/0001'.
+      problems: files that are too many, or of a wrong kind; one line each, beginning with the
+        folder that it is about.
     """
 
     folders: tuple[str, ...]
+    others: tuple[str, ...]
     samples: Mapping[str, SampleFiles]
     problems: tuple[str, ...]
+
+    def only(self, folders: Collection[str]) -> "Listing":
+        """What there is of these folders."""
+        return Listing(
+            tuple(name for name in self.folders if name in folders),
+            self.others,
+            {
+                stem: SampleFiles(
+                    stem, {name: path for name, path in sample.files.items() if name in folders}
+                )
+                for stem, sample in self.samples.items()
+            },
+            tuple(line for line in self.problems if line.partition("/")[0] in folders),
+        )
 
 
 def list_samples(root: Path) -> Listing:
@@ -32,39 +57,42 @@ def list_samples(root: Path) -> Listing:
     Raises:
       UserError: `root` or `root/image` is not a directory, or holds no image.
     """
-    if not root.is_dir():
-        raise UserError(f"config.data.path is {str(root)!r}, which is not a directory.")
-    if not (root / "image").is_dir():
-        raise UserError(
-            f"{root} has no folder 'image'; expected one with the images of all samples."
-        )
+    _check_root(root)
     known = suffixes()
-    folders = tuple(name for name in known if (root / name).is_dir())
+    folders = tuple(name for name in known if os.path.lexists(root / name))
     problems: list[str] = []
     files: dict[str, dict[str, Path]] = {}
     for folder in folders:
-        for path in sorted((root / folder).iterdir()):
-            if path.name.startswith(".") or path.is_dir():
+        for path, problem in _walk(root / folder, known[folder]):
+            name = _name(path, root)
+            if problem:
+                problems.append(f"{name}: {problem}")
                 continue
-            if path.suffix.lower() not in known[folder]:
-                expected = ", ".join(known[folder])
-                problems.append(f"{folder}/{path.name}: expected a file of kind {expected}")
-                continue
-            files_of_stem = files.setdefault(path.stem, {})
+            files_of_stem = files.setdefault(_stem(path, root / folder), {})
             if folder in files_of_stem:
                 problems.append(
-                    f"{folder}/{path.name}: {files_of_stem[folder].name} has the same stem; "
+                    f"{name}: {printable(files_of_stem[folder].name)} has the same stem; "
                     "expected one"
                 )
-            elif folder != "image" and "image" not in files_of_stem:
-                problems.append(f"{folder}/{path.name}: there is no image of this stem")
-            files_of_stem[folder] = path
+            files_of_stem.setdefault(folder, path)
     samples = {
         stem: SampleFiles(stem, files[stem]) for stem in sorted(files) if "image" in files[stem]
     }
     if not samples:
-        raise UserError(f"{root / 'image'} holds no image; expected {', '.join(known['image'])}.")
-    return Listing(folders, samples, tuple(problems))
+        kinds = ", ".join(COMMON_IMAGES)
+        why = f" that can be used: {problems[0]}" if problems else f"; expected {kinds}, …"
+        raise UserError(f"{root / 'image'} holds no image{why}")
+    alike = {_blurred(stem): stem for stem in samples}
+    for stem in sorted(set(files) - set(samples)):
+        other = alike.get(_blurred(stem))
+        hint = f", but one of {printable(repr(other))}: stems must be equal" if other else ""
+        problems += [
+            f"{_name(path, root)}: there is no image of this stem{hint}"
+            for path in files[stem].values()
+        ]
+    others = [path.name for path in root.iterdir() if path.name not in known and path.is_dir()]
+    others = sorted(name for name in others if not _is_left_over(name))
+    return Listing(folders, tuple(others), samples, tuple(problems))
 
 
 def split_samples(
@@ -80,10 +108,18 @@ def split_samples(
         each at least one sample.
     """
     stems = settings.splits or _draw_splits(sorted(samples), val_fraction, root)
+    stems = {split: tuple(map(_composed, names)) for split, names in stems.items()}
+    for split, names in stems.items():
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(
+                f"{root / 'dataset.json'}: splits name {printable(twice)} twice in {split!r}."
+            )
     unknown = sorted({stem for split in stems.values() for stem in split} - set(samples))
     if unknown:
         raise UserError(
-            f"{root / 'dataset.json'}: splits name {_some(unknown)}, of which there is no image."
+            f"{root / 'dataset.json'}: splits name {_some(unknown)}, of which there is no image"
+            f"{_meant(unknown[0], samples)}."
         )
     shared = sorted(set(stems["train"]) & set(stems["val"]))
     if shared:
@@ -94,17 +130,126 @@ def split_samples(
     return {name: tuple(samples[stem] for stem in sorted(stems[name])) for name in stems}
 
 
-def folder_fingerprint(splits: Mapping[str, Sequence[SampleFiles]], settings: Settings) -> str:
-    """The `fingerprint` of the splits, the settings and all files."""
-    return fingerprint(
-        repr(dataclasses.replace(settings, splits=None)),
-        {
-            f"{split} {folder}/{path.name}": path
-            for split, samples in splits.items()
-            for sample in samples
-            for folder, path in sample.files.items()
-        },
+def _check_root(root: Path) -> None:
+    """Raises a `UserError` unless `root` is a directory with `image/` in it."""
+    if not root.is_dir():
+        is_archive = root.is_file() and zipfile.is_zipfile(root)
+        hint = ": it is a zip archive, unpack it" if is_archive else ""
+        raise UserError(f"config.data.path is {str(root)!r}, which is not a directory{hint}.")
+    try:
+        names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"config.data.path: {root} cannot be listed ({error.strerror}).") from None
+    if (root / "image").is_dir():
+        return
+    there = f"it holds {_some(names)}" if names else "it is empty"
+    hint = ""
+    if "image" in names:
+        hint = f", where image is {_no_folder(root / 'image')}"
+    elif close := nearest("image", [name.lower() for name in names]):
+        renamed = next(name for name in names if name.lower() == close)
+        hint = f". Is it {printable(renamed)}? Then rename that"
+    elif inner := [name for name in names if (root / name / "image").is_dir()]:
+        hint = f". Is {root / inner[0]} the directory of the data?"
+    raise UserError(
+        f"{root} has no folder 'image', expected to hold the images of all samples; {there}{hint}."
     )
+
+
+def _walk(folder: Path, known: Collection[str]) -> list[tuple[Path, str | None]]:
+    """All files below a folder, in order, each with what is wrong with it before it is read."""
+    if not folder.is_dir():
+        return [(folder / "", f"{_no_folder(folder)}, expected a folder")]
+    found: list[tuple[Path, str | None]] = []
+    ahead: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while ahead:
+        directory, above = ahead.pop()
+        try:
+            status = directory.stat()
+            entries = list(directory.iterdir())
+        except OSError as error:
+            found.append((directory, f"cannot be listed ({error.strerror})"))
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            found.append((directory, "a link to a folder that it lies in, expected no circle"))
+            continue
+        for path in entries:
+            if _is_left_over(path.name):
+                continue
+            problem = _problem(path, known)
+            if problem or not path.is_dir():
+                found.append((path, problem))
+            else:
+                ahead.append((path, above | {identity}))
+    return sorted(found, key=lambda entry: entry[0].parts)
+
+
+def _problem(path: Path, known: Collection[str]) -> str | None:
+    """What is wrong with a file before it is read, or with a folder's name."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, rename it"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return _broken_link(path) or f"cannot be read ({error.strerror})"
+    is_known = path.suffix.lower() in known
+    if stat.S_ISDIR(mode):
+        return "a folder, expected a file" if is_known else None
+    if not stat.S_ISREG(mode):
+        return "a pipe, socket or device, expected a file"
+    if not is_known:
+        kinds = known if len(known) < 5 else COMMON_IMAGES
+        more = ", …" if kinds is COMMON_IMAGES else ""
+        return f"expected a file of kind {', '.join(sorted(kinds, reverse=True))}{more}"
+    return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def _no_folder(path: Path) -> str:
+    return _broken_link(path) or "no folder"
+
+
+def _broken_link(path: Path) -> str | None:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {printable(os.readlink(path))}, which leads nowhere"
+    return None
+
+
+def _is_left_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def _name(path: Path, root: Path) -> str:
+    """A path below the root for a message; it begins with the folder."""
+    relative = path.relative_to(root).as_posix()
+    return printable(relative if "/" in relative else f"{relative}/")
+
+
+def _stem(path: Path, folder: Path) -> str:
+    return _composed(os.path.splitext(path.relative_to(folder).as_posix())[0])
+
+
+def _composed(name: str) -> str:
+    """One of the ways in which Unicode writes a name: some systems store é as e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _blurred(stem: str) -> str:
+    """What stems have in common that look alike."""
+    return "".join(stem.casefold().split())
+
+
+def _meant(name: str, samples: Mapping[str, SampleFiles]) -> str:
+    """The way on from a stem that is none."""
+    stem, suffix = os.path.splitext(name)
+    if stem in samples:
+        return f": give stems, without {printable(suffix)}"
+    close = [stem for stem in samples if PurePosixPath(stem).name == name] or [
+        stem for stem in samples if _blurred(stem) == _blurred(name)
+    ]
+    return f"; there is one of {printable(repr(close[0]))}" if close else ""
 
 
 def _draw_splits(
@@ -123,5 +268,6 @@ def _draw_splits(
     return {"train": tuple(ranked[val:]), "val": tuple(ranked[:val])}
 
 
-def _some(stems: Sequence[str]) -> str:
-    return ", ".join(stems[:5]) + (f" and {len(stems) - 5} more" if len(stems) > 5 else "")
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name, 60) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

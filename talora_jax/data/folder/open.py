@@ -1,27 +1,44 @@
 """Opens a user's folder: list, check, prepare once, read."""
 
+import contextlib
 import dataclasses
 import functools
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import tensorflow_datasets as tfds
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.folder.check import check_samples
-from talora_jax.data.folder.listing import (
-    Listing,
-    folder_fingerprint,
-    list_samples,
-    split_samples,
-)
-from talora_jax.data.folder.records import Folder, records_config, unpack
+from talora_jax.data.folder.listing import Listing, list_samples, split_samples
+from talora_jax.data.folder.records import SAMPLES, Folder, FolderSource, records_config
 from talora_jax.data.folder.settings import Settings, read_settings
-from talora_jax.data.records import RecordsSource, SampleFiles, prepare, prepared
-from talora_jax.errors import UserError
+from talora_jax.data.memory import SETTINGS
+from talora_jax.data.records import (
+    SampleFiles,
+    digests,
+    fingerprint,
+    kept_in,
+    name_of,
+    prepare,
+    prepared,
+)
+from talora_jax.errors import UserError, one_line, printable
+from talora_jax.files import write_atomically
 from talora_jax.tasks import TARGETS
+
+# Settings that files of one folder alone are read with.
+_ONLY_FOR = {
+    "class_names": "semantic",
+    "depth_scale": "depth",
+    "ignore_label": "semantic",
+    "max_depth": "depth",
+}
 
 
 def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -29,7 +46,8 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
 
     The first time, and after any change, its files are checked and its samples prepared under
     `data.dir`; a run that is killed in between leaves nothing that looks prepared. All targets are
-    prepared together, for other runs, unless something is wrong with one that is not wanted.
+    prepared together, for other runs, unless something is wrong with one that is not wanted. What
+    is prepared holds for other class names, splits and labels that mean none, too.
 
     Args:
       data: `config.data` with `path`, `dir` (None: TFDS's default), `val_fraction`, and those of
@@ -41,7 +59,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     """
     if not data.path:
         raise UserError("config.data.path is empty; expected the directory of the data.")
-    root = Path(data.path).expanduser()
+    root = Path(os.path.expanduser(data.path))
     listed = list_samples(root)
     settings = read_settings(root, data)
     derives_normals = "normals" not in listed.folders and "depth" in listed.folders
@@ -51,32 +69,41 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             "known: add intrinsics {fx, fy, cx, cy} in pixels to its dataset.json, or pass "
             "--config.data.intrinsics='(fx, fy, cx, cy)'."
         )
-    available = _available_tasks(listed.folders, settings)
-    check_tasks(str(root), available, tasks)
-    whole = _Part(root, data, settings, listed, available)
-    wanted = _Part(root, data, settings, *_only(tasks, listed, settings))
-    builder = whole.prepared() or wanted.prepared()
+    available = _made_from(listed.folders, settings)
+    _check_tasks(root, listed, available, tasks)
+    splits = split_samples(listed.samples, settings, data.val_fraction, root)
+    stems = sorted(sample.stem for samples in splits.values() for sample in samples)
+
+    hashes: dict[Path, str] = {}
+    part = functools.partial(_Part, root, data.dir, settings, listed, stems, hashes)
+    whole, wanted = part(available), part({task: available[task] for task in tasks})
+    builder = wanted.found()
     if builder is None:
-        try:
-            builder = whole.prepare()
-        except UserError as error:
-            if wanted.tasks == whole.tasks and wanted.listed.folders == listed.folders:
-                raise
-            builder = wanted.prepare()
-            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-            print(
-                f"note: only {', '.join(wanted.tasks)} is prepared, which this run needs: {reason}",
-                file=sys.stderr,
-            )
+        builder, checked = _prepare(whole, wanted)
+    else:
+        checked = wanted.check()
     height, width, _ = builder.info.features["image"].shape
+    rows = {stem: row for row, stem in enumerate(builder.info.metadata["stems"])}
+    records = builder.as_data_source(SAMPLES)
+    counted = tuple(f"class {index}" for index in range(checked["num_classes"]))
+    class_names = (settings.class_names or counted) if "semantic" in available else ()
     return Dataset(
         name=data.name,
-        tasks=available,
-        class_names=tuple(builder.info.metadata["class_names"]),
+        tasks=tuple(available),
+        class_names=class_names,
         image_size=(height, width),
         splits={
-            split: RecordsSource(builder.as_data_source(split), tasks, unpack)
-            for split in whole.splits
+            split: FolderSource(
+                records,
+                [rows[sample.stem] for sample in samples],
+                wanted.made_from,
+                settings.ignore_label,
+            )
+            for split, samples in splits.items()
+        },
+        contents={
+            SETTINGS: wanted.depends_on(class_names, (height, width)),
+            **{split: wanted.contents(samples) for split, samples in splits.items()},
         },
     )
 
@@ -87,94 +114,188 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     Raises:
       UserError: as `read_settings`.
     """
-    root = Path(data.path).expanduser() if data.path else None
+    root = Path(os.path.expanduser(data.path)) if data.path else None
     return read_settings(root, data).class_names
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Some of a folder's targets, all they are made from, and what is prepared of them."""
+    """Some of a folder's targets, all that they are made from, and what is prepared of them.
+
+    Attributes:
+      stems: of the samples that are in a split, sorted.
+      hashes: of the files that have been read so far, for all parts.
+      made_from: the targets, and the folder that each is made from.
+    """
 
     root: Path
-    data: ml_collections.ConfigDict
+    data_dir: str | None
     settings: Settings
-    listed: Listing
-    tasks: tuple[str, ...]
+    all_listed: Listing
+    stems: Sequence[str]
+    hashes: dict[Path, str]
+    made_from: Mapping[str, str]
 
     @functools.cached_property
-    def splits(self) -> dict[str, tuple[SampleFiles, ...]]:
-        fraction = self.data.val_fraction
-        return split_samples(self.listed.samples, self.settings, fraction, self.root)
+    def listed(self) -> Listing:
+        return self.all_listed.only({"image", *self.made_from.values()})
 
     @functools.cached_property
-    def name(self) -> str:
-        digest = folder_fingerprint(self.splits, self.settings)
-        return "-".join([self.root.resolve().name, *self.tasks, digest])
+    def samples(self) -> tuple[SampleFiles, ...]:
+        return tuple(self.listed.samples[stem] for stem in self.stems)
 
-    def prepared(self) -> tfds.core.DatasetBuilder | None:
-        """What an earlier run prepared of it, if nothing is wrong."""
-        return None if self.listed.problems else prepared(Folder, self.data.dir, self.name)
+    @functools.cached_property
+    def files(self) -> dict[str, list[str | None]]:
+        """For each folder, a hash of the file of each sample, in the order of the stems."""
+        paths = [path for sample in self.samples for path in sample.files.values()]
+        unread = [path for path in paths if path not in self.hashes]
+        self.hashes.update(digests(unread, printable(self.root.name)))
+        return {
+            folder: [self.hashes.get(sample.files.get(folder)) for sample in self.samples]
+            for folder in self.listed.folders
+        }
 
-    def prepare(self) -> tfds.core.DatasetBuilder:
-        """Checks the files, and prepares the samples.
+    @functools.cached_property
+    def _kind(self) -> str:
+        """Begins the names of all that is prepared of this folder in this way."""
+        how = dataclasses.replace(self.settings, class_names=(), ignore_label=None, splits=None)
+        return f"{name_of(self.root)}-{fingerprint(repr(self.root.resolve()), repr(how))}"
+
+    def contents(self, samples: Sequence[SampleFiles]) -> dict[str, str]:
+        """The hash of each file of some samples, by its path below the root."""
+        paths = [
+            path
+            for sample in samples
+            for folder, path in sample.files.items()
+            if folder in self.listed.folders
+        ]
+        return {path.relative_to(self.root).as_posix(): self.hashes[path] for path in paths}
+
+    def depends_on(
+        self, class_names: tuple[str, ...], image_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """The settings that these targets depend on, with what was found where none was given."""
+        settings = dataclasses.asdict(
+            dataclasses.replace(self.settings, class_names=class_names, image_size=image_size)
+        )
+        unused = {name for name, folder in _ONLY_FOR.items() if folder not in self.listed.folders}
+        if self.made_from.get("normals") != "depth":
+            unused.add("intrinsics")
+        return {k: v for k, v in settings.items() if k not in {"splits", *unused}}
+
+    def found(self) -> tfds.core.DatasetBuilder | None:
+        """What an earlier run prepared that has these targets of these files, and maybe more."""
+        if self.listed.problems:
+            return None
+        kept = kept_in(Folder, self.data_dir)
+        for directory in sorted(kept.glob(f"{self._kind}-*")) if kept.is_dir() else []:
+            builder = prepared(Folder, self.data_dir, directory.name)
+            if builder is not None and self._is_in(builder.info.metadata):
+                return builder
+        return None
+
+    def _is_in(self, notes: Mapping[str, Any]) -> bool:
+        if not self.made_from.items() <= notes["made_from"].items():
+            return False
+        rows = {stem: row for row, stem in enumerate(notes["stems"])}
+        return rows.keys() >= set(self.stems) and all(
+            digest is not None and notes["files"][folder][rows[stem]] == digest
+            for folder, found in self.files.items()
+            for stem, digest in zip(self.stems, found, strict=True)
+        )
+
+    def check(self) -> dict[str, Any]:
+        """What `check_samples` finds, `image_size` and `num_classes`; it is not asked twice.
 
         Raises:
           UserError: with a line for all that is wrong.
         """
-        derives_normals = "normals" in self.tasks and "normals" not in self.listed.folders
+        if not self.listed.problems:
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(self._checked.read_text(encoding="utf-8"))
+        derives_normals = self.made_from.get("normals") == "depth"
         size, num_classes = check_samples(
             self.root,
-            [sample for samples in self.splits.values() for sample in samples],
+            self.samples,
             self.listed.folders,
             self.settings,
             # The intrinsics are of one size, and so are samples unless they are resized.
             one_size=derives_normals or self.settings.image_size is None,
             problems=self.listed.problems,
         )
-        found = tuple(f"class {index}" for index in range(num_classes))
+        checked = {"image_size": list(size), "num_classes": num_classes}
+        self.keep(checked)
+        return checked
+
+    def keep(self, checked: Mapping[str, Any]) -> None:
+        """Keeps what `check` has found; where nothing can be kept, it is asked again."""
+        with contextlib.suppress(OSError, UserError):
+            self._checked.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._checked, json.dumps(checked).encode())
+
+    @functools.cached_property
+    def _checked(self) -> Path:
+        asked = [self._kind, self.settings, self.made_from, self.stems, self.files]
+        name = f"{fingerprint(*map(repr, asked))}.json"
+        return kept_in(Folder, self.data_dir) / "checked" / name
+
+    def prepare(self, checked: Mapping[str, Any]) -> tfds.core.DatasetBuilder:
+        """Prepares the samples, which have been checked."""
+        notes = {"made_from": self.made_from, "stems": self.stems, "files": self.files}
         config = records_config(
-            name=self.name,
-            title=self.root.name,
-            splits=self.splits,
+            name=f"{self._kind}-{fingerprint(json.dumps(notes))}",
+            title=printable(self.root.name),
+            samples=self.samples,
             settings=self.settings,
-            tasks=self.tasks,
-            image_size=self.settings.image_size or size,
-            class_names=(self.settings.class_names or found) if "semantic" in self.tasks else (),
+            made_from=self.made_from,
+            image_size=self.settings.image_size or tuple(checked["image_size"]),
+            notes=notes,
         )
-        prepare(Folder, self.data.dir, config)
-        return prepared(Folder, self.data.dir, self.name)
+        prepare(Folder, self.data_dir, config)
+        return prepared(Folder, self.data_dir, config.name)
 
 
-def _available_tasks(folders: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """What the folders give or what can be derived from them."""
-    return tuple(name for name in TARGETS if _made_from(name, folders, settings))
-
-
-def _made_from(task: str, folders: Sequence[str], settings: Settings) -> str | None:
-    """The folder that a target comes from, its own or one that it is derived from."""
-    sources = [task]
-    if task == "normals" and settings.intrinsics is not None:
-        sources.append("depth")
-    if task == "edges":
-        sources += ["instance", "semantic"]
-    return next((name for name in sources if name in folders), None)
-
-
-def _only(
-    tasks: Sequence[str], listed: Listing, settings: Settings
-) -> tuple[Listing, tuple[str, ...]]:
-    """What is listed of the folders that these tasks come from, and the tasks in order."""
-    used = {"image", *(_made_from(task, listed.folders, settings) for task in tasks)}
-    samples = {
-        stem: dataclasses.replace(
-            sample, files={name: path for name, path in sample.files.items() if name in used}
+def _prepare(whole: _Part, wanted: _Part) -> tuple[tfds.core.DatasetBuilder, dict[str, Any]]:
+    """Prepares the whole, or only what is wanted where something else is not as it should be."""
+    if wanted.listed.folders == whole.listed.folders:
+        checked = whole.check()
+        return whole.prepare(checked), checked
+    try:
+        checked = whole.check()
+    except UserError as error:
+        checked = wanted.check()
+        left_out = [name for name in whole.listed.folders if name not in wanted.listed.folders]
+        print(
+            f"note: of {whole.root} only what this run needs is prepared, without "
+            f"{', '.join(left_out)}: {printable(one_line(error), 400)}",
+            file=sys.stderr,
         )
-        for stem, sample in listed.samples.items()
+        return wanted.prepare(checked), checked
+    wanted.keep(checked)
+    return whole.prepare(checked), checked
+
+
+def _made_from(folders: Sequence[str], settings: Settings) -> dict[str, str]:
+    """The targets that are to be had, and the folder that each is made from."""
+    sources = {task: [task] for task in TARGETS}
+    if settings.intrinsics is not None:
+        sources["normals"].append("depth")
+    sources["edges"] += ["instance", "semantic"]
+    found = {
+        task: next((name for name in names if name in folders), None)
+        for task, names in sources.items()
     }
-    part = dataclasses.replace(
-        listed,
-        folders=tuple(name for name in listed.folders if name in used),
-        samples=samples,
-        problems=tuple(line for line in listed.problems if line.partition("/")[0] in used),
-    )
-    return part, tuple(name for name in TARGETS if name in tasks)
+    return {task: name for task, name in found.items() if name}
+
+
+def _check_tasks(
+    root: Path, listed: Listing, available: Mapping[str, str], tasks: Sequence[str]
+) -> None:
+    """Raises a `UserError` when one of `tasks` is not to be had."""
+    try:
+        check_tasks(str(root), tuple(available), tasks)
+    except UserError as error:
+        if not listed.others:
+            raise
+        others = ", ".join(map(printable, listed.others[:5]))
+        raise UserError(f"{error} Its folder {others} has the name of no target.") from None

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,41 +10,52 @@ from jaxtyping import Num
 
 from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.edges import edges_from_ids
+from talora_jax.data.folder.labels import labels_of, read_labels
 from talora_jax.data.folder.normals import normals_from_depth
 from talora_jax.data.folder.settings import Settings
-from talora_jax.data.records import Records, RecordsConfig, Sample, SampleFiles
+from talora_jax.data.records import (
+    Records,
+    RecordsConfig,
+    Sample,
+    SampleFiles,
+    read_record,
+)
 from talora_jax.data.transforms import resize_image
 from talora_jax.tasks import TARGETS
+
+# All samples, of whatever split: that is settled when they are read.
+SAMPLES = "samples"
 
 
 class Folder(Records):
     """Images and dense targets of a user's folder."""
 
-    # What 1.0.0 prepared has no objects' numbers.
-    VERSION = tfds.core.Version("1.1.0")
+    # What 1.1.0 prepared has splits, and labels that one `ignore_label` was applied to.
+    VERSION = tfds.core.Version("1.2.0")
 
 
 def records_config(
     name: str,
     title: str,
-    splits: Mapping[str, Sequence[SampleFiles]],
+    samples: Sequence[SampleFiles],
     settings: Settings,
-    tasks: tuple[str, ...],
+    made_from: Mapping[str, str],
     image_size: tuple[int, int],
-    class_names: tuple[str, ...],
+    notes: Mapping[str, Any],
 ) -> RecordsConfig:
     """What to prepare.
 
     Args:
       settings: of `dataset.json`.
-      tasks: targets to store: all that the folder can give.
+      made_from: the targets that are to be had, and the folder that each is made from.
       image_size: H, W to store.
-      class_names: one per class; empty without 'semantic'.
+      notes: kept beside the samples.
     """
+    tasks = tuple(task for task in made_from if not _drawn_when_read(task, made_from))
     return RecordsConfig(
         name=name,
         title=title,
-        splits=splits,
+        splits={SAMPLES: samples},
         make=functools.partial(_make_sample, settings=settings, tasks=tasks, image_size=image_size),
         stored={
             "image": (np.uint8, (*image_size, 3)),
@@ -52,8 +64,13 @@ def records_config(
                 for name in tasks
             },
         },
-        class_names=class_names,
+        notes=notes,
     )
+
+
+def _drawn_when_read(task: str, made_from: Mapping[str, str]) -> bool:
+    """Whether a target is made of stored ones: edges of labels depend on which means none."""
+    return task == "edges" and made_from[task] == "semantic"
 
 
 def _make_sample(
@@ -64,12 +81,15 @@ def _make_sample(
     Normals are fitted before resizing, to all there is measured; edges are drawn after it, so that
     they are as thick at any size.
     """
-    found = {name: read(name, path, settings) for name, path in sample.files.items()}
+    found = {
+        name: read_labels(path, settings) if name == "semantic" else read(name, path, settings)
+        for name, path in sample.files.items()
+    }
     if "normals" in tasks and "normals" not in found:
         found["normals"] = normals_from_depth(found["depth"], settings.intrinsics)
     found = {name: _resize(name, values, image_size) for name, values in found.items()}
     if "edges" in tasks and "edges" not in found:
-        found["edges"] = edges_from_ids(found["instance" if "instance" in found else "semantic"])
+        found["edges"] = edges_from_ids(found["instance"])
     return {"image": found["image"], **{name: TARGETS[name].store(found[name]) for name in tasks}}
 
 
@@ -81,6 +101,38 @@ def _resize(
     return resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
 
 
-def unpack(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
-    """A stored array as `talora_jax.data.dataset.Source` promises it."""
-    return stored if name == "image" else TARGETS[name].restore(stored)
+class FolderSource:
+    """Some of the samples that are stored, as `talora_jax.data.dataset.Source` promises them."""
+
+    def __init__(
+        self,
+        records: Sequence[Any],
+        rows: Sequence[int],
+        made_from: Mapping[str, str],
+        ignore_label: int | None,
+    ):
+        """
+        Args:
+          rows: which samples, in their order.
+          made_from: the targets to give, and the folder that each is made from.
+          ignore_label: the label of `semantic` that means none, see `settings`.
+        """
+        self._records = records
+        self._rows = rows
+        self._made_from = made_from
+        self._ignore_label = ignore_label
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = read_record(self._records, self._rows[index])
+        return {name: self._unpack(name, record) for name in ("image", *self._made_from)}
+
+    def _unpack(self, name: str, record: Sample) -> Num[np.ndarray, "H W *c"]:
+        if name == "image":
+            return record[name]
+        if _drawn_when_read(name, self._made_from):
+            return edges_from_ids(self._unpack("semantic", record))
+        target = TARGETS[name].restore(record[name])
+        return labels_of(target, self._ignore_label) if name == "semantic" else target

@@ -13,8 +13,9 @@
                                             top left pixel at (0, 0); for deriving normals
       "image_size": [240, 320],             H, W that samples are resized to; default: as they lie
       "splits": {"train": ["0001"], "val": ["0002"]}
-                                            stems; samples in neither are left out; default: a
-                                            fixed share of `config.data.val_fraction` for val
+                                            stems, of files in subfolders as "kitchen/0001";
+                                            samples in neither are left out; default: a fixed share
+                                            of `config.data.val_fraction` for val
     }
 
 All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `max_depth`,
@@ -24,13 +25,15 @@ taken in place of `dataset.json`'s.
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +70,12 @@ def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Setting
     path = root and root / "dataset.json"
     fields = [field.name for field in dataclasses.fields(Settings)]
     values = {}
-    if path and path.exists():
+    if path and _there_is(path):
         for name, value in _read_json(path).items():
             if name not in fields:
                 raise UserError(
-                    f"{path}: unknown field {name!r}; the fields are {', '.join(fields)}."
+                    f"{path}: unknown field {printable(repr(name))}; the fields are "
+                    f"{', '.join(fields)}."
                 )
             values[name] = _parse(name, value, f"{path}: {name}")
     for name in fields:
@@ -81,13 +85,42 @@ def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Setting
     return Settings(**values)
 
 
+def _there_is(path: Path) -> bool:
+    """Whether there is such a file; what only looks like it is not passed over.
+
+    Raises:
+      UserError: what has this name is no file, or one has it in other letters.
+    """
+    if os.path.lexists(path):
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise UserError(f"{path} is no file, or a link that leads nowhere; expected JSON.")
+        return True
+    names = [entry.name for entry in path.parent.iterdir()]
+    if other := next((name for name in names if name.lower() == path.name), None):
+        raise UserError(f"{path.parent / other}: its name must be {path.name}; rename it.")
+    return False
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+        # Some editors begin a file with a mark of its byte order.
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; save it in that encoding.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object.")
+    return values
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no field may stand there twice."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} stands there twice")
+        values[name] = value
     return values
 
 
@@ -96,8 +129,8 @@ def _parse(name: str, value: Any, where: str) -> Any:
     parse, expected = _FIELDS[name]
     try:
         return parse(value)
-    except (TypeError, ValueError, KeyError):
-        raise UserError(f"{where} is {value!r}; expected {expected}.") from None
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise UserError(f"{where} is {printable(repr(value))}; expected {expected}.") from None
 
 
 def _demand(condition: bool) -> None:
@@ -107,12 +140,13 @@ def _demand(condition: bool) -> None:
 
 def _number(value: Any) -> float:
     _demand(isinstance(value, int | float) and not isinstance(value, bool))
+    _demand(math.isfinite(value))
     return float(value)
 
 
 def _positive(value: Any) -> float:
     number = _number(value)
-    _demand(0 < number < float("inf"))
+    _demand(number > 0)
     return number
 
 
@@ -124,6 +158,7 @@ def _integer(value: Any) -> int:
 def _strings(value: Any) -> tuple[str, ...]:
     _demand(isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
     _demand(len(set(value)) == len(value) > 0)
+    _demand(all(item.strip() and item.isprintable() for item in value))
     return tuple(value)
 
 
@@ -137,7 +172,7 @@ def _intrinsics(value: Any) -> Intrinsics:
 
 def _image_size(value: Any) -> tuple[int, int]:
     height, width = (_integer(number) for number in value)
-    _demand(min(height, width) > 0)
+    _demand(0 < min(height, width) and max(height, width) < 2**16)
     return height, width
 
 
@@ -152,6 +187,6 @@ _FIELDS = {
     "max_depth": (_positive, "a positive number, the farthest metres that are a measurement"),
     "ignore_label": (_integer, "an integer"),
     "intrinsics": (_intrinsics, "fx, fy, cx, cy in pixels, the first two positive"),
-    "image_size": (_image_size, "two positive integers, height and width"),
+    "image_size": (_image_size, "two positive integers, height and width, below 65536"),
     "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
 }

@@ -29,7 +29,10 @@ SimonVandenhende/Multi-Task-Learning-PyTorch and MTLoRA do while they train; AST
 stretches predictions back to each image's size first.
 """
 
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import ml_collections
 
@@ -37,7 +40,13 @@ from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.pascal_context.classes import SEMANTIC
 from talora_jax.data.pascal_context.layout import list_splits
 from talora_jax.data.pascal_context.records import TASK_NAMES, PascalContext, records_config, unpack
-from talora_jax.data.records import RecordsSource, fingerprint, prepare, prepared
+from talora_jax.data.records import (
+    RecordsSource,
+    contents_of,
+    fingerprint,
+    prepare,
+    prepared,
+)
 from talora_jax.errors import UserError
 
 
@@ -60,13 +69,13 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
         )
     check_tasks(data.name, TASK_NAMES, tasks)
     splits = list_splits(data.path)
+    root = Path(os.path.expanduser(data.path))
     files = {
-        f"{split} {sample.stem} {name}": path
+        split: [path for sample in samples for path in sample.files.values()]
         for split, samples in splits.items()
-        for sample in samples
-        for name, path in sample.files.items()
     }
-    name = f"PASCAL_MT-{fingerprint('', files)}"
+    contents = contents_of(root, files, "PASCAL-Context")
+    name = f"PASCAL_MT-{fingerprint(str(root.resolve()), json.dumps(contents))}"
     builder = prepared(PascalContext, data.dir, name)
     if builder is None:
         prepare(PascalContext, data.dir, records_config(name, splits))
@@ -79,4 +88,5 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
         splits={
             split: RecordsSource(builder.as_data_source(split), tasks, unpack) for split in splits
         },
+        contents=contents,
     )

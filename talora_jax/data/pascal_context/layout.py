@@ -1,9 +1,10 @@
 """Which files make up PASCAL_MT, and whether they are all there."""
 
+import os
 from pathlib import Path
 
 from talora_jax.data.records import SampleFiles
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, printable
 
 # A file per image and folder.
 _FILES = {
@@ -30,7 +31,7 @@ def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
       UserError: `path` is not an unpacked PASCAL_MT, a split is empty or names an image twice, or
         files are missing, of which it lists the first.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not path or not root.is_dir():
         raise UserError(
             f"config.data.path is {path!r}, which is not a directory; expected the unpacked "
@@ -74,16 +75,21 @@ def _check_folders(root: Path) -> None:
 
 def _stems(path: Path) -> tuple[str, ...]:
     try:
-        stems = tuple(path.read_text(encoding="ascii").split())
+        # Some editors begin a file with a mark of its byte order.
+        stems = tuple(path.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError:
         raise UserError(
-            f"{path} is not text; expected the name of an image in each line."
+            f"{path} is not text in UTF-8; expected the name of an image in each line."
         ) from None
     if not stems:
         raise UserError(f"{path} names no image; expected one in each line.")
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"{path} names {twice} twice.")
+        raise UserError(f"{path} names {printable(twice)} twice.")
+    if "." in stems[0]:
+        raise UserError(
+            f"{path} names {printable(stems[0])}; expected names without .jpg and without folders."
+        )
     return stems
 
 

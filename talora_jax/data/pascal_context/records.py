@@ -32,7 +32,7 @@ def records_config(name: str, splits: Mapping[str, Sequence[SampleFiles]]) -> Re
         splits=splits,
         make=read_sample,
         stored=_STORED,
-        class_names=SEMANTIC,
+        notes={"class_names": SEMANTIC},
     )
 
 

@@ -71,7 +71,7 @@ def records_config(
         },
         make=functools.partial(_make_sample, seed=seed, size=(height, width)),
         stored={name: (dtype, (height, width, *rest)) for name, (dtype, rest) in _STORED.items()},
-        class_names=CLASS_NAMES,
+        notes={"class_names": CLASS_NAMES},
     )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 
 def test_all_bad_files_are_listed_at_once(planes, root):
@@ -18,7 +18,7 @@ def test_all_bad_files_are_listed_at_once(planes, root):
     lines = planes.refused(root).splitlines()
     assert lines[0].endswith("cannot be used:")
     for part in (
-        "image/0.png: cannot be decoded as PNG or JPEG",
+        "image/0.png: cannot be decoded as an image",
         "image/1.png: depth/ has no file of stem '1'",
         "semantic/2.png: 5×6 (H×W), expected 24×32 (H×W) as its image",
         "depth/3.png: value 65535, all ones",
@@ -48,7 +48,8 @@ def test_images_of_mixed_sizes_are_refused_unless_resized(planes, root):
     ):
         planes.save(root / folder / "0.png", values)
     message = "image/0.png: 30×32 (H×W), expected 24×32 (H×W) as the other images"
-    assert message in planes.refused(root)
+    refused = planes.refused(root)
+    assert message in refused and "config.data.image_size=(height, width)" in refused
     # Intrinsics are of one size, even where samples are resized to one.
     assert message in planes.refused(root, image_size=(12, 16))
     planes.write_json(root, {"intrinsics": None})
@@ -124,7 +125,7 @@ def test_what_the_run_does_not_use_may_be_broken(planes, root, capfd):
     capfd.readouterr()
     dataset = planes.open_root(root, ("semantic", "edges"))
     err = capfd.readouterr().err
-    assert "note: only semantic, edges is prepared, which this run needs: " in err
+    assert "only what this run needs is prepared, without depth: " in err
     assert set(dataset.splits["train"][0]) == {"image", "semantic", "edges"}
     assert dataset.class_names == ("class 0", "class 1")
     # The next run finds it, one that wants less or more prepares its own.
@@ -152,3 +153,38 @@ def test_a_void_number_of_objects(planes, root):
     for index in range(3):
         planes.save(root / f"instance/{index}.png", np.where(numbers == 255, 0, numbers))
     assert set(planes.open_root(root, ("instance",)).splits["val"][0]) == {"image", "instance"}
+
+
+def exif(path, orientation):
+    """Stores an image as one that its orientation turns."""
+    with Image.open(path) as image:
+        image.load()
+    tags = image.getexif()
+    tags[ExifTags.Base.Orientation] = orientation
+    image.save(path, exif=tags)
+
+
+@pytest.mark.parametrize("turn, is_not", [(3, "may not be"), (6, "is not")])
+def test_an_image_that_exif_turns_beside_targets_of_stored_pixels_is_refused(
+    planes, root, turn, is_not
+):
+    exif(root / "image/0.png", turn)
+    lines = [line for line in planes.refused(root, ("depth",)).splitlines() if "EXIF" in line]
+    assert lines == [
+        f"  image/0.png: its EXIF orientation ({turn}) turns it, and depth/0.png {is_not} turned; "
+        "save both upright, without EXIF"
+    ]
+
+
+def test_an_image_that_exif_turns_to_the_size_of_its_targets_is_read_upright(planes, root):
+    with Image.open(root / "image/0.png") as image:
+        upright = np.asarray(image)
+        image.transpose(Image.Transpose.ROTATE_90).save(root / "image/0.png")
+    exif(root / "image/0.png", 6)
+    images = [sample["image"] for sample in planes.samples(planes.open_root(root, ("depth",)))]
+    assert sum(np.array_equal(image, upright) for image in images) == 1
+
+
+def test_a_target_with_an_orientation_is_refused(planes, root):
+    exif(root / "depth/0.png", 6)
+    assert "depth/0.png: has an EXIF orientation" in planes.refused(root, ("depth",))

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talora_jax.data.folder import decode
+from talora_jax.rgb import read_rgb
+from talora_jax.tasks.target_files import BadFile, read_indices
+
 SIZE = (24, 32)
 
 
@@ -95,10 +99,11 @@ AWAY = np.broadcast_to(np.float32([0, 0.6, 0.8]), (*SIZE, 3))
 @pytest.mark.parametrize(
     "folder, write, message",
     [
-        ("image", png(np.zeros(SIZE, np.uint16)), "image/0.png: mode I;16, expected 8 bits"),
         ("image", npy(np.zeros((*SIZE, 4), np.uint8)), "shape (24, 32, 4), expected [H, W, 3]"),
         ("image", npy(np.full((*SIZE, 3), 7.0)), "float64 from 7 to 7, expected uint8, or float"),
-        ("image", bomb, "image/0.png: cannot be decoded as PNG or JPEG (Image size (1600000000"),
+        ("image", lambda path: path.touch(), "image/0.png: empty (0 bytes)"),
+        ("depth", lambda path: path.touch(), "depth/0.png: empty (0 bytes)"),
+        ("image", bomb, "image/0.png: cannot be decoded as an image (Image size (1600000000"),
         ("semantic", png(np.zeros((*SIZE, 3), np.uint8)), "mode RGB, expected one channel"),
         ("semantic", png(np.full(SIZE, 7, np.uint8)), "label 7, expected 0 to 1 for the 2 class"),
         ("semantic", npy(np.full(SIZE, -2)), "label -2, expected -1 (no label) or a class index"),
@@ -140,3 +145,59 @@ def test_a_bad_file_is_named_with_what_was_expected(
     tasks = ("saliency",) if folder == "saliency" else planes.ALL
     assert message in planes.refused(root, tasks)
     assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [
+        (".BMP", "RGB"),
+        (".webp", "RGBA"),
+        (".jpg", "CMYK"),
+        (".TIFF", "I;16"),
+        (".png", "I;16"),
+        (".png", "LA"),
+        (".gif", "P"),
+        (".NPY", None),
+    ],
+)
+def test_images_of_every_kind_are_read_as_prediction_reads_them(tmp_path, suffix, mode):
+    values = np.zeros((8, 16, 3), np.uint8)  # Two blocks of a JPEG.
+    values[:, 8:] = 255
+    path = tmp_path / f"image{suffix}"
+    if mode is None:
+        with path.open("wb") as file:
+            np.save(file, values)
+    elif mode == "I;16":
+        Image.fromarray(values[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(values).convert(mode).save(path)
+    np.testing.assert_allclose(decode.read_image(path), values, atol=3)
+    if mode is not None:
+        np.testing.assert_array_equal(decode.read_image(path), read_rgb(path))
+
+
+def test_an_animation_is_refused(tmp_path):
+    frames = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (0, 90)]
+    for name in ("image.gif", "image.tif", "image.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(BadFile, match="2 frames, expected one"):
+            decode.read_image(tmp_path / name)
+    with pytest.raises(BadFile, match="2 frames, expected one"):
+        read_indices(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("kind", ["semantic", "depth", "normals", "edges"])
+def test_suffixes_may_be_in_capitals(planes, root, kind):
+    values = {
+        "semantic": planes.labels().astype(np.int64) % 255,
+        "depth": planes.plane_depth(),
+        "normals": np.broadcast_to(planes.NORMAL, (*planes.SIZE, 3)),
+        "edges": (planes.labels() == 1).astype(np.int8),
+    }[kind]
+    for index in range(5):
+        (root / kind / f"{index}.png").unlink(missing_ok=True)
+        stored = values * 10_000 if kind == "depth" else values
+        planes.save(root / kind / f"{index}.npy", stored)
+        (root / kind / f"{index}.npy").rename(root / kind / f"{index}.NPY")
+    found = planes.open_root(root, (kind,)).splits["val"][0][kind]
+    np.testing.assert_allclose(np.squeeze(found), values, atol=1e-4)

@@ -93,3 +93,22 @@ open_dataset(ml_collections.ConfigDict(dict(data, val_fraction=0.4)), ["depth"])
 sys.exit("tensorflow" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_contents_are_those_of_what_is_wanted(planes, root):
+    planes.write_json(root, {"splits": {"train": ["0", "1"], "val": ["2"]}})
+    semantic = planes.open_root(root, ("semantic",)).contents
+    assert set(semantic["train"]) == {
+        f"{kind}/{i}.png" for kind in ("image", "semantic") for i in "01"
+    }
+    assert semantic["settings"] == {
+        "class_names": ("class 0", "class 1"),
+        "ignore_label": None,
+        "image_size": planes.SIZE,
+    }
+    planes.write_json(root, {"splits": {"train": ["0", "1"], "val": ["2"]}, "depth_scale": 9})
+    assert planes.open_root(root, ("semantic",)).contents == semantic
+    normals = planes.open_root(root, ("normals",)).contents
+    assert set(normals["val"]) == {"image/2.png", "depth/2.png"}
+    assert set(normals["settings"]) == {"depth_scale", "image_size", "intrinsics", "max_depth"}
+    np.testing.assert_equal(normals["settings"]["intrinsics"]["fx"], planes.INTRINSICS[0])

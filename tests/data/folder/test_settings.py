@@ -1,5 +1,7 @@
 """`dataset.json` and the fields of `config.data` that go before it."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,41 @@ def test_dataset_json_must_be_an_object(planes, root, content):
 def test_the_config_is_checked(planes, root):
     assert "config.data.intrinsics is (1, 2)" in planes.refused(root, intrinsics=(1, 2))
     assert "config.data.val_fraction is 1.5" in planes.refused(root, val_fraction=1.5)
+
+
+def test_a_mark_of_the_byte_order_is_read_over(planes, root):
+    content = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(content, encoding="utf-8-sig")
+    assert planes.open_root(root, ("normals",)).tasks == planes.ALL
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"depth_scale": 5, "depth_scale": 6}', "'depth_scale' stands there twice"),
+        ('{"splits": {"train": ["0"], "val": ["1"], "val": ["2"]}}', "'val' stands there twice"),
+        ('{"depth_scale": NaN}', "depth_scale is nan; expected a positive number"),
+        ('{"ignore_label": Infinity}', "ignore_label is inf; expected an integer"),
+        ('{"intrinsics": [1, 1, NaN, 0]}', "expected fx, fy, cx, cy in pixels"),
+        ('{"image_size": [1e400, 5]}', "image_size is [inf, 5]; expected two positive integers"),
+        ('{"image_size": [99999, 5]}', "expected two positive integers"),
+        ('{"class_names": ["a", "\\ud800"]}', "expected a list of distinct names"),
+        ('{"class_names": ["a", " "]}', "expected a list of distinct names"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("{}".encode("utf-16"), "is not UTF-8; save it in that encoding"),
+    ],
+)
+def test_json_that_python_would_take(planes, root, content, message):
+    content = content if isinstance(content, bytes) else content.encode()
+    (root / "dataset.json").write_bytes(content)
+    assert message in planes.refused(root)
+
+
+def test_what_only_looks_like_dataset_json_is_not_passed_over(planes, root):
+    (root / "dataset.json").rename(root / "Dataset.JSON")
+    assert "Dataset.JSON: its name must be dataset.json" in planes.refused(root)
+    (root / "dataset.json").symlink_to("gone")
+    assert "dataset.json is no file, or a link that leads nowhere" in planes.refused(root)
+    (root / "dataset.json").unlink()
+    os.mkfifo(root / "dataset.json")
+    assert "dataset.json is no file" in planes.refused(root)

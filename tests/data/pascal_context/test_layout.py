@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from talora_jax.data.pascal_context.layout import list_splits
+
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_no_folder_at_all(voc, tmp_path, path):
@@ -58,8 +60,16 @@ def test_very_many_missing_files_are_counted(voc, download, tmp_path):
         ("2009_000001\n2009_000001\n", "val.txt names 2009_000001 twice."),
         ("2008_000002\n", "2008_000002 stands in both train.txt and val.txt"),
         ("\xff\xd8", "val.txt is not text"),
+        ("2009_000001.jpg\n", "val.txt names 2009_000001.jpg; expected names without .jpg"),
     ],
 )
 def test_odd_split_files(voc, download, tmp_path, text, expected):
     (download / "ImageSets/Context/val.txt").write_text(text, encoding="latin-1")
     assert expected in voc.refused(download, tmp_path)
+
+
+def test_split_files_of_other_systems_are_read(voc, download, tmp_path):
+    path = download / "ImageSets/Context/val.txt"
+    expected = [sample.stem for sample in list_splits(str(download))["val"]]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    assert [sample.stem for sample in list_splits(str(download))["val"]] == expected

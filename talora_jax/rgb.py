@@ -1,5 +1,6 @@
 """Whatever image a person has, as 8-bit RGB, which is what SAM was trained on."""
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from talora_jax.arrays import as_array, in_words
 from talora_jax.errors import UserError, one_line, printable
-from talora_jax.inference.arrays import as_array, in_words
 
 # Pillow's modes whose values do not fit 8 bits; its own conversion would clip them.
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -200,3 +201,10 @@ def _to_8_bits(image: np.ndarray, maximum: int | None) -> UInt8[np.ndarray, "H W
     if real:
         return np.round(image.astype(np.float64) * 255).astype(np.uint8)
     return ((image.astype(np.uint32) * 510 + maximum) // (2 * maximum)).astype(np.uint8)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """How the names of files end that `read_rgb` may know, in lower case."""
+    kinds = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN)

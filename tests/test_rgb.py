@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.inference.rgb import as_rgb, each_rgb, read_rgb
+from talora_jax.rgb import as_rgb, each_rgb, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
