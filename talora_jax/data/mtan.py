@@ -117,7 +117,7 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
         meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
         contents = _contents(packing, root, splits)
         settings = "" if meaning == _Meaning() else repr(meaning)
-        place = str(_download(root).resolve())
+        place = repr(_download(root).resolve())
         digest = fingerprint(place, settings, json.dumps(contents))
         name = f"{name_of(_download(root))}-{digest}"
         if prepared(packing.records, data.dir, name) is None:
@@ -174,8 +174,7 @@ def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
             except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
                 raise UserError(
                     f"config.data.path is {path!r}, which is not a whole zip archive "
-                    f"({one_line(error)}); "
-                    f"{wanted}."
+                    f"({one_line(error)}); {wanted}."
                 ) from error
         # What lies beside train and val is no data set.
         level, folders = [root], []
@@ -192,7 +191,7 @@ def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
             raise UserError(
                 f"{download} holds {names}, each with train/ or val/; name one of them."
             )
-        names = sorted(entry.name for entry in root.iterdir())
+        names = sorted(entry.name for entry in _entries(root))
         archives = [name for name in names if name.lower().endswith(".zip")]
         hint = f"; it holds {_some(names)}" if names else ""
         if archives:
@@ -212,9 +211,17 @@ def _with_slashes(archive: zipfile.ZipFile) -> zipfile.ZipFile:
 def _folders(folder: AnyPath) -> list[AnyPath]:
     return [
         entry
-        for entry in folder.iterdir()
+        for entry in _entries(folder)
         if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
     ]
+
+
+def _entries(folder: AnyPath) -> list[AnyPath]:
+    """What lies in a folder; nothing in one that may not be listed."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _download(root: AnyPath) -> Path:

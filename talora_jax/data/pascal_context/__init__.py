@@ -75,7 +75,7 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
         for split, samples in splits.items()
     }
     contents = contents_of(root, files, "PASCAL-Context")
-    name = f"PASCAL_MT-{fingerprint(str(root.resolve()), json.dumps(contents))}"
+    name = f"PASCAL_MT-{fingerprint(repr(root.resolve()), json.dumps(contents))}"
     builder = prepared(PascalContext, data.dir, name)
     if builder is None:
         prepare(PascalContext, data.dir, records_config(name, splits))
