@@ -82,6 +82,8 @@ def parse(
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict | None]:
     """A command's own arguments, and the config that its --config and --config.FIELD=VALUE give.
 
+    The latter are among the former, too, as `overrides`; without --config they are only there.
+
     Args:
       parser: has an argument --config, unless the command takes no config.
       arguments: of the command; the program's if not given.
@@ -91,12 +93,9 @@ def parse(
     """
     own, overrides = _split(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(own)
+    args.overrides = overrides
     name = getattr(args, "config", None)
-    if name is None:
-        if overrides:
-            raise UserError(f"{overrides[0]!r} changes a field of --config, which is missing")
-        return args, None
-    return args, load_config(name, overrides)
+    return args, None if name is None else load_config(name, overrides)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -110,29 +109,89 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     Raises:
       UserError: a file, a field or a value that is not allowed, or an argument of another kind.
     """
-    unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
-    argv = ["", f"--config={_find(name)}", *(a for a in overrides if a not in unset)]
-    for argument in argv[2:]:
+    return override(_made(name), overrides)
+
+
+def fields_of(overrides: Sequence[str]) -> list[str]:
+    """The dotted names of the fields that --config.FIELD=VALUE change.
+
+    Raises:
+      UserError: an argument of another kind, or no such field.
+    """
+    known, fields = config_lib.named(config_lib.default()), []
+    for argument in overrides:
         if not re.match(r"--config\..+=|--(no)?config\.[^=]+$", argument):
             raise UserError(f"unexpected argument {argument!r}; see --help")
+        fields.append(re.match(r"--(?:no)?config\.([^=\[]+)", argument)[1])
+        if fields[-1] not in known:
+            raise UserError(config_lib.no_field(fields[-1]))
+    return fields
+
+
+def override(
+    config: ml_collections.ConfigDict, overrides: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The config with changes, see `load_config`."""
+    fields_of(overrides)
+    unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
+    argv = ["", *(a for a in overrides if a not in unset)]
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        holder = config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        values(argv)
+        holder.value.update_from_flattened_dict({unset[a]: None for a in overrides if a in unset})
+        config_lib.unset_empty(holder.value)
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    return holder.value
+
+
+def _made(name: str) -> ml_collections.ConfigDict:
+    """What the get_config of a config file gives.
+
+    Raises:
+      UserError: there is no such file, or it does not make a config.
+    """
+    argv = ["", f"--config={_find(name)}"]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-        config.value.update_from_flattened_dict({unset[a]: None for a in overrides if a in unset})
-        config_lib.unset_empty(config.value)
-    except (AttributeError, KeyError) as error:
-        # The loader's text, quoted over and over, is: 'sise' Did you mean "size" instead of "sise"?
-        named = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
-        hint = f"; did you mean {named[4]}?" if named[1:4] == ["Did", "you", "mean"] else ""
-        raise UserError(f"the config has no field {named[0]}{hint}") from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
+        config = holder.value
+    # A config file is a program, in which anything may go wrong.
+    except (Exception, SystemExit) as error:
         text = str(error)
-        if "Error whilst parsing config file" in text:
+        # What the loader says of an unknown field is followed by the whole config.
+        unknown = re.search(r"Key \W*(\w+)\W* does not exist and cannot be added", text)
+        if unknown:
+            near = re.search(r"Did you mean \W*(\w+)", text)
+            told = config_lib.no_field(unknown[1], near and near[1])
+        elif "Error whilst parsing config file" in text:
             # Behind it is a traceback.
-            raise UserError(f"--config={name}: {text.strip().splitlines()[-1]}") from error
-        raise UserError(one_line(error)) from error
-    return config.value
+            told = one_line(text.strip().splitlines()[-1])
+        elif "has no attribute 'get_config'" in text:
+            told = "it has no function get_config"
+        else:
+            told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"--config={name}: {told}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"--config={name}: its get_config gives {type(config).__name__}, expected a config "
+            "made from talora_jax.config.default()"
+        )
+    fields, expected = config_lib.named(config), config_lib.named(config_lib.default())
+    for field in fields:
+        if field not in expected:
+            raise UserError(f"--config={name}: {config_lib.no_field(field)}")
+    lacking = [field for field in expected if field not in fields]
+    if lacking:
+        raise UserError(
+            f"--config={name}: the config lacks {lacking[0]}; make it from "
+            "talora_jax.config.default()"
+        )
+    return config
 
 
 def config_directory() -> Path:

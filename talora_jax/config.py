@@ -8,14 +8,15 @@ JAX but `check`.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
-from talora_jax.errors import UserError, check_choice, one_line
+from talora_jax.errors import UserError, check_choice, nearest, one_line
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
@@ -40,6 +41,98 @@ OPTIONAL = {
     "model.weights": "",
     "adapter.extend": "",
     "hosts.coordinator": "",
+}
+# Where a run happens and how often it reports: nothing that its numbers depend on.
+PLACE = (
+    "config.data.dir",
+    "config.hosts.",
+    "config.log_every",
+    "config.eval_every",
+    "config.checkpoint_every",
+    "config.num_pictures",
+    "config.read_threads",
+    "config.read_workers",
+)
+# What every run's config.json holds, whichever version wrote it.
+_ALWAYS = ("tasks", "data", "model", "adapter", "optimizer", "batch_size", "steps")
+
+
+class _Range(NamedTuple):
+    """The numbers that a field can be; `open` where the lower or the upper end is not one."""
+
+    low: float
+    high: float = math.inf
+    open: str = ""
+    note: str = ""
+
+    def holds(self, x: float) -> bool:
+        above = self.low < x if "low" in self.open else self.low <= x
+        return above and (x < self.high if "high" in self.open else x <= self.high)
+
+    def told(self, x: float) -> str:
+        """What is expected in place of x."""
+        if self.low == 1:
+            return "at least 1" if x < 1 else f"at most {self.high}"
+        if self.high < math.inf:
+            below = "below " if "high" in self.open else ""
+            return f"{self.low} to {below}{self.high}{self.note}"
+        return "above 0" if "low" in self.open else f"{self.low} or more"
+
+
+_RANGES = {
+    "seed": _Range(0, 2**32 - 1),
+    "data.seed": _Range(0, 2**32 - 1),
+    "data.train_frames": _Range(1),
+    "data.val_frames": _Range(1),
+    "data.depth_scale": _Range(0, open="low"),
+    "data.max_depth": _Range(0, open="low"),
+    "adapter.scale": _Range(0),
+    "adapter.dropout": _Range(0, 1, "high"),
+    "prompts.masks": _Range(1, 255),  # as many as `talora_jax.data.masks` can tell apart
+    "prompts.clicks": _Range(0),
+    "prompts.min_pixels": _Range(1),
+    "prompts.auxiliary_weight": _Range(0),
+    "prompts.eval_masks": _Range(1, 255),
+    "optimizer.learning_rate": _Range(0),
+    "optimizer.warmup": _Range(0, 1, "high", ": a fraction of the steps"),
+    "optimizer.weight_decay": _Range(0),
+    "optimizer.clip_norm": _Range(0),
+    **{f"optimizer.lr_scale.{group}": _Range(0) for group in GROUPS},
+    "weighting.task_weights": _Range(0),
+    "weighting.famo_learning_rate": _Range(0, open="low"),
+    "weighting.famo_decay": _Range(0),
+    "weighting.cagrad_c": _Range(0),
+    "weighting.nash_update_every": _Range(1),
+    "weighting.db_mtl_beta": _Range(0, 1, "high"),
+    "orthogonal_weight": _Range(0),
+    "batch_size": _Range(1),
+    "accumulate": _Range(1),
+    "eval_batch_size": _Range(1),
+    "steps": _Range(1),
+    "log_every": _Range(1),
+    "eval_every": _Range(0),
+    "checkpoint_every": _Range(0),
+    "num_pictures": _Range(0),
+    "read_threads": _Range(0),
+    "read_workers": _Range(0),
+    "mesh.fsdp": _Range(1),
+    "mesh.task": _Range(1),
+    "hosts.num_processes": _Range(1),
+    "hosts.process_id": _Range(0),
+}
+# Of float32 and int32, in which a run computes and counts.
+_LARGEST = 3.4e38
+_MOST = 2**31 - 1
+# Of fields that are tuples of numbers: what is expected, how many, and of which type.
+_ENTRIES = {
+    "adapter.ranks": ("three whole numbers p, q, v, as (32, 32, 4)", 3, int),
+    "adapter.qkv": ("True or False for each of q, k and v", 3, bool),
+    "augment.scale_range": ("a lowest and a highest scale", 2, float),
+    "data.image_size": ("two whole numbers, height and width", 2, int),
+    "data.intrinsics": ("four numbers, fx, fy, cx, cy", 4, float),
+    "prompts.aspects": ("a lowest and a highest height / width", 2, float),
+    "augment.scales": ("numbers", None, float),
+    "weighting.task_weights": ("a number for each task", None, float),
 }
 
 
@@ -182,14 +275,23 @@ def read(path: Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: there is none, or one that this version does not know.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path.parent} holds no run: {path} is missing")
     try:
-        return from_fields(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}") from None
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {one_line(error)}. Put it back as the run wrote it, or choose "
+            "another --workdir"
+        ) from None
+    try:
+        config = from_fields(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    lacking = [name for name in _ALWAYS if name not in fields]
+    if lacking:
+        raise UserError(f"{path} is not as a run left it: it lacks {', '.join(lacking)}")
+    return config
 
 
 def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -200,6 +302,8 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """
     config = default()
     try:
+        # Checked here: the library's own words for it are the whole config.
+        _check_sections(fields, config)
         config.update(fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -207,6 +311,12 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
         ) from None
     unset_empty(config)
     return config
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields as a config.json gives them back, to compare: what is unset is None, and every
+    sequence a tuple."""
+    return from_fields(json.loads(json.dumps(config.to_dict()))).to_dict()
 
 
 def unset_empty(config: ml_collections.ConfigDict) -> None:
@@ -232,6 +342,41 @@ def flat_fields(config: Mapping[str, Any], prefix: str = "config") -> dict[str, 
     return flat
 
 
+def named(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all sections and fields."""
+    names: list[str] = []
+    for name, value in config.items():
+        names.append(f"{prefix}{name}")
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            names += named(value, f"{prefix}{name}.")
+    return names
+
+
+def _check_sections(fields: Any, config: ml_collections.ConfigDict, section: str = "") -> None:
+    """Refuses fields that a config does not have, and a section that is none."""
+    if not isinstance(fields, Mapping):
+        where = f"its {section}" if section else "it"
+        raise ValueError(f"{where} is a {type(fields).__name__}, expected fields by their names")
+    for name, value in fields.items():
+        path = f"{section}.{name}" if section else name
+        if name not in config:
+            raise ValueError(no_field(path))
+        if isinstance(config[name], ml_collections.ConfigDict):
+            _check_sections(value, config[name], path)
+
+
+def no_field(name: str, near: str | None = None) -> str:
+    """The sentence about a dotted name that no field has, with the nearest that one has."""
+    known = named(default())
+    section, _, last = name.rpartition(".")
+    if section and section not in known:
+        return no_field(section)
+    beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    near = near or nearest(last, beside) or elsewhere.get(nearest(last, elsewhere))
+    return f"the config has no field {one_line(last)}" + (f"; did you mean {near}?" if near else "")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses values that cannot work, before anything is prepared or compiled.
 
@@ -240,9 +385,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import tasks
+    from talora_jax.data.transforms import Augment
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
     from talora_jax.weighting import gradients, losses
 
+    _check_numbers(config)
     check_choice("config.trains", config.trains, TRAINS)
     check_choice("config.optimizer.kind", config.optimizer.kind, OPTIMIZERS)
     if config.trains == "prompts":
@@ -265,6 +412,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.model.weights:
         size = config.model.size or DEFAULT_SIZE
         check_ranks(config, sam.SIZES[size]().encoder.width)
+    Augment.from_config(config.augment, (1, 1))
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
@@ -280,44 +428,55 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.orthogonal_parts names a part twice: {', '.join(config.orthogonal_parts)}"
         )
-    if not 0 <= config.adapter.dropout < 1:
-        raise UserError(
-            f"config.adapter.dropout is {config.adapter.dropout}, expected 0 to below 1"
-        )
-    if not 0 <= config.optimizer.warmup < 1:
-        raise UserError(
-            f"config.optimizer.warmup is {config.optimizer.warmup}, expected 0 to below 1: "
-            "a fraction of the steps"
-        )
-    for field in ("batch_size", "eval_batch_size", "accumulate", "steps", "log_every"):
-        if config[field] < 1:
-            raise UserError(f"config.{field} is {config[field]}, expected at least 1")
-    for field in ("read_threads", "read_workers"):
-        if config[field] < 0:
-            raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
-    for field, fits, expected in (
-        ("famo_learning_rate", lambda x: x > 0, "above 0"),
-        ("famo_decay", lambda x: x >= 0, "0 or more"),
-        ("cagrad_c", lambda x: x >= 0, "0 or more"),
-        ("nash_update_every", lambda x: x >= 1, "at least 1"),
-        ("db_mtl_beta", lambda x: 0 <= x < 1, "0 to below 1"),
-    ):
-        if not fits(config.weighting[field]):
+    weights = config.weighting.task_weights
+    if config.weighting.kind == "fixed" and config.trains == "tasks":
+        if len(weights) != len(config.tasks) or not any(weights):
             raise UserError(
-                f"config.weighting.{field} is {config.weighting[field]}, expected {expected}"
+                f"config.weighting.task_weights is {_short(weights)}, expected a weight for each "
+                f"of the {len(config.tasks)} tasks, not all of them 0; or set "
+                "config.weighting.kind=equal"
             )
-    for field in ("eval_every", "checkpoint_every", "num_pictures", "orthogonal_weight"):
-        if config[field] < 0:
-            raise UserError(f"config.{field} is {config[field]}, expected 0 or more")
-    for field in ("depth_scale", "max_depth"):
-        value = config.data[field]
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"config.data.{field} is {value}, expected a number above 0")
     if config.batch_size % config.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by "
             f"config.accumulate={config.accumulate}"
         )
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuses what is not finite, of another type or length than the field's, or out of range."""
+    defaults = flat_fields(default().to_dict())
+    for field, value in flat_fields(config.to_dict()).items():
+        name = field.removeprefix("config.")
+        expected, length, kind = _ENTRIES.get(name, ("a number", None, type(defaults.get(field))))
+        entries = value if isinstance(value, tuple | list) else (value,)
+        if value is None and name not in OPTIONAL:
+            raise UserError(f"{field} is None, expected a value")
+        if value is None:
+            continue
+        if kind in (bool, int, float):
+            expected = "True or False" if name not in _ENTRIES and kind is bool else expected
+            if (length and len(entries) != length) or not all(_is(kind, x) for x in entries):
+                raise UserError(f"{field} is {_short(value)}, expected {expected}")
+        if any(isinstance(x, float) and not abs(x) <= _LARGEST for x in entries):
+            raise UserError(f"{field} is {_short(value)}, expected a finite number")
+        for x in entries if name in _RANGES else ():
+            if not _RANGES[name].holds(x):
+                raise UserError(f"{field} is {_short(value)}, expected {_RANGES[name].told(x)}")
+        if "seed" not in name and any(isinstance(x, int) and x > _MOST for x in entries):
+            raise UserError(f"{field} is {_short(value)}, expected at most {_MOST}")
+
+
+def _is(kind: type, x: Any) -> bool:
+    """Whether x is of a field's kind: True is no number, and a whole number is a float, too."""
+    if kind is bool or isinstance(x, bool):
+        return kind is bool and isinstance(x, bool)
+    return isinstance(x, int | float if kind is float else int)
+
+
+def _short(value: Any) -> str:
+    text = repr(tuple(value) if isinstance(value, list) else value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
@@ -331,16 +490,6 @@ def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> 
 
 
 def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
-    for field in ("masks", "min_pixels", "eval_masks"):
-        if prompts[field] < 1:
-            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected at least 1")
-    for field in ("masks", "eval_masks"):
-        # What `talora_jax.data.masks` can tell apart.
-        if prompts[field] > 255:
-            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected at most 255")
-    for field in ("clicks", "auxiliary_weight"):
-        if prompts[field] < 0:
-            raise UserError(f"config.prompts.{field} is {prompts[field]}, expected 0 or more")
     aspects = prompts.aspects
     if aspects is not None and not (len(aspects) == 2 and 0 < aspects[0] <= aspects[1]):
         raise UserError(

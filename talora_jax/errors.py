@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
+_LONGEST = 300  # characters
+
 
 class UserError(Exception):
     """A mistake that the user can mend, told in one sentence.
@@ -20,6 +22,19 @@ class UserError(Exception):
     ...     print(error)
     no adapter at no_such_run
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """The end of a command that was asked to stop, told in one sentence.
+
+    Args:
+      message: where it stands, and how to go on.
+      status: to exit with: 128 and the number of the signal, as shells and schedulers know it.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -109,19 +124,28 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command; a user's mistake is told in one line, and is exit status 2."""
+    """Runs a command; a user's mistake is told in one line, and is exit status 2.
+
+    So is the end by Ctrl-C, with the status that shells give it, 130.
+    """
     try:
         status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     if status:
         sys.exit(status)
 
 
-def one_line(error: Exception) -> str:
-    """What another library's exception says, as part of a sentence."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """What another library's exception says, as part of a sentence: one line, not a long one."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
 
 
 def printable(text: object, longest: int = 200) -> str:

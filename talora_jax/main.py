@@ -7,6 +7,13 @@ What a config describes is told beforehand, for any number of devices, and nothi
 
 python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --config.mesh.data=8
 
+A run goes on to more steps, with the learning rate of a run that had as many from the start, where
+they are given explicitly: the same command with --config.steps=2000. It is evaluated again on its
+own data, or on other data, of which nothing is written:
+
+python -m talora_jax.main --mode evaluate --workdir /tmp/rooms_tiny
+python -m talora_jax.main --mode evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
+
 What was trained predicts on images, from the workdir or from the adapter file it left:
 
 python -m talora_jax.main --mode predict --workdir /tmp/rooms_tiny --images photo.jpg album/
@@ -24,7 +31,7 @@ import ml_collections
 from absl import logging
 
 from talora_jax import config as config_lib
-from talora_jax.command_line import parse
+from talora_jax.command_line import fields_of, override, parse
 from talora_jax.errors import ArgumentParser, UserError, run_command
 
 Config = ml_collections.ConfigDict | None
@@ -38,18 +45,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="train",
         metavar="|".join(_MODES),
         help="train: train (or resume) and evaluate. evaluate: metrics and pictures of the newest "
-        "checkpoint in --workdir, with the config it was trained with; or metrics of what a run of "
+        "checkpoint in --workdir, with the config it was trained with, or on other data by "
+        "--config.data.FIELD=VALUE and --split; or metrics of what a run of "
         "--config starts from. predict: files and a "
         "picture of what the finished run in --workdir, or --adapter, sees in --images. describe: "
         "the model of --config (or of the run in --workdir) as tables: parts, shapes, parameters, "
         "what trains, and memory on each device of config.mesh, whether such devices are here or "
         "not. Default: train.",
     )
-    _add_config(parser)
-    _add_workdir(parser)
-    _add_predict(parser)
+    for add_arguments in (_add_config, _add_workdir, _add_evaluate, _add_predict):
+        add_arguments(parser)
     args, config = parse(parser, arguments)
+    for mode, add_arguments in (("evaluate", _add_evaluate), ("predict", _add_predict)):
+        if args.mode != mode:
+            _refuse_arguments(args, mode, add_arguments)
     _run(_MODES[args.mode], args, config)
+
+
+def _refuse_arguments(
+    args: argparse.Namespace, mode: str, add_arguments: Callable[[ArgumentParser], None]
+) -> None:
+    """Refuses the arguments of a mode in another one, where they would do nothing.
+
+    Raises:
+      UserError: names the first.
+    """
+    theirs = ArgumentParser("")
+    add_arguments(theirs)
+    for name, default in vars(theirs.parse_args([])).items():
+        if getattr(args, name) != default:
+            raise UserError(f"--{name} is for --mode {mode}, and --mode is {args.mode}")
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -57,6 +82,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
     Trains what a config describes, and evaluates it. The same command again resumes; a finished run
     says so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lora_shared
+    A run resumes with other fields that its numbers do not depend on (data.path of the same data,
+    log_every, checkpoint_every, mesh, …), and with a larger --config.steps, if given explicitly:
+    it goes on with the learning rate of a run that had as many steps from the start.
     """
     _command(train, _train, (_add_config, _add_workdir), arguments)
 
@@ -66,8 +94,13 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
     Metrics and pictures of the newest checkpoint of a run, with the config it was trained with; or
     metrics of what a run of a config starts from, such as the base of config.model.weights.
+
+    A run is evaluated on other data by --config.data.FIELD=VALUE and --split; then nothing is
+    written, and the run's own results stay:
+
+      talora_jax evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
     """
-    _command(evaluate, _evaluate, (_add_config, _add_workdir), arguments)
+    _command(evaluate, _evaluate, (_add_config, _add_workdir, _add_evaluate), arguments)
 
 
 def predict(arguments: Sequence[str] | None = None) -> None:
@@ -109,6 +142,9 @@ def _command(
 def _run(
     work: Callable[[argparse.Namespace, Config], None], args: argparse.Namespace, config: Config
 ) -> None:
+    # `_evaluate` alone changes the config of a workdir.
+    if config is None and args.overrides and work is not _evaluate:
+        raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
     work(args, config)
@@ -127,6 +163,15 @@ def _add_workdir(parser: ArgumentParser) -> None:
         "--workdir",
         metavar="DIR",
         help="where the run leaves checkpoints, metrics, pictures and the adapter",
+    )
+
+
+def _add_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        default="val",
+        help="evaluate: val, train, or all for every sample of the data. Default: val",
     )
 
 
@@ -159,23 +204,30 @@ def _train(args: argparse.Namespace, config: Config) -> None:
     # Imported here, as below: --help and a mistyped flag need not wait for JAX.
     from talora_jax.training.loop import train
 
-    train(config, workdir)
+    # Fewer or more steps by mistake, such as those of a default, are told.
+    if "steps" in fields_of(args.overrides) and (workdir / "config.json").exists():
+        train(config, workdir, more_steps=True)
+    else:
+        train(config, workdir)
 
 
 def _evaluate(args: argparse.Namespace, config: Config) -> None:
-    if (config is None) == (args.workdir is None):
+    if config is None and args.workdir is None:
         raise UserError(
             "evaluate needs --workdir of a run, or --config for what a run of it starts from"
         )
-    workdir = None if args.workdir is None else _workdir(args)
-    if config is None:
-        config = config_lib.read(workdir / "config.json")
-    from talora_jax.training.evaluate import evaluate
-    from talora_jax.training.jobs import JOBS
+    if args.workdir is None:
+        from talora_jax.training.evaluate_run import evaluate_start
 
-    job = JOBS[config.trains]
-    run = job.prepare(config)
-    evaluate(run, job.evaluator(run), job.baselines(run), workdir, print)
+        evaluate_start(config, args.split, print)
+        return
+    workdir = _workdir(args)
+    own = config_lib.read(workdir / "config.json")
+    if config is None:
+        config = override(own.copy_and_resolve_references(), args.overrides)
+    from talora_jax.training.evaluate_run import evaluate_run
+
+    evaluate_run(workdir, own, config, args.split, print)
 
 
 def _workdir(args: argparse.Namespace) -> Path:
@@ -185,7 +237,10 @@ def _workdir(args: argparse.Namespace) -> Path:
 
 
 def _predict(args: argparse.Namespace, config: Config) -> None:
-    del config  # the run's own
+    if config is not None:
+        raise UserError(
+            "predict takes the config that the run was trained with: leave out --config"
+        )
     if bool(args.workdir) == bool(args.adapter):
         raise UserError("predict needs --workdir or --adapter, one of them")
     if not args.out:
@@ -200,8 +255,10 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
 
 
 def _describe(args: argparse.Namespace, config: Config) -> None:
-    if config is None and not args.workdir:
-        raise UserError("--config is missing: name a file in configs/, or --workdir of a run")
+    if (config is None) == (not args.workdir):
+        raise UserError(
+            "describe needs --config, a file in configs/, or --workdir of a run: one of them"
+        )
     if config is None:
         config = config_lib.read(_workdir(args) / "config.json")
     from rich.console import Console

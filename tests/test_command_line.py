@@ -231,6 +231,10 @@ def test_every_field_that_is_none_can_be_unset():
         ("--config.data.ignore_label=1.5", "data.ignore_label=1.5"),
         ("--config.data.depth_scle=1", "no field depth_scle; did you mean depth_scale?"),
         ("--config.steps=None", "steps=None"),
+        ("--config.steps.x=1", "no field x"),
+        ("--config.learning_rate=1", "did you mean optimizer.learning_rate?"),
+        ("--config.sched.rate=1", "no field sched"),
+        ("--config.adapter.ranks[7]=1", "index out of range"),
         ("--confg.steps=1", "unexpected argument '--confg.steps=1'"),
         ("steps=1", "unexpected argument 'steps=1'"),
     ],
@@ -239,6 +243,30 @@ def test_wrong_overrides_are_told_in_one_line(override, message):
     with pytest.raises(UserError) as error:
         load_config("rooms_tiny", [override])
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("c = config_lib.default()\n    c.adapter.rank = 1\n    return c", "did you mean ranks?"),
+        ("c = config_lib.default()\n    c.steps = 'x'\n    return c", "Could not override field"),
+        ("return 3", "its get_config gives int, expected a config made from"),
+        ("return ml_collections.ConfigDict({'steps': 1})", "the config lacks accumulate; make it"),
+        ("return ml_collections.ConfigDict({'step': 1})", "no field step; did you mean steps?"),
+        ("raise RuntimeError('a' * 2000)", "RuntimeError: aaaa"),
+        ("import sys\n    sys.exit(3)", "SystemExit: 3"),
+        ("return (", "SyntaxError: '(' was never closed"),
+    ],
+)
+def test_a_config_file_that_makes_no_config(tmp_path, program, told):
+    path = tmp_path / "experiment.py"
+    head = "import ml_collections\nfrom talora_jax import config as config_lib\n"
+    path.write_text(f"{head}def get_config():\n    {program}\n")
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    text = str(error.value)
+    assert text.startswith(f"--config={path}: ") and told in text
+    assert len(text.splitlines()) == 1 and len(text) < 600
 
 
 def test_overrides_in_all_their_forms(monkeypatch):

@@ -63,7 +63,25 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("accumulate", 3, "config.batch_size=4 is not divisible by config.accumulate=3"),
         ("steps", 0, "config.steps is 0, expected at least 1"),
         ("read_workers", -1, "config.read_workers is -1, expected 0 or more"),
-        ("data.max_depth", -1.0, "config.data.max_depth is -1.0, expected a number above 0"),
+        ("data.max_depth", -1.0, "config.data.max_depth is -1.0, expected above 0"),
+        ("adapter.ranks", (8, 8), r"ranks is \(8, 8\), expected three whole numbers p, q, v"),
+        ("adapter.ranks", (8, 8.5, 2), "expected three whole numbers p, q, v, as"),
+        ("adapter.scale", -0.5, "config.adapter.scale is -0.5, expected 0 or more"),
+        ("optimizer.learning_rate", math.nan, "learning_rate is nan, expected a finite number"),
+        ("optimizer.learning_rate", -1e-3, "learning_rate is -0.001, expected 0 or more"),
+        ("optimizer.weight_decay", math.inf, "weight_decay is inf, expected a finite number"),
+        ("optimizer.weight_decay", 1e39, r"weight_decay is 1e\+39, expected a finite number"),
+        ("optimizer.lr_scale.decoders", -1.0, "lr_scale.decoders is -1.0, expected 0 or more"),
+        ("weighting.task_weights", (1.0, math.nan, 1.0), "task_weights is .* a finite number"),
+        ("weighting.task_weights", (1.0, -1.0, 1.0), "task_weights is .*, expected 0 or more"),
+        ("weighting.task_weights", (1.0,), "a weight for each of the 3 tasks, .*kind=equal"),
+        ("orthogonal_weight", math.nan, "config.orthogonal_weight is nan, expected a finite"),
+        ("augment.noise", -0.1, "config.augment.noise is -0.1"),
+        ("steps", True, "config.steps is True, expected a number"),
+        ("steps", None, "config.steps is None, expected a value"),
+        ("steps", 2**31, "config.steps is 2147483648, expected at most 2147483647"),
+        ("seed", -1, "config.seed is -1, expected 0 to 4294967295"),
+        ("mesh.task", 0, "config.mesh.task is 0, expected at least 1"),
     ],
 )
 def test_values_that_cannot_work(field, value, told):
@@ -75,6 +93,27 @@ def test_values_that_cannot_work(field, value, told):
     node[last] = value
     with pytest.raises(UserError, match=told):
         config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is damaged: Expecting value"),
+        (b'{"steps": 4', "is damaged: Expecting"),
+        (b"\xff\xfe{}", "is damaged: 'utf-8' codec"),
+        (b"[" * 100_000, "is damaged: maximum recursion"),
+        (b"[1]", "does not understand .it is a list, expected fields by their names"),
+        (b'{"model": null}', "its model is a NoneType, expected fields by their names"),
+        (b'{"model": {"sise": 1}}', "no field sise; did you mean size?"),
+        (b'{"learning_rate": 1}', "no field learning_rate; did you mean optimizer.learning_rate?"),
+        (b"{}", "it lacks tasks, data, model, adapter, optimizer, batch_size, steps"),
+    ],
+)
+def test_a_config_json_that_no_run_left_is_told_in_one_line(tmp_path, content, told):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=told) as error:
+        config_lib.read(tmp_path / "config.json")
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 600
 
 
 def test_a_wrong_value_is_told_with_the_nearest_right_one():

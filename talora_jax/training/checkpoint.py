@@ -1,63 +1,170 @@
 """The checkpoints that a run resumes from (Orbax).
 
-They are written atomically: a killed run leaves the last whole checkpoint, never half of one.
+They are written atomically: a killed run leaves the last whole checkpoint, never half of one. One
+that a disk has damaged since is passed over for the one before it, and kept.
 """
 
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 
 
 class Checkpoints:
     """The checkpoints of one workdir: training state and data-iterator state, by step."""
 
-    def __init__(self, workdir: Path, *, keep: int = 2):
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, cleanup_tmp_directories=True
-            ),
-        )
+    def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
+        """
+        Args:
+          keep: how many of the newest stay.
+          read_only: another process may be training in the workdir.
+        """
+        # Orbax logs what it raises as well, from each of its threads.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_not_orbax)
+        self._read_only = read_only
+        self._directory = (workdir / "checkpoints").absolute()
+        make = not read_only
+        with self._told(), _quiet():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep if make else None,
+                    create=make,
+                    cleanup_tmp_directories=make,
+                    read_only=read_only,
+                ),
+            )
 
     def save(self, step: int, state: PyTree, iterator: dict) -> None:
-        """Saves in the background; `close` and the next `save` wait for it."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                # Every process reads its own part of the data, yet all positions are the same.
-                iterator=ocp.args.JsonSave(iterator),
-            ),
-        )
+        """Saves in the background; `close` and the next `save` wait for it.
+
+        Raises:
+          UserError: the disk refuses this one, or the last; those before stay.
+        """
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    # Every process reads its own part of the data, yet all positions are the same.
+                    iterator=ocp.args.JsonSave(iterator),
+                ),
+            )
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, state: PyTree) -> tuple[PyTree, dict]:
-        """The newest checkpoint, with the structure, dtypes and shardings of `state`.
+    def told(self) -> dict:
+        """What the newest checkpoint whose JSON can be read says beside its state."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            with _quiet(), contextlib.suppress(Exception):  # as in `restore`, which tells them
+                args = ocp.args.Composite(iterator=ocp.args.JsonRestore())
+                found = self._manager.restore(step, args=args).iterator
+                if isinstance(found, dict):
+                    return found
+        return {}
+
+    def restore(
+        self, state: PyTree, tell: Callable[[str], None] = print
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """The newest checkpoint that can be read, with structure, dtypes, shardings of `state`.
+
+        Those that cannot are told and, unless `read_only`, renamed, for the run will come by their
+        steps again.
 
         Raises:
-          UserError: it cannot be read back into this state.
+          UserError: none can be read back into this state.
         """
-        step = self._manager.latest_step()
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), iterator=ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"checkpoint {step} in {self._manager.directory} cannot be read: "
-                f"{str(error).splitlines()[0]}; delete it to resume from the one before"
-            ) from error
-        return restored.state, restored.iterator
+        found, broken = None, {}
+        with _quiet():
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                try:
+                    found = self._read(step, target)
+                    break
+                # Damaged files make Orbax raise whatever comes to hand, also `Exception` itself.
+                except Exception as error:
+                    broken[step] = one_line(str(error).partition("See full")[0])[:120]
+        if found:
+            for bad, why in broken.items():
+                tell(f"checkpoint {bad} cannot be read ({why}): going on from checkpoint {step}")
+            if broken and not self._read_only:
+                self._set_aside(list(broken))
+            return found
+        told = "; ".join(f"{step} ({why})" for step, why in list(broken.items())[:2])
+        raise UserError(
+            f"no checkpoint in {self._directory} can be read: {told}. Nothing is deleted: put them "
+            "back from a copy, or start anew in another --workdir"
+        )
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is being saved.
+
+        Raises:
+          UserError: as of `save`.
+        """
+        with self._told():
+            self._manager.close()
+
+    def _read(self, step: int, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), iterator=ocp.args.JsonRestore()
+            ),
+        )
+        if not isinstance(restored.iterator, dict):
+            raise ValueError("its position in the data is missing")
+        return restored.state, restored.iterator
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                aside, number = self._directory / f"unreadable_{step}", 1
+                while aside.exists():
+                    number += 1
+                    aside = aside.with_name(f"unreadable_{step}_{number}")
+                (self._directory / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        # TensorStore raises ValueErrors for what the disk refuses.
+        except (OSError, ValueError, RuntimeError) as error:
+            full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+            raise UserError(
+                f"a checkpoint could not be written to {self._directory}: "
+                f"{'no space left on the disk' if full else one_line(error)}. What was saved "
+                "before stays, and the same command goes on from there"
+            ) from error
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What coroutines print that reading a damaged checkpoint leaves behind is pages long."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        gc.collect()  # here they go
+        sys.unraisablehook = hook

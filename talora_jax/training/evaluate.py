@@ -108,6 +108,9 @@ def evaluate(
     baselines: Mapping[str, float],
     workdir: Path | None,
     print_line: Callable[[str], None],
+    *,
+    what: str = "validation",
+    pictures: bool = True,
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a workdir on the validation split, and writes pictures.
 
@@ -115,6 +118,8 @@ def evaluate(
       evaluator: of the run, see `jobs.Evaluator`.
       baselines: what metrics stand beside.
       workdir: None to evaluate what a run starts from.
+      what: the name of what stands for the validation split.
+      pictures: False leaves those of the workdir as they are.
 
     Raises:
       UserError: the workdir has no checkpoint.
@@ -122,16 +127,16 @@ def evaluate(
     learnt, step = run.trainable, 0
     if workdir is not None:
         memory.tell(run.dataset, workdir, print_line)
-        checkpoints = Checkpoints(workdir)
-        step = checkpoints.latest_step()
-        if step is None:
+        # The run may be training.
+        checkpoints = Checkpoints(workdir, read_only=True)
+        if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
-        state, _ = checkpoints.restore(init_state(run))
-        learnt = state.trainable["model"]
+        state, _ = checkpoints.restore(init_state(run), print_line)
+        learnt, step = state.trainable["model"], int(state.step)
     metrics = evaluator.metrics(learnt)
-    print_line(f"validation at step {step}")
+    print_line(f"{what} at step {step}")
     print_metrics(metrics, print_line, baselines)
-    if workdir is not None:
+    if workdir is not None and pictures:
         save_pictures(evaluator.pictures(learnt, run.config.num_pictures), workdir)
     return metrics
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.console
@@ -11,29 +12,41 @@ import rich.progress
 
 from talora_jax.files import write_atomically
 
+if TYPE_CHECKING:
+    from tensorboardX.proto.summary_pb2 import Summary
+
 
 class RunLog:
     """The log of one run; only one process of many writes (`active`).
 
     On resume, what was logged after the restored step is dropped, so a killed and resumed run
     leaves the same log as an unbroken one.
+
+    Args:
+      resume_step: the step that is restored; 0 begins a new log.
+      last_step: of the run. Its evaluation comes behind its checkpoint, and is logged anew.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, active: bool):
+    def __init__(self, workdir: Path, *, resume_step: int, last_step: int, active: bool):
         self._console = rich.console.Console(quiet=not active, highlight=False)
         self._active = active
         if not active:
             return
         path = workdir / "metrics.jsonl"
-        kept = [r for r in read_metrics(path) if r["step"] <= resume_step] if resume_step else []
-        write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept))
-        self._file = open(path, "a")
-        # Imported here: with it comes PyTorch where that is installed, 0.2 GB and seconds.
-        import tensorboardX
-
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0
-        )
+        rows, damaged = _read_lines(path) if resume_step else ([], 0)
+        # By step and split, for none stands twice.
+        kept = {
+            (row["step"], row["split"]): row
+            for row in rows
+            if is_row(row) and row["step"] <= resume_step
+        }
+        if resume_step == last_step:
+            kept.pop((last_step, "val"), None)
+        if damaged:
+            self.print(f"{path}: {damaged} damaged line(s) left out, the others kept")
+        write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept.values()))
+        self._file = open(path, "a", encoding="utf-8")
+        self._board = _Board(workdir / "tensorboard", resume_step)
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -44,13 +57,12 @@ class RunLog:
             return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        self._board.scalars(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture [H, W, 3] uint8 for TensorBoard."""
         if self._active:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.picture(step, name, picture)
 
     def progress(self, total: int, start: int) -> "Progress":
         return Progress(self._console, total, start)
@@ -59,6 +71,46 @@ class RunLog:
         if self._active:
             self._file.close()
             self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file, written at once.
+
+    tensorboardX's own writer has a thread for it; on a full disk that dies, and the run would wait
+    for it for ever.
+    """
+
+    def __init__(self, directory: Path, resume_step: int):
+        # Imported here: with it comes PyTorch where that is installed, 0.2 GB and seconds.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event, self._summary = Event, summary
+        directory.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        # What the killed run told of later steps is not shown.
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=resume_step + 1 if resume_step else 0, session_log=start))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(step, self._summary.scalar(name, value))
+        self._writer.flush()
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._add(step, self._summary.image(name, picture, dataformats="HWC"))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, summary: "Summary") -> None:
+        self._write(self._event(step=step, summary=summary))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
 
 
 class Progress:
@@ -110,13 +162,29 @@ class Progress:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """The lines of a metrics.jsonl; those that a kill or a disk has damaged are left out."""
+    return _read_lines(path)[0]
+
+
+def is_row(value: Any) -> bool:
+    """Whether a line's value is what `RunLog.write` writes."""
+    return isinstance(value, dict) and type(value.get("step")) is int and "split" in value
+
+
+def _read_lines(path: Path) -> tuple[list[Any], int]:
+    """The values of all lines that are JSON, and how many others there are, but for a last half."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
+        return [], 0
+    values, damaged, half = [], 0, False
+    for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        # Where a machine went down, a file system may leave zeros.
+        line = line.strip(b"\0 \t\r")
+        if not line:
+            continue
+        damaged += half
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            values.append(json.loads(line.decode()))
+            half = False
+        except (ValueError, RecursionError):
+            half = True
+    return values, damaged

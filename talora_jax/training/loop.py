@@ -1,6 +1,6 @@
 """Training: one loop that reads from top to bottom."""
 
-import json
+import contextlib
 from pathlib import Path
 
 import jax
@@ -11,16 +11,23 @@ from jaxtyping import Array
 from talora_jax import config as config_lib
 from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
-from talora_jax.data.survey import survey
-from talora_jax.errors import UserError, check_choice
-from talora_jax.files import write_atomically
+from talora_jax.data.survey import Survey, survey
+from talora_jax.errors import Stopped, UserError, check_choice
 from talora_jax.sharding import shard_batch
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
-from talora_jax.training.jobs import JOBS
+from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.log import RunLog
-from talora_jax.training.setup import Run
+from talora_jax.training.setup import Run, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
+from talora_jax.training.workdir import (
+    Stop,
+    check_free,
+    check_same,
+    claim_workdir,
+    held,
+    interrupted,
+)
 
 _OUTGROWN = (
     "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
@@ -29,21 +36,47 @@ _OUTGROWN = (
 )
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, *, more_steps: bool = False
+) -> dict[str, float]:
     """Trains as the config says, resuming what the workdir holds; returns the final metrics.
+
+    Args:
+      more_steps: whether `config.steps` may be more than the run in the workdir had, see
+        `claim_workdir`.
 
     Raises:
       UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
+      Stopped: Ctrl-C or SIGTERM ended the run; the step it was at is finished and saved.
     """
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
-    run = job.prepare(config)
-    found = survey(run.dataset, job.targets(config), job.masks(config))
-    main_process = jax.process_index() == 0
-    claim_workdir(config, workdir, write=main_process)
+    # Before data is prepared, which may take long.
+    claim_workdir(config, workdir, write=False, more_steps=more_steps)
+    check_free(workdir)
+    with interrupted(workdir):
+        run = job.prepare(config)
+        found = survey(run.dataset, job.targets(config), job.masks(config))
+        with (
+            held(workdir, active=jax.process_index() == 0),
+            contextlib.closing(Checkpoints(workdir)) as checkpoints,
+        ):
+            return _train(run, found, job, workdir, checkpoints, more_steps)
 
+
+def _train(
+    run: Run,
+    found: Survey,
+    job: Job,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    more_steps: bool,
+) -> dict[str, float]:
+    """Trains in a workdir that is this process's alone."""
+    config = run.config
+    main_process = jax.process_index() == 0
+    files = job.results(config)
     # Resume
-    checkpoints = Checkpoints(workdir)
     resumes = checkpoints.latest_step() is not None
     memory.remember(run.dataset, workdir, resumes=resumes, write=main_process)
     state = init_state(run)
@@ -60,16 +93,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
         num_workers=config.read_workers,
         asked=job.asked(run),
     )
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(state)
+    if resumes:
+        state, position = checkpoints.restore(state, print if main_process else lambda line: None)
+        check_same(config, workdir, position, told(run))
         iterator.set_state(position)
+    claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     first_step = int(state.step)
-    results = [workdir / name for name in job.results(config)]
-    log = RunLog(workdir, resume_step=first_step, active=main_process)
+    results = [workdir / name for name in files]
     if first_step == config.steps and all(path.exists() for path in results):
-        names = ", ".join(path.name for path in results)
-        log.print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
+        if main_process:
+            names = ", ".join(files)
+            print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
         return {}
+    log = RunLog(workdir, resume_step=first_step, last_step=config.steps, active=main_process)
 
     # What is at stake
     count = sum(x.size for x in jax.tree.leaves(run.trainable))
@@ -99,29 +135,39 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     previous: dict[str, Array] = {}
     outgrown = False
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
-        for step in range(first_step + 1, config.steps + 1):
-            batch = shard_batch(next(iterator), run.mesh)
-            state, scalars = train_step(state, run.frozen, batch)
-            # One step behind: the host reads the last step's numbers while this one computes.
-            _check_finite(step - 1, previous, run)
-            progress.advance(step)
-            previous = scalars
-            is_last = step == config.steps
-            if step % config.log_every == 0 or is_last:
-                scalars |= relative_updates(state, run.frozen)
-                values = _check_finite(step, scalars, run)
-                log.write(step, "train", values | {"step_time": progress.step_time()})
-                progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
-                if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
-                    outgrown = True
-                    log.print(_OUTGROWN.format(values["adapter/relative_update"]))
-            if _due(step, config.eval_every) and not is_last:
-                metrics = evaluator.metrics(state.trainable["model"])
-                log.write(step, "val", metrics)
-                print_metrics(metrics, log.print, baselines)
-            if _due(step, config.checkpoint_every) or is_last:
-                _check_finite(step, scalars, run)
-                checkpoints.save(step, state, iterator.get_state())
+        with Stop() as stop:
+            for step in range(first_step + 1, config.steps + 1):
+                batch = shard_batch(next(iterator), run.mesh)
+                state, scalars = train_step(state, run.frozen, batch)
+                # One step behind: the host reads the last step's numbers while this one computes.
+                _check_finite(step - 1, previous, run)
+                progress.advance(step)
+                previous = scalars
+                is_last = step == config.steps
+                if step % config.log_every == 0 or is_last:
+                    scalars |= relative_updates(state, run.frozen)
+                    values = _check_finite(step, scalars, run)
+                    log.write(step, "train", values | {"step_time": progress.step_time()})
+                    progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
+                    if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
+                        outgrown = True
+                        log.print(_OUTGROWN.format(values["adapter/relative_update"]))
+                if _due(step, config.eval_every) and not is_last:
+                    metrics = evaluator.metrics(state.trainable["model"])
+                    log.write(step, "val", metrics)
+                    print_metrics(metrics, log.print, baselines)
+                asked = stop.signal
+                if _due(step, config.checkpoint_every) or is_last or asked:
+                    _check_finite(step, scalars, run)
+                    checkpoints.save(step, state, iterator.get_state() | told(run))
+                if asked:
+                    iterator.close()
+                    checkpoints.close()
+                    raise Stopped(
+                        f"stopped after step {step} of {config.steps}, which {workdir} holds; the "
+                        "same command goes on from there",
+                        128 + asked,
+                    )
         iterator.close()
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
@@ -141,32 +187,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]:
     log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / 'pictures'}")
     log.close()
     return metrics
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, *, write: bool) -> None:
-    """Writes config.json into a new workdir, or checks that an old one was written by this config.
-
-    Raises:
-      UserError: the workdir belongs to another config, naming the fields that differ.
-    """
-    path = workdir / "config.json"
-    # Through JSON and back, tuples are lists on both sides.
-    ours = json.dumps(config.to_dict(), indent=2)
-    if path.exists():
-        theirs = config_lib.flat_fields(config_lib.read(path).to_dict())
-        fields = config_lib.flat_fields(config_lib.from_fields(json.loads(ours)).to_dict())
-        differing = sorted(k for k in fields if theirs[k] != fields[k])
-        if differing:
-            changes = ", ".join(
-                f"{k} was {theirs[k]!r} and is now {fields[k]!r}" for k in differing
-            )
-            raise UserError(
-                f"{workdir} was written by another config: {changes}. Choose another --workdir, or "
-                "give the same config to resume."
-            )
-    elif write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, ours.encode())
 
 
 def _due(step: int, every: int) -> bool:

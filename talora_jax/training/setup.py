@@ -118,6 +118,12 @@ def assemble(
     return Run(config, mesh, dataset, tasks, graphdef, learnt, frozen, digest, parent)
 
 
+def told(run: Run) -> dict:
+    """What a checkpoint says of its run, for JSON, so that no other run goes on from it."""
+    names = {task.name: list(task.class_names) for task in run.tasks if task.class_names}
+    return {"base_fingerprint": run.fingerprint, "class_names": names}
+
+
 def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
     """What to share of a run: what it learnt, and where it added tasks, the old ones' before it."""
     config, parent = run.config, run.parent

@@ -1,0 +1,276 @@
+"""The workdir of a run: whose it is, who is at work in it, and how a run in it ends early."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from talora_jax import config as config_lib
+from talora_jax.errors import Stopped, UserError
+from talora_jax.files import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CONFIG = "config.json"
+# What a run may go on with another value of: where it happens, and how that is computed which it
+# computes. That data and base of another path are the same ones is told by their content, when the
+# data is opened and by `check_same`.
+_FREE = (
+    *config_lib.PLACE,
+    "config.data.path",
+    "config.eval_batch_size",
+    "config.host_metrics",
+    "config.mesh.",
+    "config.model.attention",
+    "config.model.remat",
+    "config.model.weights",
+)
+_NAMED = 6  # fields in a sentence
+
+
+def claim_workdir(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    write: bool,
+    more_steps: bool = False,
+    results: Sequence[str] = (),
+) -> None:
+    """Writes config.json into a new workdir, or checks that an old one is this config's.
+
+    Args:
+      write: else nothing is changed.
+      more_steps: whether the run that is there may get more steps. Its learning rate is then, from
+        the step it stands at, that of a run which had as many from the start.
+      results: files that a finished run leaves; with more steps it is finished no longer, and they
+        get names that tell its steps.
+
+    Raises:
+      UserError: the workdir belongs to another config, naming the fields that differ, or is none.
+    """
+    path = workdir / CONFIG
+    _check_place(workdir)
+    ours = config_lib.plain(config)
+    if not path.exists():
+        if _has_checkpoints(workdir):
+            raise UserError(
+                f"{workdir} holds checkpoints, but {CONFIG}, which tells what of, is missing: put "
+                "it back, or choose another --workdir"
+            )
+        if write:
+            _write(path, config)
+        return
+    theirs = config_lib.read(path).to_dict()
+    before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
+    differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(_FREE))
+    longer = differing == ["config.steps"] and theirs["steps"] < ours["steps"]
+    if differing and not (longer and more_steps):
+        raise UserError(_another(workdir, differing, before, now, longer))
+    if write and theirs != ours:
+        # First: a run that is finished must not seem to have had the steps that are to come.
+        for name in results if longer else ():
+            if (workdir / name).exists():
+                stem, dot, suffix = name.rpartition(".")
+                (workdir / name).replace(workdir / f"{stem}_{theirs['steps']}_steps{dot}{suffix}")
+        _write(path, config)
+
+
+def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run_is: dict) -> None:
+    """Refuses to go on with another base or other classes than a checkpoint was trained with.
+
+    Args:
+      told: what the checkpoint says of its run; older ones say nothing.
+      run_is: what is true of the run at hand, see `talora_jax.training.setup.told`.
+
+    Raises:
+      UserError: names what differs.
+    """
+    weights = config.model.weights
+    if "base_fingerprint" in told:
+        same = not weights or told["base_fingerprint"] == run_is["base_fingerprint"]
+    else:
+        same = config_lib.read(workdir / CONFIG).model.weights == weights
+    if not same:
+        raise UserError(
+            f"config.model.weights={weights} is not the base that the run in {workdir} trains on: "
+            "its parameters are others; give the path of that one, or choose another --workdir"
+        )
+    classes = told.get("class_names", run_is["class_names"])
+    if classes != run_is["class_names"]:
+        raise UserError(
+            f"the run in {workdir} has the classes {_listed(classes)}, but the data has "
+            f"{_listed(run_is['class_names'])}: give the same data, or choose another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
+    """Keeps other processes out of a directory, which is made.
+
+    The lock is the kernel's (flock) on the directory itself: nothing is left in it, and it is free
+    when the process has gone, however it went. Where there is no such lock, there is none.
+
+    Raises:
+      UserError: another process holds it, or as of `on_disk`.
+    """
+    with on_disk(workdir):
+        if active:
+            _check_place(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+        with _locked(workdir, active):
+            yield
+
+
+@contextlib.contextmanager
+def on_disk(workdir: Path) -> Iterator[None]:
+    """Tells in a sentence what the disk refuses.
+
+    Raises:
+      UserError: it is full, read-only, or refuses otherwise.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror}. What was saved before stays; mend "
+            "that and give the same command again"
+        ) from error
+
+
+def check_free(workdir: Path) -> None:
+    """Refuses a directory that another process `held`, without taking it.
+
+    Raises:
+      UserError: it is held.
+    """
+    if workdir.is_dir():
+        with _locked(workdir, active=True, shared=True):
+            pass
+
+
+class Stop:
+    """Whether the run is asked to stop: by Ctrl-C, or by a scheduler's SIGTERM.
+
+    The first signal lets the step that runs be finished and saved; the next one ends at once.
+    """
+
+    signal: int | None = None
+
+    def __enter__(self) -> "Stop":
+        # Hosts stop together or not at all: many have a scheduler that resumes them.
+        self._before = {}
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # What a shell started in the background ignores Ctrl-C.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = number
+        self.__exit__()
+        # Not print: the signal may have come in the midst of one.
+        os.write(2, b"\nstopping after this step, which is saved; again stops at once\n")
+
+
+@contextlib.contextmanager
+def interrupted(workdir: Path) -> Iterator[None]:
+    """Tells what an interrupt that could not wait for a step leaves.
+
+    Raises:
+      Stopped: with that, in place of a bare KeyboardInterrupt.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        leaves = "its last checkpoint" if _has_checkpoints(workdir) else "its start"
+        raise Stopped(
+            f"stopped; the same command goes on from {leaves} in {workdir}", 128 + signal.SIGINT
+        ) from None
+
+
+def _check_place(workdir: Path) -> None:
+    """Refuses what is no directory and cannot become one, or cannot be written to."""
+    place = workdir.absolute()
+    while not place.exists() and place != place.parent:
+        if place.is_symlink():
+            raise UserError(f"--workdir: {place} is a link to {os.readlink(place)}, which is gone")
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--workdir: {place} is a file, expected a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--workdir: {place} cannot be written to: make it writable, or choose another one"
+        )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[None]:
+    if not active or fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another process is at work in it; let that end, or choose another "
+                "--workdir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def _write(path: Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir: {path.parent}: {error.strerror}") from None
+    write_atomically(path, json.dumps(config.to_dict(), indent=2).encode())
+
+
+def _another(workdir: Path, differing: Sequence[str], before: dict, now: dict, longer: bool) -> str:
+    changes = [f"{k} was {_listed(before[k])} and is now {_listed(now[k])}" for k in differing]
+    named = ", ".join(changes[:_NAMED])
+    if len(changes) > _NAMED:
+        named += f", and {len(changes) - _NAMED} more fields"
+    if longer:
+        way = (
+            f"give --config.steps={now['config.steps']} to train on, with the learning rate of a "
+            "run that had as many steps from the start"
+        )
+    elif differing == ["config.steps"]:
+        way = "give the same config to resume: a run gets longer, never shorter"
+    else:
+        way = "give the same config to resume"
+    return f"{workdir} was written by another config: {named}. Choose another --workdir, or {way}."
+
+
+def _listed(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
