@@ -23,6 +23,10 @@ class UserError(Exception):
     no adapter at no_such_run
     """
 
+    def __init__(self, message: str):
+        # What is named may come from a file: it shall not write to the terminal as it likes.
+        super().__init__("\n".join(printable(line, None) for line in message.split("\n")))
+
 
 class Stopped(KeyboardInterrupt):
     """The end of a command that was asked to stop, told in one sentence.
@@ -148,7 +152,28 @@ def one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
 
 
-def printable(text: object, longest: int = 200) -> str:
-    """A name from a file or a person, for a message: no terminal escapes or new lines, not long."""
+def printable(text: object, longest: int | None = 200) -> str:
+    """A name from a file or a person, for a message: no terminal escapes or new lines, not long.
+
+    Args:
+      longest: how many characters it may have; None for all. What is cut is the middle.
+    """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    return shown if len(shown) <= longest else f"{shown[: longest - 40]}…{shown[-39:]}"
+    if longest is None or len(shown) <= longest:
+        return shown
+    return f"{shown[: longest - 40]}…{shown[-39:]}"
+
+
+def listed(names: Iterable[str], limit: int = 300, between: str = ", ") -> str:
+    """Names from a file, printable, as many as go into so many characters; the rest is counted."""
+    names = [printable(name, limit) for name in names]
+    shown, length = 0, 0
+    for name in names:
+        length += len(name) + 2
+        if length > limit and shown:
+            break
+        shown += 1
+    told = names[:shown]
+    if shown < len(names):
+        told.append(f"and {len(names) - shown} more")
+    return between.join(told)

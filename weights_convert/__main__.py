@@ -7,8 +7,9 @@ read from the file itself; what to write is told by how OUTPUT ends:
   NAME.pth           the names of the official segment_anything (or MTSAM) code
   NAME               a folder that transformers' SamModel.from_pretrained reads
 
-INPUT can be an official .pth (SAM ViT-B, ViT-L, ViT-H, or trained by the official MTSAM code), a
-model.safetensors from Hugging Face (or the folder around it), or a base.
+INPUT can be an official .pth (SAM ViT-B, ViT-L, ViT-H, or trained by the official MTSAM code), what
+a training loop saved around such weights, a model.safetensors or pytorch_model.bin from Hugging
+Face (or the folder around it, shards and all), or a base.
 
   python -m weights_convert --download vit_b sam_vit_b.safetensors     fetch, then convert
   python -m weights_convert sam_vit_b.safetensors back.pth             and back again
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talora_jax.errors import ArgumentParser, UserError, run_command
+from talora_jax.errors import ArgumentParser, UserError, listed, printable, run_command
 from weights_convert.download import FILES, URL, download, sha256
 
 if TYPE_CHECKING:
@@ -64,17 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     """Reads, checks and writes a checkpoint, and reports what it was and what was done."""
+    from weights_convert.architecture import Told
     from weights_convert.checkpoint import check_finite, open_checkpoint
     from weights_convert.write import write
 
     tasks = args.tasks.split(",") if args.tasks else ()
-    checkpoint = open_checkpoint(source, tasks, args.decoder_heads)
+    told = Told(args.window, args.global_blocks, args.encoder_heads)
+    checkpoint = open_checkpoint(source, tasks, args.decoder_heads, told, args.key)
     check_finite(checkpoint)
     print(f"{source}: {_describe(checkpoint)}")
-    file = source / "model.safetensors" if source.is_dir() else source
+    for note in checkpoint.notes:
+        print(f"  {note}")
     origin = checkpoint.source or {
-        "file": file.name,
-        "sha256": sha256(file),
+        "file": checkpoint.files[0].name,
+        # Of several files, that of all one after the other.
+        "sha256": sha256(*checkpoint.files),
         "names": checkpoint.kind,
         "huggingface_alias": checkpoint.huggingface_alias,
     }
@@ -97,7 +102,8 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     write(checkpoint, output, origin)
     # What was trained here is of no file that somebody else could check.
     digest = f", SHA-256 {origin['sha256']}" if "sha256" in origin else ""
-    print(f"wrote {output}; the weights are from {origin['file']}{digest}")
+    made_of = printable(f"{origin.get('file', 'an unnamed file')}{digest}")
+    print(f"wrote {output} and read it back; the weights are from {made_of}")
 
 
 def _describe(checkpoint: "Checkpoint") -> str:
@@ -109,10 +115,14 @@ def _describe(checkpoint: "Checkpoint") -> str:
         f"of width {encoder.width}, {parameters / 1e6:.1f} million parameters"
     ]
     if architecture.tasks is not None:
-        words.append(f"mask decoders for {', '.join(architecture.tasks)}")
+        words.append(f"mask decoders for {listed(architecture.tasks)}")
     if architecture.ranks is not None:
         words.append(f"adapters of ranks {', '.join(map(str, architecture.ranks))}")
     return "; ".join(words)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(sorted({int(number) for number in text.split(",")}))
 
 
 def _parser() -> ArgumentParser:
@@ -152,10 +162,32 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--decoder-heads",
         type=int,
-        default=8,
         metavar="N",
         help="attention heads of the mask decoder, the one size that no tensor shows; "
-        "every released SAM has 8",
+        "every released SAM has 8, which is the default",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="of a .pth with several sets of weights, the one to take, such as ema or model.ema",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="TOKENS",
+        help="side of the encoder's windows, 0 for none: where position tables leave it open",
+    )
+    parser.add_argument(
+        "--global-blocks",
+        type=_numbers,
+        metavar="N,N,…",
+        help="the encoder's blocks without windows, counted from 0: as --window",
+    )
+    parser.add_argument(
+        "--encoder-heads",
+        type=int,
+        metavar="N",
+        help="attention heads of an encoder without position tables, which else tell them",
     )
     return parser
 

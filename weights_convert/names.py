@@ -5,11 +5,11 @@ names, adds `td_*` factors to every qkv, numbers the mask decoders by task and h
 per output channel) and of `transformers.SamModel` (other names, the same tensors).
 
 Here, blocks are stacked: block i of the official encoder is entry `index` of `window_blocks`
-[stages, n, ...] or of `global_blocks` [stages, ...].
+[stages, n, ...] or of `global_blocks` [stages, ...], see `ImageEncoderConfig.places`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -127,24 +127,26 @@ def _rows(rows, prefixes: tuple[str, str, str], **place) -> Iterator[Entry]:
             yield Entry(*(".".join(filter(None, parts)) for parts in names), layout, **place)
 
 
-def encoder_entries(depth: int, stages: int, *, adapters: bool = False) -> Iterator[Entry]:
-    """The image encoder; with `adapters`, the Tucker factors of every block too."""
+def encoder_entries(
+    places: Sequence[tuple[str, tuple[int, ...]]],
+    stacks: Mapping[str, tuple[int, ...]],
+    *,
+    adapters: bool = False,
+) -> Iterator[Entry]:
+    """The image encoder; with `adapters`, the Tucker factors of every block too.
+
+    Args:
+      places, stacks: of `models.image_encoder.ImageEncoderConfig`.
+    """
     yield from _rows(_PATCHES, ("image_encoder", "vision_encoder", "image_encoder"))
-    per_stage = depth // stages
-    for i in range(depth):
-        stage, place = divmod(i, per_stage)
-        if place < per_stage - 1:
-            ours = "window_blocks"
-            where = {"index": (stage, place), "stack": (stages, per_stage - 1)}
-        else:
-            ours, where = "global_blocks", {"index": (stage,), "stack": (stages,)}
-        rows = _BLOCK + _TUCKER if adapters else _BLOCK
+    rows = _BLOCK + _TUCKER if adapters else _BLOCK
+    for i, (stack, index) in enumerate(places):
         prefixes = (
             f"image_encoder.blocks.{i}",
             f"vision_encoder.layers.{i}",
-            f"image_encoder.{ours}",
+            f"image_encoder.{stack}",
         )
-        yield from _rows(rows, prefixes, **where)
+        yield from _rows(rows, prefixes, index=index, stack=stacks[stack])
 
 
 def prompt_entries() -> Iterator[Entry]:

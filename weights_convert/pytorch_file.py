@@ -4,50 +4,157 @@ A file is a pickle, and a pickle can run code. Files are read with `weights_only
 tensors and plain containers and refuses everything else before anything has run.
 """
 
+import collections
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, listed, one_line, printable
+from weights_convert.unwrap import weights_in
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What stands beside weights and is no code: none of it is made, an empty object takes its place.
+_SETTINGS = (
+    *(f"numpy.{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("scalar",)),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+    "argparse.Namespace",
+    *(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows", "")),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    "types.SimpleNamespace",
+)
+_PICKLE_ADVICE = re.compile("weights.only|torch.load|safe_globals|trust", re.IGNORECASE)
 
 
-def read_pytorch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch file by name, mapped into memory rather than read.
+class _Setting:
+    """Stands for an object that is of no interest, and does nothing."""
+
+    def __new__(cls, *args):
+        del args
+        return super().__new__(cls)
+
+    def __init__(self, *args):
+        del args
+
+    def __setstate__(self, state):
+        del state
+
+
+def read_pytorch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of a PyTorch file by name, mapped into memory, and what is to be told about it.
+
+    Args:
+      key: which of several sets of tensors, see `unwrap.weights_in`.
 
     Raises:
-      UserError: PyTorch is not installed, the file holds more than tensors, or it holds none.
+      UserError: PyTorch is not installed; the file is damaged, holds code, or no tensors; or some
+        are no plain numbers.
     """
     torch = _torch(f"reading {path}")
-    try:
-        # The older format cannot be mapped.
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:
-        text = str(error)
-        code = re.search(r"GLOBAL (\S+)", text)
-        if code:
+    saved = _load(path, torch)
+    state, notes = weights_in(saved, torch.is_tensor, key, str(path))
+    counters = [name for name, x in state.items() if x.ndim == 0]
+    if counters and len(counters) < len(state):
+        notes.append(f"left {listed(counters)}: single numbers")
+        state = {name: x for name, x in state.items() if x.ndim > 0}
+    for name, x in state.items():
+        what = _oddity(x, torch)
+        if what:
             raise UserError(
-                f"{path} holds more than tensors: reading it would run {code.group(1)}; "
-                "it was refused and nothing of it has run"
-            ) from None
-        reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        raise UserError(f"{path} is not a PyTorch file of tensors: {reason}") from None
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(f"{path} holds no state dict: expected tensors by name")
-    other = {str(v.dtype) for v in state.values() if not v.is_floating_point()}
-    if other:
-        raise UserError(
-            f"{path} has tensors of {', '.join(sorted(other))}; expected floating point"
+                f"{path} has tensors of {what}, {printable(name)} the first: expected dense ones "
+                "of float32, float16, bfloat16 or float64"
+            )
+    _check_storages(path, state)
+    return {name: _to_numpy(x.detach(), torch) for name, x in state.items()}, notes
+
+
+def _load(path: Path, torch) -> Any:
+    """What a file holds; nothing of it is run.
+
+    Raises:
+      UserError: it is damaged, or holds code.
+    """
+    mapped = zipfile.is_zipfile(path)
+    try:
+        if mapped:
+            with zipfile.ZipFile(path) as archive:
+                # PyTorch does not look at them when it maps a file.
+                broken = archive.testzip()
+                # And it cannot map what is compressed, or the older format.
+                mapped = all(x.compress_type == zipfile.ZIP_STORED for x in archive.infolist())
+                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            if broken:
+                raise UserError(
+                    f"{path} is damaged: the checksum of {printable(broken)} in it is wrong; "
+                    "download or copy it again"
+                )
+            if script:
+                raise UserError(
+                    f"{path} is a TorchScript program: expected the state dict of the model that "
+                    "it was made of"
+                )
+        with torch.serialization.safe_globals([(_Setting, name) for name in _SETTINGS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_in_words(path, error)) from None
+
+
+def _in_words(path: Path, error: Exception) -> str:
+    """Why PyTorch could not read a file, without its advice to run what is in it."""
+    text = str(error)
+    code = re.search(r"GLOBAL (\S+)", text)
+    if code:
+        return (
+            f"{path} holds more than tensors: reading it would run {printable(code[1])}; it was "
+            "refused and nothing of it has run; where you trust it, save model.state_dict() alone"
         )
-    return {name: _to_numpy(tensor, torch) for name, tensor in state.items()}
+    if "resize storage" in text:
+        return _cut_short(path)
+    lines = text.strip().splitlines()
+    reason = one_line(Exception(lines[0])) if lines else type(error).__name__
+    if _PICKLE_ADVICE.search(reason):
+        reason = "it is damaged, or its pickle holds more than tensors"
+    return f"{path} is not a PyTorch file of tensors: {reason[:200]}"
+
+
+def _oddity(x, torch) -> str | None:
+    """What a tensor is that cannot be a weight; None of one that can."""
+    if x.is_meta:
+        return "no values (on the meta device)"
+    if x.layout != torch.strided:
+        return f"the layout {x.layout}"
+    plain = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    return None if x.dtype in plain else str(x.dtype)
+
+
+def _check_storages(path: Path, state: Mapping) -> None:
+    """Refuses a file whose records are shorter than its tensors: PyTorch would read on behind them.
+
+    Raises:
+      UserError: some are.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = collections.Counter(x.file_size for x in archive.infolist())
+    storages = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.values()
+    }
+    if collections.Counter(storages.values()) - records:
+        raise UserError(_cut_short(path))
+
+
+def _cut_short(path: Path) -> str:
+    return f"{path} is cut short inside: it has fewer bytes than its tensors need; copy it again"
 
 
 def write_pytorch(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -1,9 +1,8 @@
 """A SAM for another input size: its positions, interpolated once.
 
-Source: `get_rel_pos` of `segment_anything/modeling/image_encoder.py` interpolates a table of
-relative positions linearly (half-pixel centres, no antialiasing) at every call. The same is done
-here once, for the tables of the global blocks, and along both axes for the absolute positions,
-which the original cannot interpolate. Windows keep their size and their tables.
+As the original does with relative positions at every call (see `positions`), the tables of the
+global blocks are interpolated, and along both axes the absolute positions, which the original
+cannot interpolate. Windows keep their size and their tables.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ from talora_jax.errors import UserError
 from talora_jax.models.geometry import resize_matrix
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.names import Entry
+from weights_convert.positions import interpolated
 
 
 def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
@@ -38,8 +38,7 @@ def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
             matrix = resize_matrix(encoder.grid, grid, antialias=False)
             return np.einsum("yh,bhwd,xw->byxd", matrix, x, matrix, optimize=True).astype(x.dtype)
         if entry.ours.startswith("image_encoder.global_blocks.attn.rel_pos_"):
-            matrix = resize_matrix(len(x), 2 * grid - 1, antialias=False)
-            return (matrix @ x).astype(x.dtype)
+            return interpolated(x, 2 * grid - 1)
         return x
 
     architecture = dataclasses.replace(checkpoint.architecture, sam=sam)

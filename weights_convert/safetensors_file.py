@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, listed, one_line
+from talora_jax.weights.header import UNREADABLE
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -39,11 +40,13 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         try:
             with safetensors.safe_open(path, "np") as file:
                 self.metadata = file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is cut short or not a safetensors file: {error}") from None
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path} is cut short or not a safetensors file: {one_line(error)}"
+            ) from None
         self._path, self._start = path, 8 + length
         self._tensors = {k: v for k, v in header.items() if k != "__metadata__"}
         other = {v["dtype"] for v in self._tensors.values()} - set(DTYPES)
@@ -51,6 +54,9 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
             raise UserError(
                 f"{path} has tensors of {', '.join(sorted(other))}; expected {', '.join(DTYPES)}"
             )
+        empty = [name for name, tensor in self._tensors.items() if 0 in tensor["shape"]]
+        if empty:
+            raise UserError(f"{path} has tensors without any values: {listed(empty)}")
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]

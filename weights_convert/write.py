@@ -1,18 +1,21 @@
 """Writes a checkpoint: as a base, under the official names, or as a Hugging Face folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from talora_jax.errors import UserError
+import numpy as np
+
+from talora_jax.errors import UserError, listed
 from talora_jax.files import replacing
 from talora_jax.models.prompt_encoder import MASK_CHANNELS
 from talora_jax.models.sam import SamConfig
 from talora_jax.weights.base_file import Description
-from weights_convert.checkpoint import Checkpoint
+from talora_jax.weights.header import sealed, sha256_of_parts
+from weights_convert.checkpoint import Checkpoint, common_dtype
 from weights_convert.names import GAUSSIAN, HUGGINGFACE_ALIAS, by_our_names
-from weights_convert.pytorch_file import write_pytorch
-from weights_convert.safetensors_file import write_safetensors
+from weights_convert.pytorch_file import read_pytorch, write_pytorch
+from weights_convert.safetensors_file import SafetensorsFile, write_safetensors
 
 
 def check_output(output: Path) -> None:
@@ -33,40 +36,89 @@ def check_output(output: Path) -> None:
 
 
 def write(checkpoint: Checkpoint, output: Path, source: Mapping[str, object]) -> None:
-    """Writes what the output's ending asks for. On failure nothing is left behind.
+    """Writes what the output's ending asks for, and reads it back; on failure, nothing is left.
 
     Args:
       source: where the weights are from, for the header of a base.
 
     Raises:
-      UserError: it cannot be written, or Hugging Face has no names for it.
+      UserError: it cannot be written, does not read back, or Hugging Face has no names for it.
     """
     with replacing(output) as temporary:
         if output.suffix == ".safetensors":
-            _write_base(checkpoint, temporary, source)
+            written = _write_base(checkpoint, temporary, source)
         elif output.suffix == ".pth":
-            write_pytorch(temporary, ((e.official, checkpoint.get(e)) for e in checkpoint.entries))
+            tensors = [(entry.official, entry) for entry in checkpoint.entries]
+            write_pytorch(temporary, ((name, checkpoint.get(entry)) for name, entry in tensors))
+            state, _ = read_pytorch(temporary)
+            written = ((name, state.get(name), checkpoint.get(entry)) for name, entry in tensors)
         else:
-            _write_huggingface(checkpoint, temporary)
+            written = _write_huggingface(checkpoint, temporary)
+        _compare(written, output)
 
 
-def _write_base(checkpoint: Checkpoint, path: Path, source: Mapping[str, object]) -> None:
+def _compare(written: Iterable[tuple[str, np.ndarray | None, np.ndarray]], output: Path) -> None:
+    """Refuses a file that is not what was to be written.
+
+    Args:
+      written: name, what was read back, and what it should be. A wider dtype is as good.
+
+    Raises:
+      UserError: names the tensors that differ.
+    """
+    differing = [
+        name
+        for name, found, x in written
+        if found is None
+        or found.shape != x.shape
+        or not np.array_equal(found, x.astype(found.dtype))
+        or not np.array_equal(found.astype(x.dtype), x)
+    ]
+    if differing:
+        raise UserError(
+            f"{output} was not written: {listed(differing)} did not read back as in the input; "
+            "try again, or on another disk"
+        )
+
+
+def _write_base(
+    checkpoint: Checkpoint, path: Path, source: Mapping[str, object]
+) -> Iterator[tuple[str, np.ndarray | None, np.ndarray]]:
+    """Writes a base; what it now holds, for `_compare`."""
     architecture = checkpoint.architecture
     groups = by_our_names(checkpoint.entries)
+    tensors = {}
+    for name, entries in groups.items():
+        parts = [entry.layout.ours(checkpoint.get(entry)) for entry in entries]
+        dtype = common_dtype(part.dtype for part in parts)
+        tensors[name] = dtype, entries[0].stack + parts[0].shape
 
-    def part(entry):
-        return entry.layout.ours(checkpoint.get(entry))
+    def parts(name):
+        dtype, _ = tensors[name]
+        for entry in groups[name]:
+            yield entry.layout.ours(checkpoint.get(entry)).astype(dtype)
 
-    first = {name: part(entries[0]) for name, entries in groups.items()}
-    write_safetensors(
-        path,
-        {name: (x.dtype, groups[name][0].stack + x.shape) for name, x in first.items()},
-        (part(entry) for entries in groups.values() for entry in entries),
-        Description(architecture.sam, architecture.tasks, source).header(),
+    description = Description(
+        architecture.sam, architecture.tasks, source, checkpoint.native_aspect
+    )
+    digest = sha256_of_parts((name, *tensors[name], parts(name)) for name in sorted(tensors))
+    metadata = sealed(description.header(), digest)
+    write_safetensors(path, tensors, (x for name in tensors for x in parts(name)), metadata)
+
+    file = SafetensorsFile(path)
+    if file.metadata != metadata or file.keys() != tensors.keys():
+        raise UserError(f"{path.name} does not read back as it was written: try another disk")
+    return (
+        (name, file[name][entry.index], entry.layout.ours(checkpoint.get(entry)))
+        for name, entries in groups.items()
+        for entry in entries
     )
 
 
-def _write_huggingface(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_huggingface(
+    checkpoint: Checkpoint, folder: Path
+) -> Iterator[tuple[str, np.ndarray | None, np.ndarray]]:
+    """Writes a folder; what it now holds, for `_compare`."""
     if checkpoint.architecture.tasks is not None:
         raise UserError(
             "Hugging Face's SAM has one mask decoder, not one a task: write a .pth or .safetensors"
@@ -84,12 +136,13 @@ def _write_huggingface(checkpoint: Checkpoint, folder: Path) -> None:
     )
     config = json.dumps(huggingface_config(checkpoint.architecture.sam), indent=2)
     (folder / "config.json").write_text(config + "\n")
+    file = SafetensorsFile(folder / "model.safetensors")
+    return ((name, file.get(name), checkpoint.get(entry)) for name, entry in tensors.items())
 
 
 def huggingface_config(sam: SamConfig) -> dict:
     """The `config.json` of `transformers.SamModel`."""
     encoder, decoder = sam.encoder, sam.decoder
-    per_stage = encoder.window_blocks + 1
     return {
         "architectures": ["SamModel"],
         "model_type": "sam",
@@ -101,7 +154,9 @@ def huggingface_config(sam: SamConfig) -> dict:
             "image_size": encoder.image_size,
             "patch_size": encoder.patch_size,
             "window_size": encoder.window,
-            "global_attn_indexes": list(range(per_stage - 1, encoder.depth, per_stage)),
+            "global_attn_indexes": [
+                i for i, (stack, _) in enumerate(encoder.places) if stack == "global_blocks"
+            ],
             "num_pos_feats": decoder.dim // 2,
             "mlp_dim": 4 * encoder.width,
         },

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 from talora_jax.config import model_name
-from talora_jax.errors import ArgumentParser
+from talora_jax.errors import ArgumentParser, printable
 from talora_jax.weights.adapter_file import AdapterFile, find
 
 
@@ -40,13 +40,16 @@ def describe(path: Path, console: rich.console.Console) -> None:
         ("base", file.base),
         ("fingerprint", file.base_fingerprint),
     ):
-        about.add_row(name, text)
-    if file.config:
-        about.add_row("trained", f"{file.config['steps']} steps on {file.config['data']['name']}")
+        about.add_row(name, printable(text))
+    data = file.config.get("data")
+    if "steps" in file.config and isinstance(data, dict) and "name" in data:
+        trained = f"{file.config['steps']} steps on {data['name']}"
+        about.add_row("trained", printable(trained))
 
     tasks = rich.table.Table("task", "channels", "classes")
     for task, channels in file.channels.items():
-        tasks.add_row(task, str(channels), ", ".join(file.class_names.get(task, ())))
+        classes = ", ".join(file.class_names.get(task, ()))
+        tasks.add_row(printable(task), str(channels), printable(classes))
 
     parts: dict[str, int] = {}
     for name, x in file.tensors.items():
@@ -54,7 +57,7 @@ def describe(path: Path, console: rich.console.Console) -> None:
     sizes = rich.table.Table("part", "parameters")
     sizes.columns[1].justify = "right"
     for part, size in parts.items():
-        sizes.add_row(part, f"{size:,}")
+        sizes.add_row(printable(part), f"{size:,}")
     sizes.add_row("all", f"{sum(parts.values()):,}")
 
     for table in (about, tasks, sizes):
@@ -63,8 +66,11 @@ def describe(path: Path, console: rich.console.Console) -> None:
 
 def _model(file: AdapterFile) -> str:
     """Which model a file is for: its name, or its sizes where nobody named it."""
-    if file.config:
-        return model_name(file.config["model"])
+    model = file.config.get("model")
+    if isinstance(model, dict) and {"size", "weights"} <= model.keys():
+        return str(model_name(model))
+    if file.sam is None:
+        return "as its base"
     encoder = file.sam["encoder"]
     depth = encoder["stages"] * (encoder["window_blocks"] + 1)
     return f"{depth} blocks of width {encoder['width']}"

@@ -59,7 +59,7 @@ _EXPECTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The masks of P prompts, m = 3 or 1 for each.
+    """The masks of P prompts, m = 3 or 1 for each; a SAM of other mask tokens has its own number.
 
     Attributes:
       low_res: mask logits of the padded image, four to a token's side.

@@ -6,12 +6,14 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
   device, large images are encoded for one task after the other.
 - Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder
   is a scan over stages around a scan over window blocks: compile time does not grow with depth.
+  With global blocks in other places it is a scan over each run of like blocks.
 - qkv is projected before windows are padded and the output after they are joined: padding carries
   the projection's bias, which is what projecting zeros gives, and costs no matrix product.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -39,7 +41,13 @@ FILLING = 2**11
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
-    """Sizes of the encoder. `depth` = `stages` × (`window_blocks` + 1 global block)."""
+    """Sizes of the encoder. `depth` = `stages` × (`window_blocks` + 1 global block).
+
+    Attributes:
+      window: tokens along a window's side; 0 where no block has windows.
+      global_blocks: the numbers of the global blocks, where these are not each stage's last. Then
+        there is one stage, whose `window_blocks` + 1 blocks are window and global ones.
+    """
 
     image_size: int = 1024
     patch_size: int = 16
@@ -49,6 +57,7 @@ class ImageEncoderConfig:
     window_blocks: int = 2
     window: int = 14
     out_channels: int = 256
+    global_blocks: tuple[int, ...] | None = None
 
     @property
     def grid(self) -> int:
@@ -58,6 +67,42 @@ class ImageEncoderConfig:
     @property
     def depth(self) -> int:
         return self.stages * (self.window_blocks + 1)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the blocks are stages of window blocks and a global one."""
+        return self.global_blocks is None and self.window_blocks > 0
+
+    @property
+    def places(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Of every block, in order, the stack that holds it and its index there."""
+        if self.periodic:
+            return tuple(
+                ("window_blocks", (stage, place))
+                if place < self.window_blocks
+                else ("global_blocks", (stage,))
+                for stage in range(self.stages)
+                for place in range(self.window_blocks + 1)
+            )
+        everywhere = self.global_blocks is None
+        counts = {"window_blocks": 0, "global_blocks": 0}
+        places = []
+        for block in range(self.depth):
+            is_global = everywhere or block in self.global_blocks
+            name = "global_blocks" if is_global else "window_blocks"
+            places.append((name, (counts[name],)))
+            counts[name] += 1
+        return tuple(places)
+
+    @property
+    def stacks(self) -> dict[str, tuple[int, ...]]:
+        """The stacks of blocks that there are, and the axes along which each is stacked."""
+        last = dict(self.places)
+        return {
+            name: tuple(i + 1 for i in last[name])
+            for name in ("window_blocks", "global_blocks")
+            if name in last
+        }
 
     def geometry(self, size: tuple[int, int], *, native_aspect: bool) -> Geometry:
         """How an image of this (H, W) is encoded."""
@@ -169,13 +214,10 @@ class ImageEncoder(nnx.Module):
         self.patch_embed = PatchConv(3, config.width, config.patch_size, dtype=dtype, rngs=rngs)
         self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
         make = functools.partial(Block, config, adapter, num_tasks, dtype=dtype)
-        self.window_blocks = _stack(
-            lambda rngs: make(config.window, "xla", rngs=rngs),
-            rngs,
-            config.stages,
-            config.window_blocks,
-        )
-        self.global_blocks = _stack(lambda rngs: make(0, attention, rngs=rngs), rngs, config.stages)
+        kinds = {"window_blocks": (config.window, "xla"), "global_blocks": (0, attention)}
+        for name, axes in config.stacks.items():
+            kind = kinds[name]
+            setattr(self, name, _stack(lambda rngs, kind=kind: make(*kind, rngs=rngs), rngs, *axes))
         self.neck = Neck(config, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -210,17 +252,23 @@ class ImageEncoder(nnx.Module):
         """Embeddings of these tasks, computed together, from patches with their positions."""
         x = jnp.broadcast_to(x, (len(task_ids), *x.shape))
 
-        window_graph, window_params = nnx.split(self.window_blocks)
-        global_graph, global_params = nnx.split(self.global_blocks)
-        stages, window_blocks = self.config.stages, self.config.window_blocks
-        keys = None if key is None else jax.random.split(key, (stages, window_blocks + 1))
-
         def block(graphdef, x, params, key):
             # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
             x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
             return nnx.merge(graphdef, params)(x, task_ids, key)
 
         block = _checkpointed(block, self.remat)
+        x = (self._stages if self.config.periodic else self._runs)(block, x, key)
+        # Images lead: an axis laid over the mesh keeps its layout only as the outer one of a merge.
+        embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
+        return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
+
+    def _stages(self, block: Callable, x: Array, key: PRNGKeyArray | None) -> Array:
+        """All blocks, stage by stage."""
+        window_graph, window_params = nnx.split(self.window_blocks)
+        global_graph, global_params = nnx.split(self.global_blocks)
+        stages, window_blocks = self.config.stages, self.config.window_blocks
+        keys = None if key is None else jax.random.split(key, (stages, window_blocks + 1))
 
         def stage(x, scanned):
             window_params, global_params, keys = scanned
@@ -233,19 +281,36 @@ class ImageEncoder(nnx.Module):
             )
             return block(global_graph, x, global_params, None if keys is None else keys[-1]), None
 
-        x, _ = jax.lax.scan(stage, x, (window_params, global_params, keys), length=stages)
-        # Images lead: an axis laid over the mesh keeps its layout only as the outer one of a merge.
-        embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
-        return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
+        return jax.lax.scan(stage, x, (window_params, global_params, keys), length=stages)[0]
+
+    def _runs(self, block: Callable, x: Array, key: PRNGKeyArray | None) -> Array:
+        """All blocks, one run of window blocks or of global ones after the other."""
+        places = self.config.places
+        keys = None if key is None else jax.random.split(key, len(places))
+        done = 0
+        for name, run in itertools.groupby(places, key=lambda place: place[0]):
+            indices = [index for _, (index,) in run]
+            graphdef, params = nnx.split(getattr(self, name))
+            part = slice(indices[0], indices[-1] + 1)
+            params = jax.tree.map(lambda x, part=part: x[part], params)
+            part = None if keys is None else keys[done : done + len(indices)]
+            x, _ = jax.lax.scan(
+                lambda x, scanned, graphdef=graphdef: (block(graphdef, x, *scanned), None),
+                x,
+                (params, part),
+                length=len(indices),
+            )
+            done += len(indices)
+        return x
 
     def relative_updates(self) -> Float[Array, "depth"]:
         """‖ΔW‖_F / ‖W‖_F of every block's qkv kernel, of the task that moves it the most.
 
         Zeros without adapters.
         """
-        ratios = []
-        for blocks, axes in ((self.window_blocks, 2), (self.global_blocks, 1)):
-            graphdef, params = nnx.split(blocks.attn)
+        ratios = {}
+        for name, axes in self.config.stacks.items():
+            graphdef, params = nnx.split(getattr(self, name).attn)
 
             def ratio(params, graphdef=graphdef):
                 attention = nnx.merge(graphdef, params)
@@ -255,10 +320,10 @@ class ImageEncoder(nnx.Module):
                 return attention.adapter.norm().max() / jnp.linalg.norm(kernel)
 
             # One block after the other: dense updates of all would not fit.
-            for _ in range(axes):
+            for _ in axes:
                 ratio = functools.partial(jax.lax.map, ratio)
-            ratios.append(ratio(params).reshape(self.config.stages, -1))
-        return jnp.concatenate(ratios, axis=1).ravel()
+            ratios[name] = ratio(params)
+        return jnp.stack([ratios[name][index] for name, index in self.config.places])
 
     def merge(self, task_id: int) -> "ImageEncoder":
         """A task's encoder as a plain SAM encoder: W + ΔW[t] in place of W and the adapter.
@@ -276,7 +341,7 @@ class ImageEncoder(nnx.Module):
             )
         )
         merged = {p: v for p, v in nnx.to_flat_state(nnx.state(self)) if "adapter" not in p}
-        for blocks in ("window_blocks", "global_blocks"):
+        for blocks in self.config.stacks:
             adapter = getattr(self, blocks).attn.adapter
             if adapter is not None:
                 update = adapter.merge((task_id,))[..., 0, :, :]

@@ -263,7 +263,8 @@ class MaskDecoder(nnx.Module):
             (token 0); None for all four, in the order of the tokens.
 
         Returns:
-          Mask logits at Y = 4h, X = 4w, and predicted IoUs, both float32; m = 3, 1 or 4.
+          Mask logits at Y = 4h, X = 4w, and predicted IoUs, both float32; m = 3, 1 or 4, or as many
+          as another number of mask tokens gives.
         """
         batch, prompts, _, dim = sparse.shape
         grid = embeddings.shape[1:3]
@@ -287,7 +288,9 @@ class MaskDecoder(nnx.Module):
             present=jnp.concatenate([always, present], axis=2),
         )
         masks = len(outputs) - 1
-        chosen = {True: range(1, masks), False: range(1), None: range(masks)}[multimask]
+        # With a single token there is one mask, whatever is asked for.
+        several = range(1, masks) if masks > 1 else range(1)
+        chosen = {True: several, False: range(1), None: range(masks)}[multimask]
         hyper = [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen]
         logits = self.output_upscaling(image, jnp.stack(hyper, axis=2), grid)
         iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]

@@ -244,7 +244,7 @@ class MSam(nnx.Module):
 
     def adapters(self) -> list[Adapter]:
         """The adapters of the window blocks and of the global blocks, as stacked."""
-        blocks = (self.image_encoder.window_blocks, self.image_encoder.global_blocks)
+        blocks = [getattr(self.image_encoder, name) for name in self.config.encoder.stacks]
         return [b.attn.adapter for b in blocks if b.attn.adapter is not None]
 
     def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:

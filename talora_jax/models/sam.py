@@ -30,6 +30,14 @@ class SamConfig:
         encoder = self.encoder
         return f"{encoder.depth} blocks of width {encoder.width} for {encoder.image_size} pixels"
 
+    def fields(self) -> dict[str, dict]:
+        """The sizes as plain lists and numbers, for files; `weights.base_file.sam_config` back."""
+        fields = dataclasses.asdict(self)
+        # What the released models have no need of, files of theirs do without.
+        if fields["encoder"]["global_blocks"] is None:
+            del fields["encoder"]["global_blocks"]
+        return fields
+
     @classmethod
     def vit_b(cls) -> "SamConfig":
         return cls()

@@ -153,7 +153,7 @@ def learnt_file(run: Run, learnt: nnx.State) -> AdapterFile:
         run.fingerprint,
         weights=config.model.weights or "",
         seed=config.seed,
-        sam=dataclasses.asdict(sizes(config)),
+        sam=sizes(config).fields(),
         pixel_normalisation=config.model.pixel_normalisation,
         native_aspect=config.model.native_aspect,
         dtype=config.model.dtype,

@@ -8,8 +8,8 @@ Nothing here needs an accelerator, and to read a file not even JAX.
 """
 
 import dataclasses
-import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,31 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 from talora_jax.files import write_atomically
+from talora_jax.weights.header import (
+    TENSORS,
+    UNREADABLE,
+    check,
+    check_metadata,
+    check_sizes,
+    check_tensors,
+    is_number,
+    is_strings,
+    is_whole,
+    parsed,
+    read_tensors,
+    sealed,
+    tensors_sha256,
+)
 
 FILE_NAME = "adapter.safetensors"
-FORMAT = "talora_jax adapter 3"
+_FORMATS = "talora_jax adapter "
+FORMAT = f"{_FORMATS}3"
 # Files of this format have all that is needed in the run's config.
-FORMAT_2 = "talora_jax adapter 2"
+FORMAT_2 = f"{_FORMATS}2"
+# To compute in: `config.DTYPES`, and what arrays have before anybody chose.
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,58 +100,108 @@ class AdapterFile:
         Raises:
           UserError: there is no such file, or it is no adapter, cut short, altered or too new.
         """
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a folder: expected an {FILE_NAME}, as training leaves")
         if not Path(path).is_file():
             raise UserError(f"no adapter at {path}")
         try:
             with safetensors.safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
+                tensors = read_tensors(file)
+        except UNREADABLE as error:
             raise UserError(
-                f"{path} is cut short or no adapter ({error}); expected the {FILE_NAME} that "
-                "training leaves"
+                f"{path} is cut short or no adapter ({one_line(error)}); expected the {FILE_NAME} "
+                "that training leaves"
             ) from None
-        if not metadata.get("format", "").startswith("talora_jax adapter "):
+        if not metadata.get("format", "").startswith(_FORMATS):
             raise UserError(f"{path} is no adapter of talora_jax; training leaves {FILE_NAME}")
         if metadata["format"] not in (FORMAT, FORMAT_2):
             raise UserError(
                 f"{path} has the format {metadata['format']!r}; this talora_jax reads {FORMAT!r}"
             )
-        try:
-            fields = {name: json.loads(text) for name, text in metadata.items() if name in _FIELDS}
-            if metadata["format"] == FORMAT_2:
-                fields |= _told_by(fields["config"])
-            file = cls(tensors, **fields)
-            intact = metadata["tensors_sha256"] == _digest(tensors)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: its metadata is damaged ({error!r})") from None
-        if not intact:
-            raise UserError(
-                f"{path} is damaged: its tensors are not those that were written; copy it again"
-            )
-        return file
+        check_metadata(metadata, ("format", *_FIELDS), path)
+        fields = {n: parsed(text, n, path) for n, text in metadata.items() if n in _FIELDS}
+        if metadata["format"] == FORMAT_2:
+            fields |= _told_by(fields.get("config"), path)
+        missing = sorted(_ALWAYS - {*fields} | {TENSORS} - {*metadata})
+        if missing:
+            raise UserError(f"{path}: its header is damaged: {', '.join(missing)} is missing")
+        _check_fields(fields, path)
+        check_tensors(metadata, tensors_sha256(tensors), path)
+        return cls(tensors, **fields)
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
-        metadata = {name: json.dumps(getattr(self, name)) for name in _FIELDS}
-        metadata |= {"format": FORMAT, "tensors_sha256": _digest(self.tensors)}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _FIELDS} | {"format": FORMAT}
+        metadata = sealed(metadata, tensors_sha256(self.tensors))
         write_atomically(path, safetensors.numpy.save(dict(self.tensors), metadata))
 
 
 # What the metadata holds, each as JSON.
 _FIELDS = [field.name for field in dataclasses.fields(AdapterFile) if field.name != "tensors"]
+_ALWAYS = {"adapter", "channels", "class_names", "base", "base_fingerprint"}
 
 
-def _told_by(config: Mapping[str, Any]) -> dict[str, Any]:
+def _told_by(config: Any, path: str | Path) -> dict[str, Any]:
     """What a run's config tells of its adapter, for files that have nothing else."""
-    model = config.get("model", {})
+    parts = [
+        config.get(name) if isinstance(config, dict) else None for name in ("adapter", "model")
+    ]
+    for name, part in zip(("adapter", "model"), parts, strict=True):
+        check(path, f"config.{name}", part, isinstance(part, dict), "its fields by name")
+    adapter, model = parts
     known = ("pixel_normalisation", "native_aspect", "dtype", "param_dtype")
     return {
-        "adapter": {name: x for name, x in config["adapter"].items() if name != "extend"},
+        "adapter": {name: x for name, x in adapter.items() if name != "extend"},
         "weights": model.get("weights") or "",
         "seed": config.get("seed", 0),
         **{name: model[name] for name in known if name in model},
     }
+
+
+def _check_fields(fields: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses fields that are not of their type.
+
+    Raises:
+      UserError: names the first such, and what was expected.
+    """
+
+    def expect(name: str, value: Any, fits: bool, expected: str) -> None:
+        check(path, name, value, fits, expected)
+
+    for name in ("base", "base_fingerprint", "weights"):
+        expect(name, fields.get(name, ""), isinstance(fields.get(name, ""), str), "a string")
+    for name in ("pixel_normalisation", "native_aspect"):
+        expect(name, fields.get(name, True), type(fields.get(name, True)) is bool, "true or false")
+    for name in ("dtype", "param_dtype"):
+        dtype = fields.get(name, _DTYPES[0])
+        expect(name, dtype, isinstance(dtype, str) and dtype in _DTYPES, ", ".join(_DTYPES))
+    seed = fields.get("seed", 0)
+    expect("seed", seed, is_whole(seed, -(2**63), 2**63 - 1), "a whole number")
+    for name in ("adapter", "channels", "class_names", "config"):
+        value = fields.get(name, {})
+        expect(name, value, isinstance(value, dict), "its fields by name")
+    for task, number in fields["channels"].items():
+        expect(f"channels of {task}", number, is_whole(number, 1, 2**16), "a number from 1")
+    expect("channels", fields["channels"], bool(fields["channels"]), "those of every task")
+    for task, names in fields["class_names"].items():
+        expect(f"class_names of {task}", names, is_strings(names), "strings")
+    if fields.get("sam") is not None:
+        check_sizes(fields["sam"], path)
+
+    adapter = fields["adapter"]
+    for name in ("kind", "init"):
+        word = adapter.get(name, "published" if name == "init" else None)
+        expect(f"adapter.{name}", word, isinstance(word, str), "a string")
+    ranks, qkv = adapter.get("ranks"), adapter.get("qkv")
+    fits = isinstance(ranks, list) and [is_whole(r, 1, 2**16) for r in ranks] == [True] * 3
+    expect("adapter.ranks", ranks, fits, "three numbers from 1")
+    fits = isinstance(qkv, list) and [type(on) for on in qkv] == [bool] * 3 and any(qkv)
+    expect("adapter.qkv", qkv, fits, "three of true and false")
+    for name, low, high in (("scale", -math.inf, math.inf), ("dropout", 0, 1)):
+        value = adapter.get(name)
+        fits = is_number(value) and low <= value < high
+        expect(f"adapter.{name}", value, fits, "a number" if name == "scale" else "0 to below 1")
 
 
 def find(path: str | Path) -> Path:
@@ -149,16 +217,23 @@ def find(path: str | Path) -> Path:
         return path / FILE_NAME
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
+    if _is_huggingface(path / "config.json"):
+        raise UserError(
+            f"{path} is a Hugging Face model and no run; make a base of it with: "
+            f"python -m weights_convert {path} base.safetensors"
+        )
     raise UserError(
         f"the run in {path} is not finished: {FILE_NAME}, which it leaves at its end, is missing; "
         "start the same training command again to resume it"
     )
 
 
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        digest.update(f"{name} {x.dtype} {x.shape}".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()
+def _is_huggingface(config: Path) -> bool:
+    """Whether a config.json is that of a `transformers` model."""
+    try:
+        fields = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and not fields.keys().isdisjoint(
+        ("model_type", "architectures")
+    )

@@ -221,7 +221,7 @@ def save_adapter(
         fingerprint({n: np.asarray(x, np.float32) for n, x in given.items() if n in names}),
         weights=str(base or ""),
         seed=seed,
-        sam=dataclasses.asdict(model.config),
+        sam=model.config.fields(),
         pixel_normalisation=model.pixel_normalisation,
         native_aspect=model.native_aspect,
         config=dict(config or {}),
@@ -237,11 +237,12 @@ def sizes_of(file: AdapterFile, path: str | Path) -> SamConfig | None:
       UserError: it names a model that this version does not have.
     """
     if file.sam is not None:
-        return sam_config(file.sam)
+        return sam_config(file.sam, path)
     if file.weights:
         return None
-    size = file.config["model"]["size"]
-    if size not in SIZES:
+    model = file.config.get("model")
+    size = model.get("size") if isinstance(model, dict) else None
+    if not isinstance(size, str) or size not in SIZES:
         raise UserError(
             f"{path} is for a model of size {size!r}; expected one of {', '.join(SIZES)}"
         )

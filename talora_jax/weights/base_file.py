@@ -13,16 +13,30 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, one_line
 from talora_jax.files import replacing
 from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
+from talora_jax.weights.header import (
+    UNREADABLE,
+    check,
+    check_metadata,
+    check_sizes,
+    check_tensors,
+    is_strings,
+    is_whole,
+    parsed,
+    read_tensors,
+    sealed,
+    tensors_sha256,
+)
 
 # The key of the JSON in a base's safetensors header, and the newest version of it.
 HEADER_KEY = "talora_jax.base"
@@ -48,8 +62,10 @@ class Description:
     native_aspect: bool = False
 
     def header(self) -> dict[str, str]:
-        """The metadata of the safetensors header."""
-        return {HEADER_KEY: json.dumps({"version": VERSION, **dataclasses.asdict(self)})}
+        """The metadata of the safetensors header, without its checksums."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"config": self.config.fields()}
+        return {HEADER_KEY: json.dumps({"version": VERSION, **fields})}
 
     def in_words(self, path: str | Path) -> str:
         """What a base is, for people to read."""
@@ -62,27 +78,46 @@ class Description:
         Raises:
           UserError: the file is no base, or one of a newer version.
         """
-        if HEADER_KEY not in (metadata or {}):
+        metadata = metadata or {}
+        if HEADER_KEY not in metadata:
             raise UserError(
                 f"{path} is not a base of talora_jax; make one of a SAM checkpoint with: "
                 f"python -m weights_convert {path} base.safetensors"
             )
-        fields = json.loads(metadata[HEADER_KEY])
-        if fields["version"] > VERSION:
+        check_metadata(metadata, (HEADER_KEY,), path)
+        fields = parsed(metadata[HEADER_KEY], "header", path)
+        check(path, HEADER_KEY, fields, isinstance(fields, dict), "its fields by name")
+        version = fields.get("version")
+        check(path, "version", version, is_whole(version, 1, 2**31), "a number from 1")
+        if version > VERSION:
             raise UserError(
-                f"{path} is a base of version {fields['version']}, but this talora_jax reads "
+                f"{path} is a base of version {version}, but this talora_jax reads "
                 f"up to {VERSION}: update it"
             )
-        tasks = None if fields["tasks"] is None else tuple(fields["tasks"])
-        native = fields.get("native_aspect", False)
-        return cls(sam_config(fields["config"]), tasks, fields["source"], native)
+        tasks, native = fields.get("tasks"), fields.get("native_aspect", False)
+        fits = tasks is None or (is_strings(tasks) and 0 < len(set(tasks)) == len(tasks))
+        check(path, "tasks", tasks, fits and "tasks" in fields, "null, or names")
+        check(path, "native_aspect", native, type(native) is bool, "true or false")
+        source = fields.get("source")
+        check(path, "source", source, isinstance(source, dict), "where the weights are from")
+        sam = sam_config(fields.get("config"), path)
+        return cls(sam, None if tasks is None else tuple(tasks), source, native)
 
 
-def sam_config(fields: Mapping[str, Mapping[str, int]]) -> SamConfig:
-    """Sizes from the fields of `dataclasses.asdict`."""
-    return SamConfig(
-        ImageEncoderConfig(**fields["encoder"]), MaskDecoderConfig(**fields["decoder"])
-    )
+def sam_config(fields: Any, path: str | Path) -> SamConfig:
+    """Sizes from `SamConfig.fields`, as a file has them.
+
+    Args:
+      path: of the file, for messages.
+
+    Raises:
+      UserError: they are no sizes of a SAM.
+    """
+    check_sizes(fields, path)
+    encoder = dict(fields["encoder"])
+    if encoder.get("global_blocks") is not None:
+        encoder["global_blocks"] = tuple(encoder["global_blocks"])
+    return SamConfig(ImageEncoderConfig(**encoder), MaskDecoderConfig(**fields["decoder"]))
 
 
 def base_path(name: str | Path) -> Path:
@@ -97,10 +132,12 @@ def read_base(path: str | Path) -> tuple[dict[str, np.ndarray], Description]:
     What a base keeps in 16 bits is given in 32.
 
     Raises:
-      UserError: there is no such file, or it is not a base.
+      UserError: there is no such file, it is not a base, or it is damaged.
     """
     with _opened(path) as (file, description):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = read_tensors(file)
+        metadata = file.metadata()
+    check_tensors(metadata, tensors_sha256(tensors), path)
     return {
         name: x.astype(np.float32) if x.dtype.itemsize == 2 else x for name, x in tensors.items()
     }, description
@@ -125,11 +162,9 @@ def write_base(
       tensors: by our names, as `Sam` has them.
     """
     with replacing(Path(path)) as temporary:
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(x) for name, x in tensors.items()},
-            temporary,
-            metadata=description.header(),
-        )
+        tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+        metadata = sealed(description.header(), tensors_sha256(tensors))
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
         # safetensors makes files for their owner alone.
         temporary.chmod(0o644)
 
@@ -137,18 +172,23 @@ def write_base(
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
     place = base_path(path)
+    if place.is_dir():
+        raise UserError(
+            f"{path} is a folder, not a base; if it holds a Hugging Face SAM, make a base of it "
+            f"with: python -m weights_convert {path} base.safetensors"
+        )
     if not place.is_file():
         raise UserError(
-            f"no base at {path}{', which is a folder' if place.is_dir() else ''}; the package has "
-            f"{', '.join(SHIPPED)}; make one of a SAM checkpoint with: "
-            "python -m weights_convert CHECKPOINT base.safetensors"
+            f"no base at {path}; the package has {', '.join(SHIPPED)}, and python -m "
+            "weights_convert CHECKPOINT base.safetensors makes one of a SAM checkpoint (--download "
+            "vit_b in place of CHECKPOINT fetches the released one)"
         )
     try:
         with safetensors.safe_open(place, "np") as file:
             yield file, Description.of_header(file.metadata(), path)
-    except safetensors.SafetensorError as error:
+    except UNREADABLE as error:
         # Another format, or a base cut short: both are mended by converting (again).
         raise UserError(
-            f"{path} is not a readable base ({error}); make one of a SAM checkpoint with: "
-            "python -m weights_convert CHECKPOINT base.safetensors"
+            f"{path} is not a readable base ({one_line(error)}); make one of a SAM checkpoint "
+            "with: python -m weights_convert CHECKPOINT base.safetensors"
         ) from None

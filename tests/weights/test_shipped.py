@@ -30,7 +30,7 @@ def test_a_name_stands_for_its_file(tmp_path, monkeypatch):
 def test_no_base_names_those_there_are():
     with pytest.raises(
         UserError,
-        match="no base at sam_smal; the package has sam_small; .*weights_convert CHECKPOINT",
+        match="no base at sam_smal; the package has sam_small, .*weights_convert CHECKPOINT",
     ):
         read_description("sam_smal")
 

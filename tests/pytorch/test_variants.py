@@ -1,0 +1,154 @@
+"""SAMs of other shapes than the released ones: what `segment_anything` computes, we compute."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.torchvision_stub import torchvision_or_stub
+from talora_jax.models.adapters import AdapterConfig
+from talora_jax.weights.base_file import read_description
+from talora_jax.weights.build import load_msam, load_sam
+from weights_convert.__main__ import main
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+
+def make_official(grid=4, window=3, places=(1, 3), tables=True, mask_tokens=4, depth=4):
+    """A SAM of `segment_anything` as small as can be, random numbers in every parameter."""
+    with torchvision_or_stub():
+        from segment_anything.modeling import (
+            ImageEncoderViT,
+            MaskDecoder,
+            PromptEncoder,
+            Sam,
+            TwoWayTransformer,
+        )
+    encoder = ImageEncoderViT(
+        img_size=4 * grid,
+        patch_size=4,
+        embed_dim=16,
+        depth=depth,
+        num_heads=2,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=tables,
+        window_size=window,
+        global_attn_indexes=places,
+        out_chans=16,
+    )
+    prompts = PromptEncoder(16, (grid, grid), (4 * grid, 4 * grid), 16)
+    decoder = MaskDecoder(
+        transformer_dim=16,
+        transformer=TwoWayTransformer(1, 16, 2, 32),
+        num_multimask_outputs=mask_tokens - 1,
+        iou_head_hidden_dim=16,
+    )
+    sam = Sam(encoder, prompts, decoder).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, x in sam.state_dict().items():
+        noise = torch.randn(x.shape, generator=generator)
+        scale = name.endswith("weight") and ("norm" in name or "neck.1" in name or "neck.3" in name)
+        x.copy_(1 + 0.1 * noise if scale else 0.3 * noise)
+    return sam
+
+
+def assert_alike(official, path, side):
+    """The embedding and the masks of one point, of the official model and of a base of ours."""
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, side, side))).float()
+    point = torch.tensor([[[3.0, 5.0]]])
+    with torch.no_grad():
+        embedding = official.image_encoder(image)
+        sparse, dense = official.prompt_encoder((point, torch.ones(1, 1)), None, None)
+        told = {"sparse_prompt_embeddings": sparse, "dense_prompt_embeddings": dense}
+        positions = official.prompt_encoder.get_dense_pe()
+        masks, _ = official.mask_decoder(embedding, positions, **told, multimask_output=False)
+    ours = load_sam(path)
+    found = ours.encode(jnp.asarray(image.numpy().transpose(0, 2, 3, 1)))
+    theirs = embedding.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=1e-5)
+    # The official encoder adds "no point" to points without a box.
+    points = jnp.array([[[[3.0, 5.0], [-0.5, -0.5]]]]), jnp.array([[[1, -1]]])
+    mask, _ = ours.decode(found, *points, multimask=False)
+    np.testing.assert_allclose(mask[0, 0], masks.numpy()[0], rtol=1e-4, atol=1e-4)
+
+
+def converted(official, tmp_path, capsys, *flags, change=lambda state: state):
+    state = {name: x.clone() for name, x in official.state_dict().items()}
+    torch.save(change(state), tmp_path / "sam.pth")
+    base = tmp_path / "base.safetensors"
+    main([str(tmp_path / "sam.pth"), str(base), "--decoder-heads=2", *flags])
+    return base, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"grid": 3},  # as large as a window
+        {"window": 0, "places": ()},  # without windows
+        {"places": (0, 1, 2, 3)},
+        {"places": (0, 2)},
+        {"places": (3,)},
+        {"places": ()},  # nothing but windows
+        {"window": 5},  # larger than the grid
+        {"grid": 5, "window": 2, "places": (1, 2)},
+    ],
+    ids=str,
+)
+def test_windows_and_global_blocks_anywhere(how, tmp_path, capsys):
+    official = make_official(**how)
+    base, _ = converted(official, tmp_path, capsys)
+    assert_alike(official, base, 4 * how.get("grid", 4))
+    # And back, bit for bit.
+    main([str(base), str(tmp_path / "back.pth")])
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    for name, x in official.state_dict().items():
+        torch.testing.assert_close(back[name], x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mask_tokens", [1, 2, 8])
+def test_any_number_of_mask_tokens(mask_tokens, tmp_path, capsys):
+    official = make_official(mask_tokens=mask_tokens)
+    base, _ = converted(official, tmp_path, capsys)
+    assert_alike(official, base, 16)
+    sam = load_sam(base)
+    masks, iou = sam.decode(sam.encode(jnp.zeros((1, 16, 16, 3))), *no_points())
+    assert masks.shape[2] == iou.shape[2] == max(1, mask_tokens - 1)
+
+
+def no_points():
+    return jnp.zeros((1, 1, 0, 2)), jnp.zeros((1, 1, 0), int)
+
+
+@pytest.mark.parametrize("rows", [15, 8, 5])
+def test_position_tables_that_do_not_fit_the_grid(rows, tmp_path, capsys):
+    official = make_official(window=2)
+    for block in (1, 3):
+        attention = official.image_encoder.blocks[block].attn
+        for axis in "hw":
+            table = torch.randn(rows, 8, generator=torch.Generator().manual_seed(block))
+            setattr(attention, f"rel_pos_{axis}", torch.nn.Parameter(table))
+    base, told = converted(official, tmp_path, capsys)
+    assert f"from {rows} to 7 rows" in told
+    assert_alike(official, base, 16)
+
+
+def test_without_relative_positions(tmp_path, capsys):
+    from talora_jax.errors import UserError
+
+    official = make_official(tables=False)
+    with pytest.raises(UserError, match="--encoder-heads=N --window=N --global-blocks=N,N"):
+        converted(official, tmp_path, capsys)
+    flags = ["--encoder-heads=2", "--window=3", "--global-blocks=1,3"]
+    base, told = converted(official, tmp_path, capsys, *flags)
+    assert "no relative positions, they are zeros; windows of 3, global blocks 1, 3" in told
+    assert_alike(official, base, 16)
+
+
+def test_a_model_to_train_has_its_global_blocks_where_the_base_has_them(tmp_path, capsys):
+    base, _ = converted(make_official(places=(0, 2)), tmp_path, capsys)
+    assert read_description(base).config.encoder.global_blocks == (0, 2)
+    model = load_msam(base, AdapterConfig(ranks=(4, 4, 2)), {"depth": 1})
+    assert model(jnp.zeros((1, 16, 16, 3)))["depth"].shape == (1, 16, 16, 1)
+    assert len(model.adapters()) == 2
