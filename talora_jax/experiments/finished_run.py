@@ -10,19 +10,7 @@ import ml_collections
 
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError, one_line
-from talora_jax.training.log import read_metrics
-
-# Where a run happens and how often it reports: nothing that its numbers depend on.
-_PLACE = (
-    "config.data.dir",
-    "config.hosts.",
-    "config.log_every",
-    "config.eval_every",
-    "config.checkpoint_every",
-    "config.num_pictures",
-    "config.read_threads",
-    "config.read_workers",
-)
+from talora_jax.training.log import is_row, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +71,9 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     regulariser's of a kind without Tucker factors. Runs of equal settings differ by the seed only.
     """
     fields = config_lib.flat_fields(config.to_dict())
-    fields = {name: value for name, value in fields.items() if not name.startswith(_PLACE)}
+    fields = {
+        name: value for name, value in fields.items() if not name.startswith(config_lib.PLACE)
+    }
     other = ("config.tasks", "config.weighting.", "config.orthogonal_")
     other = other if config.trains == "prompts" else "config.prompts."
     fields = {name: value for name, value in fields.items() if not name.startswith(other)}
@@ -114,9 +104,9 @@ def _read_rows(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     try:
         rows = read_metrics(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not {"step", "split"} <= row.keys():
+        if not is_row(row):
             raise UserError(f"{path}: line {number} is not of a run: no step and split")
     return rows

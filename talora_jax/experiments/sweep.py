@@ -113,20 +113,22 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
       The runs that failed, each with the last line it printed, or the signal that killed it.
 
     Raises:
-      UserError: a workdir belongs to another config, or not one run ended well.
+      UserError: a workdir belongs to another config, the data or the base cannot be opened, or not
+        one run ended well.
     """
-    from talora_jax.training.jobs import JOBS
-    from talora_jax.training.loop import claim_workdir
+    from talora_jax.training.workdir import claim_workdir
 
     for name, config in runs.items():
         claim_workdir(config, directory / "runs" / name, write=False)
+    _open_once(
+        [config for name, config in runs.items() if not _ended(directory / "runs" / name, config)]
+    )
     console = rich.console.Console(highlight=False)
     failed = {}
     for number, (name, config) in enumerate(runs.items(), 1):
         head = f"[{number}/{len(runs)}] {name}: "
         workdir = directory / "runs" / name
-        # What a run leaves comes last.
-        if all((workdir / file).exists() for file in JOBS[config.trains].results(config)):
+        if _ended(workdir, config):
             console.print(f"{head}finished before", markup=False, soft_wrap=True)
             continue
         begun = time.monotonic()
@@ -144,6 +146,36 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
     planned = [directory / "runs" / name for name in runs]
     report([*planned, *sorted((directory / "runs").glob("*"))], directory / "report")
     return failed
+
+
+def _ended(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+    from talora_jax.training.jobs import JOBS
+
+    # What a run leaves comes last.
+    return all((workdir / file).exists() for file in JOBS[config.trains].results(config))
+
+
+def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Opens what runs have in common: a mistake in a path is told once, before anything starts.
+
+    Raises:
+      UserError: the data, a base or an adapter to extend cannot be opened.
+    """
+    from talora_jax.data import open_dataset
+    from talora_jax.training.jobs import JOBS
+    from talora_jax.training.setup import parent_of, sizes
+
+    known = set()
+    for config in configs:
+        targets = JOBS[config.trains].targets(config)
+        opened = key({"data": config.data.to_dict(), "targets": targets})
+        model = key({"model": config.model.to_dict(), "adapter": config.adapter.to_dict()})
+        if model not in known:
+            sizes(config)
+            parent_of(config)
+        if opened not in known:
+            open_dataset(config.data, targets)
+        known |= {opened, model}
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path, log: Path) -> int:
