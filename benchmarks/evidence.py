@@ -24,11 +24,12 @@ PARTS = {
     "rooms": ("rooms", "rooms_tiny", _METHODS),
     "tabletop": ("tabletop", "tabletop_tiny", _METHODS),
     "inits": ("rooms", "rooms_tiny", "--methods talora --inits orthonormal published"),
-    # The authors' start at the authors' λ and learning rate.
+    # The authors' start, λ, scale, dropout and learning rate.
     "published": (
         "published",
         "rooms_tiny",
         "--methods talora --inits published --orthogonal-weights 1.0 "
+        "--config.adapter.scale=0.5 --config.adapter.dropout=0.1 "
         "--config.optimizer.learning_rate=1e-3",
     ),
     "ranks": ("rooms", "rooms_tiny", "--methods talora --ranks 8,8,3 16,16,3 32,32,3"),
