@@ -73,9 +73,7 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     told = Told(args.window, args.global_blocks, args.encoder_heads)
     checkpoint = open_checkpoint(source, tasks, args.decoder_heads, told, args.key)
     check_finite(checkpoint)
-    print(f"{source}: {_describe(checkpoint)}")
-    for note in checkpoint.notes:
-        print(f"  {note}")
+    print(f"{printable(str(source))}: {_describe(checkpoint)}")
     origin = checkpoint.source or {
         "file": checkpoint.files[0].name,
         # Of several files, that of all one after the other.
@@ -99,6 +97,11 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
             f"interpolated absolute and global relative positions from {before} to "
             f"{args.image_size} pixels"
         )
+    notes = list(checkpoint.notes)
+    if checkpoint.native_aspect and output.suffix != ".safetensors":
+        notes.append("it learnt from images without padding; what reads this pads them to squares")
+    for note in notes:
+        print(f"  {note}")
     write(checkpoint, output, origin)
     # What was trained here is of no file that somebody else could check.
     digest = f", SHA-256 {origin['sha256']}" if "sha256" in origin else ""

@@ -10,7 +10,6 @@ fit the grid are interpolated as in `resize`, and where there are none, they are
 import dataclasses
 import json
 import re
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from weights_convert.names import (
     prompt_entries,
 )
 from weights_convert.positions import fit_positions, interpolated
-from weights_convert.pytorch_file import read_pytorch
+from weights_convert.pytorch_file import is_zip, read_pytorch
 from weights_convert.safetensors_file import SafetensorsFile
 from weights_convert.unwrap import prefix_of
 
@@ -115,7 +114,7 @@ def open_checkpoint(
       key: which of several sets of weights, see `unwrap.weights_in`.
 
     Raises:
-      UserError: it is no SAM checkpoint, or not a whole one; every problem is named.
+      UserError: it is no SAM checkpoint, or not a whole one; its problems are named.
     """
     path = base_path(path)
     config: Mapping = {}
@@ -327,7 +326,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """Reads every tensor once.
 
     Raises:
-      UserError: some have NaN or infinite values; all of these are named.
+      UserError: some have NaN or infinite values; these are named.
     """
     bad = [e.official for e in checkpoint.entries if not np.isfinite(checkpoint.get(e)).all()]
     if bad:
@@ -415,6 +414,6 @@ def _sniff(path: Path) -> str:
     is_pytorch = head.startswith((b"PK", b"\x80"))
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not is_pytorch):
         return "safetensors"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not is_zip(path):
         raise UserError(f"{path} is cut short after {size} bytes: download it again")
     return "pytorch"

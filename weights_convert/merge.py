@@ -56,7 +56,12 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
             return entry.layout.theirs(tensors[entry.ours][entry.index]).astype(x.dtype)
         return x
 
-    return dataclasses.replace(base, get=get)
+    notes = base.notes
+    if not learnt.pixel_normalisation:
+        notes += (
+            "the adapter learnt from pixels that are not normalised, and SAM normalises them",
+        )
+    return dataclasses.replace(base, get=get, native_aspect=learnt.native_aspect, notes=notes)
 
 
 def _find(channel: str, channels: Mapping[str, int]) -> tuple[str, int]:

@@ -19,7 +19,7 @@ def from_official(
       heads: of the decoder, which the shapes cannot tell.
 
     Raises:
-      UserError: tensors are missing, unexpected or of a wrong shape; all are listed.
+      UserError: tensors are missing, unexpected or of a wrong shape.
     """
     checkpoint = from_state_dict(state_dict, tasks, heads, name="the state dict")
     return dict(our_tensors(checkpoint)), checkpoint.architecture

@@ -75,13 +75,21 @@ def read_pytorch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarr
     return {name: _to_numpy(x.detach(), torch) for name, x in state.items()}, notes
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip file, as PyTorch's are but the oldest; a damaged one may be none."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def _load(path: Path, torch) -> Any:
     """What a file holds; nothing of it is run.
 
     Raises:
       UserError: it is damaged, or holds code.
     """
-    mapped = zipfile.is_zipfile(path)
+    mapped = is_zip(path)
     try:
         if mapped:
             with zipfile.ZipFile(path) as archive:
@@ -142,7 +150,7 @@ def _check_storages(path: Path, state: Mapping) -> None:
     Raises:
       UserError: some are.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     with zipfile.ZipFile(path) as archive:
         records = collections.Counter(x.file_size for x in archive.infolist())

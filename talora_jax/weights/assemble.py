@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.models.sam import SIZES, SamConfig
@@ -208,7 +208,7 @@ def save_adapter(
     ]
     if moved:
         raise UserError(
-            f"{', '.join(moved)}: expected as in {base}, for an adapter file holds what "
+            f"{listed(moved)}: expected as in {base}, for an adapter file holds what "
             "`trainable(adapter)` names and nothing else"
         )
     names = {name_of(p) for p, _ in nnx.to_flat_state(frozen)}
@@ -287,4 +287,4 @@ def check_shapes(path: str | Path, what: str, expected: nnx.State, found: Mappin
     given = {name: x.shape for name, x in found.items()}
     differing = sorted(n for n in wanted | given if wanted.get(n) != given.get(n))
     if differing:
-        raise UserError(f"{path} does not fit {what} in {', '.join(differing)}")
+        raise UserError(f"{path} does not fit {what} in {listed(differing)}")

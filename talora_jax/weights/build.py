@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam, SamConfig
@@ -133,7 +133,7 @@ def build(
       learnt: tensors of an adapter file, which take the place of the base's.
 
     Raises:
-      UserError: tensors are missing, unexpected or misshapen; all are listed.
+      UserError: tensors are missing, unexpected or misshapen; as many as fit are listed.
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(abstract)
@@ -159,7 +159,7 @@ def build(
             problems.append(f"{names[path]} has shape {value.shape}, expected {variable.shape}")
     if problems:
         what = "the base" if not learnt else "the adapter with its base" if base else "the adapter"
-        raise UserError(f"{what} does not fit this model: " + "; ".join(problems))
+        raise UserError(f"{what} does not fit this model: {listed(problems, between='; ')}")
 
     fresh: dict[tuple, jax.Array] = {}
     if base is None:

@@ -7,7 +7,6 @@ with. Files of before there were checksums have none, and are read. Nothing here
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ _SIZES = {
     },
 }
 _MAX_DEPTH = 2**10
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_tensors(file: safetensors.safe_open) -> dict[str, np.ndarray]:
@@ -161,8 +161,8 @@ def is_whole(value: Any, low: int, high: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether this is a finite number of float32."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def is_strings(value: Any) -> bool:

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import weights_convert.write as write_lib
+from talora_jax.errors import run_command
+from talora_jax.weights.adapter_file import AdapterFile
+from weights_convert.__main__ import main
 from weights_convert.names import HUGGINGFACE_ALIAS
 
 ROOT = Path(__file__).parents[2]
@@ -171,3 +175,105 @@ def test_without_pytorch_the_error_names_the_extra(checkpoint, tmp_path):
     done = subprocess.run([*command, "out.pth"], **run)
     assert done.returncode == 2 and "pip install 'talora_jax[torch]'" in done.stderr
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_decoder.999999999999.iou_token.weight",
+        "mask_decoder.9999.iou_token.weight",
+        "mask_decoder.transformer.layers.88888888.norm1.weight",
+        "image_encoder.blocks.77777777.norm1.weight",
+        f"image_encoder.blocks.{'9' * 5000}.norm1.weight",
+    ],
+    ids=lambda name: name[:40],
+)
+def test_numbers_in_names_that_count_nothing(refuse, saved, official, name):
+    error = refuse(saved({**official, name: np.zeros(3, np.float32)}))
+    assert f"unexpected {name[:100]}" in error and len(error) < 600
+
+
+def test_many_problems_are_counted(refuse, saved, official):
+    state = {**official, **{f"loss.{i}": np.zeros(1, np.float32) for i in range(1000)}}
+    error = refuse(saved(state))
+    assert error.endswith("more\n") and len(error) < 600
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["mask_decoder.compress_vit_feat.0.weight", "mask_decoder.hf_token.weight"], "SAM-HQ"),
+        (["sam_mask_decoder.iou_token.weight"], "SAM 2"),
+        (["module.image_encoder.trunk.pos_embed"], "SAM 2"),
+        (["image_encoder.blocks.0.attn.qkv.lora_A.weight"], "adapters without the SAM"),
+        (["w_a_000", "w_b_000", "mask_decoder.iou_token.weight"], "adapters without the SAM"),
+        (["image_encoder.blocks.0.attn.qkv.td_U1"], "adapters without the SAM"),
+        (["mask_decoder.iou_token.weight"], "a mask decoder without an image encoder"),
+        (["transformer.layers.0.norm1.weight"], "a mask decoder without an image encoder"),
+        (["blocks.0.norm1.weight", "pos_embed"], "an image encoder without a mask decoder"),
+        (["image_encoder.pos_embed"], "an image encoder without a mask decoder"),
+    ],
+    ids=str,
+)
+def test_what_else_is_saved_is_named(refuse, saved, names, what):
+    assert what in refuse(saved({name: np.zeros((3, 3), np.float32) for name in names}))
+
+
+def test_an_adapter_file_is_no_input(refuse, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    AdapterFile({"a": np.zeros(3, np.float32)}, {}, {"depth": 1}, {}, "", "").write(path)
+    assert f"with --adapter={path}" in refuse(path)
+
+
+def test_adapters_inside_a_whole_sam(refuse, saved, official):
+    lora = {"image_encoder.blocks.0.attn.qkv.linear_a_q.weight": np.zeros((4, 32), np.float32)}
+    assert "a SAM with adapters in it" in refuse(saved({**official, **lora}))
+
+
+def test_names_do_not_write_to_the_terminal(refuse, saved, official):
+    error = refuse(saved({**official, "\x1b[31mred\n": np.zeros(3, np.float32)}))
+    assert r"unexpected \x1b[31mred\n" in error and "\x1b" not in error
+
+
+def test_two_models_are_not_guessed_between(refuse, saved, official):
+    both = {**official, **{f"teacher.{name}": x for name, x in official.items()}}
+    assert "several models, under no prefix, teacher." in refuse(saved(both))
+
+
+def test_a_folder_without_weights(refuse, tmp_path):
+    assert "is a folder without weights" in refuse(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+    assert "lacks 1.safetensors" in refuse(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}')
+    assert "is no index" in refuse(tmp_path)
+
+
+def test_heads_that_do_not_divide(checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: main([str(checkpoint), str(tmp_path / "x.pth"), "--decoder-heads=3"]))
+    assert "--decoder-heads=3" in capsys.readouterr().err
+
+
+def test_a_damaged_base(refuse, run, checkpoint, tmp_path):
+    assert run(checkpoint, tmp_path / "base.safetensors")[0] == 0
+    content = bytearray((tmp_path / "base.safetensors").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "base.safetensors").write_bytes(content)
+    assert "its tensors are not those that were written" in refuse(tmp_path / "base.safetensors")
+
+
+def test_what_does_not_read_back_is_not_kept(run, checkpoint, tmp_path, monkeypatch):
+    """A disk that changes a number on the way."""
+    wrong = write_lib.write_safetensors
+
+    def write(path, *args):
+        wrong(path, *args)
+        with open(path, "rb+") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(b"\1\2\3\4")
+
+    monkeypatch.setattr(write_lib, "write_safetensors", write)
+    for output in ("base.safetensors", "folder"):
+        status, printed, error = run(checkpoint, tmp_path / output)
+        assert status == 2 and "did not read back" in error and "wrote" not in printed
+        assert not (tmp_path / output).exists()

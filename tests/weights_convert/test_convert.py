@@ -1,5 +1,9 @@
 """Conversions that need no PyTorch: Hugging Face's files and bases."""
 
+import dataclasses
+import hashlib
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam
 from talora_jax.weights.base_file import read_base
 from talora_jax.weights.build import build, load_sam
+from weights_convert.__main__ import main
 from weights_convert.names import HUGGINGFACE_ALIAS
 
 
@@ -120,3 +125,86 @@ def test_mtsam_base_is_no_promptable_sam(golden, run, tmp_path):
         )
     status, _, error = run(base, tmp_path / "x.pth", "--adapter=a", "--channel=a")
     assert status == 2 and "plain SAM" in error
+
+
+@pytest.mark.parametrize(
+    ("some", "others"),
+    [(np.float32, np.float16), (ml_dtypes.bfloat16, np.float16), (np.float64, np.float16)],
+)
+def test_a_stack_of_two_dtypes_is_as_wide_as_both_need(run, official, tmp_path, some, others):
+    """The last block was tuned in float32, the rest lies in 16 bits."""
+    last = "image_encoder.blocks.3."
+    state = {n: x.astype(some if n.startswith(last) else others) for n, x in official.items()}
+    safetensors.numpy.save_file(state, tmp_path / "mixed.safetensors")
+    base = tmp_path / "base.safetensors"
+    assert run(tmp_path / "mixed.safetensors", base)[0] == 0
+    kept = tensors_of(base)["image_encoder.global_blocks.lin1.kernel"]
+    assert kept.dtype == (np.float64 if some is np.float64 else np.float32)
+    for i, block in enumerate((1, 3)):
+        theirs = state[f"image_encoder.blocks.{block}.mlp.lin1.weight"].T
+        np.testing.assert_array_equal(kept[i], theirs.astype(kept.dtype))
+    assert tensors_of(base)["image_encoder.neck.conv1.kernel"].dtype == others
+
+
+@pytest.mark.parametrize("prefix", ["module.", "sam.", "model.", "module.model.sam.", "_orig_mod."])
+def test_prefixes_of_wrappers_come_off(run, checkpoint, official, tmp_path, prefix):
+    assert run(checkpoint, tmp_path / "plain.safetensors")[0] == 0
+    wrapped = {f"{prefix}{name}": x for name, x in official.items()}
+    safetensors.numpy.save_file(wrapped, tmp_path / "wrapped.safetensors")
+    status, printed, _ = run(tmp_path / "wrapped.safetensors", tmp_path / "base.safetensors")
+    assert status == 0 and f"took the prefix {prefix} off" in printed
+    assert_same(
+        tensors_of(tmp_path / "base.safetensors"), tensors_of(tmp_path / "plain.safetensors")
+    )
+
+
+def test_a_huggingface_folder_of_shards(run, huggingface, checkpoint, tmp_path):
+    assert run(checkpoint, tmp_path / "plain.safetensors")[0] == 0
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = sorted(huggingface)
+    files = {name: f"model-{i % 2 + 1}-of-2.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        part = {name: huggingface[name] for name in names if files[name] == file}
+        safetensors.numpy.save_file(part, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    assert run(folder, tmp_path / "base.safetensors")[0] == 0
+    assert_same(
+        tensors_of(tmp_path / "base.safetensors"), tensors_of(tmp_path / "plain.safetensors")
+    )
+    _, description = read_base(tmp_path / "base.safetensors")
+    both = b"".join((folder / file).read_bytes() for file in sorted(set(files.values())))
+    assert description.source["sha256"] == hashlib.sha256(both).hexdigest()
+
+
+def test_a_folders_config_tells_what_tensors_leave_open(run, huggingface, tmp_path, capsys):
+    """Without relative positions: the windows, the global blocks and the heads."""
+    state = {name: x for name, x in huggingface.items() if "rel_pos" not in name}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    safetensors.numpy.save_file(state, folder / "model.safetensors")
+    vision = {"window_size": 3, "global_attn_indexes": [0, 2], "num_attention_heads": 2}
+    config = {"vision_config": vision, "mask_decoder_config": {"num_attention_heads": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    main([str(folder), str(tmp_path / "base.safetensors")])
+    assert "no relative positions, they are zeros" in capsys.readouterr().out
+    tensors, description = read_base(tmp_path / "base.safetensors")
+    encoder = description.config.encoder
+    assert (encoder.window, encoder.global_blocks, encoder.heads) == (3, (0, 2), 2)
+    assert description.config.decoder.heads == 4
+    assert not tensors["image_encoder.window_blocks.attn.rel_pos_h"].any()
+    # What the folder then says is the same.
+    main([str(tmp_path / "base.safetensors"), str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["vision_config"]
+    assert {name: again[name] for name in vision} == vision
+
+
+def test_a_base_keeps_how_images_are_padded(run, checkpoint, micro, tmp_path):
+    assert run(checkpoint, tmp_path / "base.safetensors")[0] == 0
+    tensors, description = read_base(tmp_path / "base.safetensors")
+    native = dataclasses.replace(description, native_aspect=True)
+    base_lib.write_base(tmp_path / "native.safetensors", tensors, native)
+    assert run(tmp_path / "native.safetensors", tmp_path / "copy.safetensors")[0] == 0
+    assert base_lib.read_description(tmp_path / "copy.safetensors") == native
+    status, printed, _ = run(tmp_path / "native.safetensors", tmp_path / "folder")
+    assert status == 0 and "learnt from images without padding" in printed

@@ -38,6 +38,11 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"config.model has patches of {patch} pixels; training from prompts needs a multiple "
             f"of {FINE}"
         )
+    if sizes(config).decoder.mask_tokens < 2:
+        raise UserError(
+            "config.model has a decoder of one mask token; training from prompts needs two or "
+            "more: one for several prompts of an object, the others for what one can mean"
+        )
     if config.model.weights and read_description(config.model.weights).tasks is not None:
         raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
     dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
