@@ -14,7 +14,6 @@ from talora_jax.weights.base_file import read_description
 from talora_jax.weights.build import load_msam, load_sam
 from weights_convert.__main__ import main
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 
