@@ -224,7 +224,7 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
     workdir = _workdir(args)
     own = config_lib.read(workdir / "config.json")
     if config is None:
-        config = override(own.copy_and_resolve_references(), args.overrides)
+        config = override(config_lib.read(workdir / "config.json"), args.overrides)
     from talora_jax.training.evaluate_run import evaluate_run
 
     evaluate_run(workdir, own, config, args.split, print)
@@ -238,9 +238,7 @@ def _workdir(args: argparse.Namespace) -> Path:
 
 def _predict(args: argparse.Namespace, config: Config) -> None:
     if config is not None:
-        raise UserError(
-            "predict takes the config that the run was trained with: leave out --config"
-        )
+        raise UserError("predict takes the config that the run was trained with, and no --config")
     if bool(args.workdir) == bool(args.adapter):
         raise UserError("predict needs --workdir or --adapter, one of them")
     if not args.out:

@@ -81,6 +81,16 @@ def test_the_version(run):
             "'--config.steps=2' changes a field of --config, .*",
         ),
         ("predict --images x --out y", "predict needs --workdir or --adapter, one of them"),
+        ("--mode train --split all", "--split is for --mode evaluate, and --mode is train"),
+        ("--images x", "--images is for --mode predict, and --mode is train"),
+        (
+            "--mode predict --config rooms_tiny",
+            "predict takes the config that the run was trained with, and no --config",
+        ),
+        (
+            "describe --config rooms_tiny --workdir x",
+            "describe needs --config, a file in configs/, or --workdir of a run: one of them",
+        ),
         ("evaluate --workdir nowhere", "nowhere holds no run: nowhere/config.json is missing"),
     ],
 )

@@ -84,6 +84,22 @@ def test_help_tells_the_modes_and_an_example(start_main):
     assert "--config configs/rooms_tiny.py" in out and "train|evaluate" in out
 
 
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_saves_its_step(start_main, config, tmp_path):
+    workdir = tmp_path / "run"
+    command = [*flags(config, workdir), "--config.steps=200", "--config.checkpoint_every=150"]
+    process = start_main(*command)
+    while process.poll() is None and not read_metrics(workdir / "metrics.jsonl")[2:]:
+        time.sleep(0.01)
+    _, errors = finish(start_main(*command), status=2)
+    assert errors.strip().endswith("choose another --workdir") and "another process" in errors
+    process.send_signal(signal.SIGINT)
+    _, errors = finish(process, status=130)
+    step = max(row["step"] for row in read_metrics(workdir / "metrics.jsonl"))
+    assert errors.splitlines()[-1].startswith(f"stopped after step {step} of 200, which")
+    assert "Traceback" not in errors and (workdir / "checkpoints" / str(step)).exists()
+
+
 def results(workdir):
     """All that was logged, but for times."""
     rows = read_metrics(workdir / "metrics.jsonl")

@@ -122,6 +122,15 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_nothing(
     assert begun == ["none-seed0", "full-seed0"]
 
 
+def test_a_mistyped_path_is_told_once_and_nothing_starts(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: pytest.fail("started"))
+    for field in ("data.path", "model.weights"):
+        wrong = config.copy_and_resolve_references()
+        wrong.update_from_flattened_dict({field: str(tmp_path / "nowhere")})
+        with pytest.raises(UserError, match="nowhere"):
+            sweep(plan(wrong, Grid(("none", "full"))), tmp_path / "sweep")
+
+
 def test_a_sweep_of_which_nothing_ends_well(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: -9)
     with pytest.raises(UserError, match="none of the 1 workdirs holds a finished run"):

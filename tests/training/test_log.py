@@ -1,7 +1,9 @@
-"""What a run tells of its pace."""
+"""What a run tells of its pace, and its log."""
 
 import io
+import json
 
+import numpy as np
 import rich.console
 
 from talora_jax.training import log
@@ -20,3 +22,48 @@ def test_the_time_left_counts_what_waits_and_the_step_time_does_not(monkeypatch)
     assert progress.step_time() == 1.0
     told = "step 100/1000  1.00 s/step  left 00:30:00  depth/loss 0.5"
     assert told in console.file.getvalue()
+
+
+def row(step, split="train", **values):
+    return {"step": step, "split": split, **values}
+
+
+def test_damaged_lines_cost_no_others(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        b"\xef\xbb\xbf" + json.dumps(row(1)).encode(),
+        b'{"step": 2, "spl',
+        b"\xff\xfe",
+        bytes(64) + json.dumps(row(3)).encode(),
+        json.dumps(row(4)).encode(),
+        b'{"step": 5',
+    ]
+    path.write_bytes(b"\n".join(lines))
+    assert log.read_metrics(path) == [row(1), row(3), row(4)]
+
+
+def test_a_resumed_log_has_every_row_once(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    kept = [row(0, "model"), row(1, loss=1.0), row(2, "val"), row(2)]
+    lines = [*kept[:2], row(1, loss=2.0), *kept[2:], row(3), [3]]
+    path.write_text("\n".join([json.dumps(line) for line in lines[:2]] + ["{", ""]))
+    with open(path, "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines[2:])
+    run_log = log.RunLog(tmp_path, resume_step=2, last_step=4, active=True)
+    assert "metrics.jsonl: 1 damaged line(s) left out" in capsys.readouterr().out
+    run_log.write(3, "train", {})
+    run_log.close()
+    assert log.read_metrics(path) == [kept[0], row(1, loss=2.0), *kept[2:], row(3)]
+    # The evaluation after the last step comes behind its checkpoint: it is made again.
+    log.RunLog(tmp_path, resume_step=2, last_step=2, active=True).close()
+    assert log.read_metrics(path) == [kept[0], row(1, loss=2.0), row(2)]
+
+
+def test_tensorboard_has_what_was_written(tmp_path):
+    run_log = log.RunLog(tmp_path, resume_step=0, last_step=4, active=True)
+    run_log.write(1, "train", {"depth/loss": 0.5})
+    run_log.picture(1, "val_000", np.zeros((2, 3, 3), np.uint8))
+    run_log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"train/depth/loss" in content and b"val_000" in content and b"PNG" in content

@@ -15,11 +15,13 @@ from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
+from talora_jax.main import main
 from talora_jax.models.adapters import TaskParam
 from talora_jax.tasks import make_task
 from talora_jax.training.evaluate import Evaluator, constant_baselines, evaluate
 from talora_jax.training.log import read_metrics
 from talora_jax.training.loop import train
+from talora_jax.training.optim import make_schedule
 from talora_jax.training.setup import Run, prepare
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weighting import losses
@@ -230,6 +232,44 @@ def test_data_that_nobody_can_mean_are_refused_before_the_workdir_is_taken(
     with pytest.raises(UserError, match="masks of 0 and 255 need 1 where they have 255"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_and_is_evaluated_on_other_data(config, folder, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    # Without what runs long, and compiles no other programs than it runs.
+    config.tasks, config.weighting.task_weights = ("semantic",), (1.0,)
+    config.adapter.kind, config.steps = "none", 2
+    config.data.class_names = None
+    own = train(config, workdir)
+    config.steps, config.log_every = 4, 1
+    train(config, workdir, more_steps=True)
+    assert (workdir / "adapter_2_steps.safetensors").exists()
+    rows = read_metrics(workdir / "metrics.jsonl")
+    steps = [(r["step"], r["split"]) for r in rows if r["step"]]
+    assert steps == [(1, "train"), (2, "train"), (2, "val"), (3, "train"), (4, "train"), (4, "val")]
+    # As of a run with as many steps from the start.
+    schedule = make_schedule(config)
+    rates = [r["learning_rate"] for r in rows if r["split"] == "train"]
+    np.testing.assert_allclose(rates[2:], [schedule(2), schedule(3)], rtol=1e-6)
+    assert rows[4]["semantic/miou"] == own["semantic/miou"]
+
+    other = shutil.copytree(folder, tmp_path / "other")
+    for labels in (other / "semantic").iterdir():  # of one class, and named by nobody
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(labels)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    asked = [f"--config.data.path={other}", "--split=all"]
+    main(["--mode=evaluate", f"--workdir={workdir}", *asked])
+    told = capsys.readouterr().out
+    assert f"all (12 images) of {other} at step 4" in told and "Nothing is written" in told
+    assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    for wrong, message in (
+        (["--config.optimizer.learning_rate=1"], "cannot change config.optimizer.learning_rate"),
+        (["--config.data.class_names=('a','b','c')"], "the classes .* but the data has .*'a'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["--mode=evaluate", f"--workdir={workdir}", *wrong])
 
 
 def test_another_config_may_not_use_the_workdir(config, tmp_path):

@@ -1,6 +1,7 @@
 """Adapter files told about, and new tasks on a trained adapter."""
 
 import dataclasses
+import json
 import sys
 
 import jax
@@ -11,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 import talora_jax
+from talora_jax import config as config_lib
 from talora_jax.errors import UserError, run_command
 from talora_jax.experiments import describe_adapter
 from talora_jax.models.adapters import KINDS, AdapterConfig
@@ -19,7 +21,7 @@ from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training.loop import train
 from talora_jax.training.setup import Run, learnt_file, make_model, prepare
-from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.state import tensors_of
 
 
@@ -213,3 +215,12 @@ def test_from_random_numbers_and_back(micro, tmp_path):
 def test_an_unknown_kind_of_adapter_is_refused():
     with pytest.raises(UserError, match="no adapter kind 'lora'; expected one of talora, lora_sh"):
         AdapterConfig("lora")
+
+
+def test_a_folder_of_another_program_is_no_unfinished_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sam", "vision_config": {}}')
+    with pytest.raises(UserError, match="holds no run: .* become a base by python -m weights_conv"):
+        find(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config_lib.default().to_dict()))
+    with pytest.raises(UserError, match="is not finished: adapter.safetensors"):
+        find(tmp_path)

@@ -1,0 +1,86 @@
+"""Damaged checkpoints are passed over, told in one line, and kept."""
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from talora_jax.errors import UserError
+from talora_jax.training.checkpoint import Checkpoints
+
+STATE = {"x": jnp.zeros(1000)}
+
+
+def learnt(step):
+    # Of random numbers, which no compression makes few enough to stand among the metadata.
+    return {"x": jnp.asarray(np.random.default_rng(step).normal(size=1000), jnp.float32)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(workdir)
+    for step in (2, 4):
+        checkpoints.save(step, learnt(step), {"next_index": step})
+    checkpoints.close()
+    return workdir
+
+
+def empty(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def cut(step):
+    for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def zeros(step):
+    manifest = step / "state" / "manifest.ocdbt"
+    manifest.write_bytes(bytes(manifest.stat().st_size))
+
+
+def no_position(step):
+    (step / "iterator" / "metadata").write_text("[")
+
+
+DAMAGE = (empty, cut, zeros, no_position)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_one_before_a_damaged_checkpoint_serves(saved, tmp_path, damage, capfd):
+    workdir = shutil.copytree(saved, tmp_path / "run")
+    damage(workdir / "checkpoints" / "4")
+    told = []
+    state, position = Checkpoints(workdir, read_only=True).restore(STATE, told.append)
+    assert position == {"next_index": 2} and (state["x"] == learnt(2)["x"]).all()
+    assert (workdir / "checkpoints" / "4").exists()
+
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.restore(STATE, told.append)[1] == position
+    for line in told:
+        assert line.startswith("checkpoint 4 cannot be read (") and len(line.splitlines()) == 1
+        assert line.endswith("): going on from checkpoint 2")
+    # The run comes by step 4 again, and nothing is lost.
+    assert (workdir / "checkpoints" / "unreadable_4").is_dir()
+    checkpoints.save(4, learnt(4), {"next_index": 4})
+    checkpoints.close()
+    assert Checkpoints(workdir, read_only=True).restore(STATE)[1] == {"next_index": 4}
+    out, errors = capfd.readouterr()
+    assert not out and "Traceback" not in errors
+
+
+def test_without_a_checkpoint_that_can_be_read_all_stay(saved, tmp_path):
+    workdir = shutil.copytree(saved, tmp_path / "run")
+    empty(workdir / "checkpoints" / "2")
+    zeros(workdir / "checkpoints" / "4")
+    with pytest.raises(UserError, match="can be read: 4 .*; 2 .*Nothing is deleted") as error:
+        Checkpoints(workdir).restore(STATE)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 600
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+
+
+def test_what_a_checkpoint_tells_is_read_without_its_state(saved):
+    assert Checkpoints(saved, read_only=True).told() == {"next_index": 4}
