@@ -385,7 +385,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import tasks
-    from talora_jax.data.transforms import Augment
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
     from talora_jax.weighting import gradients, losses
 
@@ -412,7 +411,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.model.weights:
         size = config.model.size or DEFAULT_SIZE
         check_ranks(config, sam.SIZES[size]().encoder.width)
-    Augment.from_config(config.augment, (1, 1))
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "

@@ -204,7 +204,7 @@ def _train(args: argparse.Namespace, config: Config) -> None:
     # Imported here, as below: --help and a mistyped flag need not wait for JAX.
     from talora_jax.training.loop import train
 
-    # Fewer or more steps by mistake, such as those of a default, are told.
+    # A run gets more steps where they are asked for, not where a config file has more by default.
     if "steps" in fields_of(args.overrides) and (workdir / "config.json").exists():
         train(config, workdir, more_steps=True)
     else:

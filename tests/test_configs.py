@@ -76,7 +76,6 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("weighting.task_weights", (1.0, -1.0, 1.0), "task_weights is .*, expected 0 or more"),
         ("weighting.task_weights", (1.0,), "a weight for each of the 3 tasks, .*kind=equal"),
         ("orthogonal_weight", math.nan, "config.orthogonal_weight is nan, expected a finite"),
-        ("augment.noise", -0.1, "config.augment.noise is -0.1"),
         ("steps", True, "config.steps is True, expected a number"),
         ("steps", None, "config.steps is None, expected a value"),
         ("steps", 2**31, "config.steps is 2147483648, expected at most 2147483647"),
@@ -146,6 +145,13 @@ def test_what_the_defaults_name_is_what_there_is():
 def test_flat_fields_name_a_config_as_on_the_command_line():
     flat = config_lib.flat_fields({"a": 1, "b": {"c": [2]}})
     assert flat == {"config.a": 1, "config.b.c": [2]}
+
+
+def test_an_augmentation_that_cannot_be_is_refused_before_data_is_read(config):
+    config.augment.noise = -0.1
+    config.data.path = "nowhere"
+    with pytest.raises(UserError, match="config.augment.noise is -0.1"):
+        prepare(config)
 
 
 def test_a_kernel_of_another_machine_is_refused_before_data_is_read(config):

@@ -168,7 +168,9 @@ def read_metrics(path: Path) -> list[dict]:
 
 def is_row(value: Any) -> bool:
     """Whether a line's value is what `RunLog.write` writes."""
-    return isinstance(value, dict) and type(value.get("step")) is int and "split" in value
+    if not isinstance(value, dict):
+        return False
+    return type(value.get("step")) is int and isinstance(value.get("split"), str)
 
 
 def _read_lines(path: Path) -> tuple[list[Any], int]:

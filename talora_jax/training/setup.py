@@ -12,6 +12,7 @@ from flax import nnx
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import Dataset, open_dataset
+from talora_jax.data.transforms import Augment
 from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
@@ -54,6 +55,7 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
       UserError: the config cannot work, or not on these devices.
     """
     config_lib.check(config)
+    Augment.from_config(config.augment, (1, 1))  # of any size, before data is prepared
     sharding.start_hosts(
         config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id
     )
