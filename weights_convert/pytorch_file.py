@@ -109,6 +109,10 @@ def _load(path: Path, torch) -> Any:
                     "it was made of"
                 )
         with torch.serialization.safe_globals([(_Setting, name) for name in _SETTINGS]):
+            if path.suffix == ".safetensors":
+                # By its name alone, PyTorch would take it for one.
+                with open(path, "rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise

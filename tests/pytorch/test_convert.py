@@ -1,6 +1,7 @@
 """PyTorch files through the command: round trips bit for bit, the MTSAM release, bad files."""
 
 import dataclasses
+import json
 import pickle
 
 import jax
@@ -156,6 +157,40 @@ def test_huggingface_state_dict_saved_by_pytorch(checkpoint, small_sam, tmp_path
     assert HUGGINGFACE_ALIAS in state
     torch.save(state, tmp_path / "pytorch_model.bin")
     run(tmp_path / "pytorch_model.bin", tmp_path / "back.pth")
+    assert_same(load(tmp_path / "back.pth"), small_sam.state_dict())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_huggingface_folder_of_bin_files(checkpoint, small_sam, tmp_path, sharded):
+    run(checkpoint, tmp_path / "huggingface")
+    file = tmp_path / "huggingface" / "model.safetensors"
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    file.unlink()
+    if sharded:
+        names = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(state)}
+        for shard in set(names.values()):
+            part = {name: x for name, x in state.items() if names[name] == shard}
+            torch.save(part, file.with_name(shard))
+        index = file.with_name("pytorch_model.bin.index.json")
+        index.write_text(json.dumps({"weight_map": names}))
+    else:
+        torch.save(state, file.with_name("pytorch_model.bin"))
+    run(tmp_path / "huggingface", tmp_path / "back.pth")
+    assert_same(load(tmp_path / "back.pth"), small_sam.state_dict())
+
+
+def test_a_training_loops_pth_under_another_name(small_sam, tmp_path, capsys):
+    """What DistributedDataParallel wraps, beside an optimizer, named as what it is not."""
+    wrapped = {f"module.sam.{name}": x for name, x in small_sam.state_dict().items()}
+    path = tmp_path / "sam.safetensors"
+    torch.save({"state_dict": wrapped, "epoch": 3, "best": np.float64(0.5)}, path)
+    run(path, tmp_path / "back.pth")
+    told = capsys.readouterr().out
+    assert "took what is under state_dict, and left epoch, best" in told
+    assert "took the prefix module.sam. off every name" in told
+    assert "it is a PyTorch file, whatever its name says" in told
     assert_same(load(tmp_path / "back.pth"), small_sam.state_dict())
 
 
