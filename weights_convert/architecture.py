@@ -172,7 +172,8 @@ def _windows(rows: Sequence[int], grid: int, told: Told) -> tuple[int, tuple[int
         places = told.global_blocks
         if any(r != 2 * window - 1 for i, r in enumerate(rows) if i not in places):
             raise UserError(
-                f"--window={window}, --global-blocks={','.join(map(str, places))}: the position "
+                f"--window={window}, --global-blocks={','.join(map(str, places))} (of the command "
+                "line, or of the folder's config.json) do not fit: the position "
                 f"tables of the blocks have {listed(map(str, rows))} rows, in windows "
                 f"{2 * window - 1} are expected"
             )

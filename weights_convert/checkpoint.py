@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from talora_jax.errors import UserError, listed, printable
+from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD
 from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.weights.base_file import HEADER_KEY, Description, base_path
 from talora_jax.weights.header import check_tensors, is_whole, tensors_sha256
@@ -226,6 +227,11 @@ def from_state_dict(
     if prefix:
         notes.append(f"took the prefix {printable(prefix)} off every name")
     keys = {key.removeprefix(prefix): key for key in state}
+    for pixels, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+        found = np.ravel(state[keys[pixels]]) if pixels in keys else ()
+        if len(found) == len(values) and np.allclose(found, values, rtol=0, atol=1e-3):
+            del keys[pixels]
+            notes.append(f"left {pixels}, which is every SAM's")
     kind, names = _official_names(keys)
     _check_kind(names, name)
     shapes = {official: tuple(state[key].shape) for official, key in names.items()}

@@ -14,6 +14,7 @@ from flax import nnx
 import talora_jax.weights.base_file as base_lib
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.geometry import PIXEL_MEAN
 from talora_jax.models.msam import MSam
 from talora_jax.weights.base_file import read_base
 from talora_jax.weights.build import build, load_sam
@@ -208,3 +209,14 @@ def test_a_base_keeps_how_images_are_padded(run, checkpoint, micro, tmp_path):
     assert base_lib.read_description(tmp_path / "copy.safetensors") == native
     status, printed, _ = run(tmp_path / "native.safetensors", tmp_path / "folder")
     assert status == 0 and "learnt from images without padding" in printed
+
+
+def test_the_pixels_mean_is_every_sams_or_refused(run, official, tmp_path):
+    mean = np.array(PIXEL_MEAN, np.float32).reshape(3, 1, 1)
+    path = tmp_path / "sam.safetensors"
+    safetensors.numpy.save_file({**official, "pixel_mean": mean}, path)
+    status, printed, _ = run(path, tmp_path / "base.safetensors")
+    assert status == 0 and "left pixel_mean, which is every SAM's" in printed
+    safetensors.numpy.save_file({**official, "pixel_mean": mean / 255}, path)
+    status, _, error = run(path, tmp_path / "other.safetensors")
+    assert status == 2 and "unexpected pixel_mean" in error
