@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,9 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 COMPILED = REPOSITORY / ".jax_cache"
 MAX_COMPILED = 2**31  # bytes
+
+# A shell that starts the tests in the background has this ignored, here and in what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def compiled_folder() -> str:

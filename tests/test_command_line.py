@@ -154,8 +154,8 @@ def test_a_config_is_found_by_path_or_by_name(tmp_path, monkeypatch):
     expected = load_config(str(path)).to_dict()
     assert expected == load_config("rooms_tiny").to_dict() == load_config("rooms_tiny.py").to_dict()
     # A file that is there comes first.
-    Path("rooms_tiny.py").write_text(path.read_text().replace("steps = 900", "steps = 7"))
-    assert load_config("rooms_tiny.py").steps == 7 and load_config("rooms_tiny").steps == 900
+    Path("rooms_tiny.py").write_text(path.read_text().replace("steps = 1000", "steps = 7"))
+    assert load_config("rooms_tiny.py").steps == 7 and load_config("rooms_tiny").steps == 1000
     assert load_config("nyuv2:vit_h").model.size == "vit_h"
     assert load_config("nyuv2").model.size == load_config("nyuv2.py:vit_l").model.size == "vit_l"
 
@@ -291,7 +291,7 @@ def test_overrides_in_all_their_forms(monkeypatch):
     config, defaults = seen
     assert (config.steps, config.tasks, config.augment.flip) == (7, ("depth", "edges"), False)
     assert config.host_metrics is False and config.data.path is None
-    assert defaults.model.pixel_normalisation is True and defaults.steps == 900
+    assert defaults.model.pixel_normalisation is True and defaults.steps == 1000
 
 
 # What setup.cfg says.

@@ -135,12 +135,12 @@ def test_the_command(start_main):
     assert "all that trains" in out and "on each of 1 device(s)" in out
     process = start_main("--mode=describe")
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2 and "--config is missing" in errors
+    assert process.returncode == 2 and "describe needs --config" in errors
 
 
 @pytest.mark.slow
 def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
-    config.tasks = ("edges",)
+    config.tasks, config.weighting.kind = ("edges",), "equal"
     config.model.weights = str(shelf / "sam_nano.safetensors")
     config.adapter.extend = str(shelf / "adapter.safetensors")
     trained = {part.name for part in parts_of(abstract_run(config)) if part.group != FROZEN}

@@ -219,7 +219,9 @@ def test_an_unknown_kind_of_adapter_is_refused():
 
 def test_a_folder_of_another_program_is_no_unfinished_run(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "sam", "vision_config": {}}')
-    with pytest.raises(UserError, match="holds no run: .* become a base by python -m weights_conv"):
+    with pytest.raises(
+        UserError, match="a Hugging Face model and no run; .* python -m weights_conv"
+    ):
         find(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config_lib.default().to_dict()))
     with pytest.raises(UserError, match="is not finished: adapter.safetensors"):
