@@ -217,7 +217,7 @@ def _without_tables(depth: int, width: int, told: Told) -> tuple[int, int, tuple
         heads = heads or like.heads
         window = like.window if window is None else window
         if places is None:
-            places = tuple(i for i, (s, _) in enumerate(like.places) if s == "global_blocks")
+            places = like.global_places
     if window == 0:
         places = tuple(range(depth))
     if heads is None or window is None or places is None:

@@ -53,9 +53,9 @@ def fit_positions(
             f"{2 * encoder.grid - 1} rows, as the original does at every call"
         )
     if absent:
-        places = [i for i, (stack, _) in enumerate(encoder.places) if stack == "global_blocks"]
+        places = ", ".join(map(str, encoder.global_places)) or "none"
         notes.append(
             "it has no relative positions, they are zeros; "
-            f"windows of {encoder.window}, global blocks {', '.join(map(str, places)) or 'none'}"
+            f"windows of {encoder.window}, global blocks {places}"
         )
     return tables, notes

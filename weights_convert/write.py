@@ -154,9 +154,7 @@ def huggingface_config(sam: SamConfig) -> dict:
             "image_size": encoder.image_size,
             "patch_size": encoder.patch_size,
             "window_size": encoder.window,
-            "global_attn_indexes": [
-                i for i, (stack, _) in enumerate(encoder.places) if stack == "global_blocks"
-            ],
+            "global_attn_indexes": list(encoder.global_places),
             "num_pos_feats": decoder.dim // 2,
             "mlp_dim": 4 * encoder.width,
         },

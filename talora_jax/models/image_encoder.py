@@ -95,6 +95,11 @@ class ImageEncoderConfig:
         return tuple(places)
 
     @property
+    def global_places(self) -> tuple[int, ...]:
+        """The numbers of the blocks without windows."""
+        return tuple(i for i, (stack, _) in enumerate(self.places) if stack == "global_blocks")
+
+    @property
     def stacks(self) -> dict[str, tuple[int, ...]]:
         """The stacks of blocks that there are, and the axes along which each is stacked."""
         last = dict(self.places)
