@@ -36,8 +36,25 @@ class Peers:
     images: list[np.ndarray]
 
 
-def make_official(width: int, heads: int, depth: int, global_blocks: tuple[int, ...]):
-    """SAM of `segment_anything`, every parameter drawn so that outputs are of order one."""
+def make_official(
+    width: int,
+    heads: int,
+    depth: int,
+    global_blocks: tuple[int, ...],
+    *,
+    grid: int = 64,
+    patch: int = 16,
+    window: int = 14,
+    tables: bool = True,
+    decoder: tuple[int, int, int, int] = (256, 2, 8, 2048),
+    mask_tokens: int = 4,
+):
+    """SAM of `segment_anything`, every parameter drawn so that outputs are of order one.
+
+    Args:
+      tables: whether there are relative positions.
+      decoder: width, layers, heads, and width inside its MLPs.
+    """
     import torch
 
     with torchvision_or_stub():
@@ -49,22 +66,28 @@ def make_official(width: int, heads: int, depth: int, global_blocks: tuple[int, 
             TwoWayTransformer,
         )
 
+    dim, layers, decoder_heads, inside = decoder
+    side = grid * patch
     sam = Sam(
         ImageEncoderViT(
+            img_size=side,
+            patch_size=patch,
             depth=depth,
             embed_dim=width,
             num_heads=heads,
             mlp_ratio=4,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
+            use_rel_pos=tables,
             global_attn_indexes=global_blocks,
-            window_size=14,
-            out_chans=256,
+            window_size=window,
+            out_chans=dim,
         ),
-        PromptEncoder(256, (64, 64), (1024, 1024), 16),
+        PromptEncoder(dim, (grid, grid), (side, side), 16),
         MaskDecoder(
-            transformer_dim=256,
-            transformer=TwoWayTransformer(2, 256, 8, 2048),
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(layers, dim, decoder_heads, inside),
+            num_multimask_outputs=mask_tokens - 1,
+            iou_head_hidden_dim=dim,
         ),
     ).eval()
     generator = torch.Generator().manual_seed(0)

@@ -1,13 +1,10 @@
 """SAMs of other shapes than the released ones: what `segment_anything` computes, we compute."""
 
-from functools import partial
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.weights.base_file import read_description
@@ -24,42 +21,15 @@ def import_torch():
     import torch
 
 
-def make_official(grid=4, window=3, places=(1, 3), tables=True, mask_tokens=4, depth=4):
-    """A SAM of `segment_anything` as small as can be, random numbers in every parameter."""
-    with torchvision_or_stub():
-        from segment_anything.modeling import (
-            ImageEncoderViT,
-            MaskDecoder,
-            PromptEncoder,
-            Sam,
-            TwoWayTransformer,
-        )
-    encoder = ImageEncoderViT(
-        img_size=4 * grid,
-        patch_size=4,
-        embed_dim=16,
-        depth=depth,
-        num_heads=2,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=tables,
-        window_size=window,
-        global_attn_indexes=places,
-        out_chans=16,
-    )
-    prompts = PromptEncoder(16, (grid, grid), (4 * grid, 4 * grid), 16)
-    decoder = MaskDecoder(
-        transformer_dim=16,
-        transformer=TwoWayTransformer(1, 16, 2, 32),
-        num_multimask_outputs=mask_tokens - 1,
-        iou_head_hidden_dim=16,
-    )
-    sam = Sam(encoder, prompts, decoder).eval()
-    generator = torch.Generator().manual_seed(0)
-    for name, x in sam.state_dict().items():
-        noise = torch.randn(x.shape, generator=generator)
-        scale = name.endswith("weight") and ("norm" in name or "neck.1" in name or "neck.3" in name)
-        x.copy_(1 + 0.1 * noise if scale else 0.3 * noise)
-    return sam
+@pytest.fixture
+def make_small(official_sam):
+    """Makes a SAM of `segment_anything` as small as can be; what it is told differs from that."""
+
+    def make(places=(1, 3), **changes):
+        sizes = {"grid": 4, "patch": 4, "window": 3, "decoder": (16, 1, 2, 32)} | changes
+        return official_sam(16, 2, 4, places, **sizes)
+
+    return make
 
 
 def assert_alike(official, path, side):
@@ -106,8 +76,8 @@ def converted(official, tmp_path, capsys, *flags, change=lambda state: state):
     ],
     ids=str,
 )
-def test_windows_and_global_blocks_anywhere(how, tmp_path, capsys):
-    official = make_official(**how)
+def test_windows_and_global_blocks_anywhere(make_small, how, tmp_path, capsys):
+    official = make_small(**how)
     base, _ = converted(official, tmp_path, capsys)
     assert_alike(official, base, 4 * how.get("grid", 4))
     # And back, bit for bit.
@@ -118,8 +88,8 @@ def test_windows_and_global_blocks_anywhere(how, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mask_tokens", [1, 8])
-def test_any_number_of_mask_tokens(mask_tokens, tmp_path, capsys):
-    official = make_official(mask_tokens=mask_tokens)
+def test_any_number_of_mask_tokens(make_small, mask_tokens, tmp_path, capsys):
+    official = make_small(mask_tokens=mask_tokens)
     base, _ = converted(official, tmp_path, capsys)
     assert_alike(official, base, 16)
     sam, no_points = load_sam(base), (jnp.zeros((1, 1, 0, 2)), jnp.zeros((1, 1, 0), int))
@@ -129,8 +99,8 @@ def test_any_number_of_mask_tokens(mask_tokens, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rows", [15, 8])
-def test_position_tables_that_do_not_fit_the_grid(rows, tmp_path, capsys):
-    official = make_official(window=2)
+def test_position_tables_that_do_not_fit_the_grid(make_small, rows, tmp_path, capsys):
+    official = make_small(window=2)
     for block in (1, 3):
         attention = official.image_encoder.blocks[block].attn
         for axis in "hw":
@@ -141,17 +111,17 @@ def test_position_tables_that_do_not_fit_the_grid(rows, tmp_path, capsys):
     assert_alike(official, base, 16)
 
 
-def test_tables_that_can_be_read_in_two_ways_need_a_word(tmp_path, capsys):
+def test_tables_that_can_be_read_in_two_ways_need_a_word(make_small, tmp_path, capsys):
     """Windows larger than the grid, or positions cut down to the window's size?"""
-    official = make_official(window=5, places=(0, 2))
+    official = make_small(window=5, places=(0, 2))
     with pytest.raises(UserError, match=r"7, 9 rows on a grid of 4.*--window, one of 4, 5"):
         converted(official, tmp_path, capsys)
     base, _ = converted(official, tmp_path, capsys, "--window=5")
     assert_alike(official, base, 16)
 
 
-def test_without_relative_positions(tmp_path, capsys):
-    official = make_official(tables=False)
+def test_without_relative_positions(make_small, tmp_path, capsys):
+    official = make_small(tables=False)
     with pytest.raises(UserError, match="--encoder-heads=N --window=N --global-blocks=N,N"):
         converted(official, tmp_path, capsys)
     flags = ["--encoder-heads=2", "--window=3", "--global-blocks=1,3"]
@@ -160,8 +130,10 @@ def test_without_relative_positions(tmp_path, capsys):
     assert_alike(official, base, 16)
 
 
-def test_a_model_to_train_has_its_global_blocks_where_the_base_has_them(tmp_path, capsys):
-    base, _ = converted(make_official(places=(0, 2)), tmp_path, capsys)
+def test_a_model_to_train_has_its_global_blocks_where_the_base_has_them(
+    make_small, tmp_path, capsys
+):
+    base, _ = converted(make_small(places=(0, 2)), tmp_path, capsys)
     assert read_description(base).config.encoder.global_blocks == (0, 2)
     model = load_msam(base, AdapterConfig(ranks=(4, 4, 2)), {"depth": 1})
     maps = nnx.eval_shape(lambda model: model(jnp.zeros((1, 16, 16, 3))), model)
