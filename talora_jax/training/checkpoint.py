@@ -35,7 +35,7 @@ class Checkpoints:
         self._read_only = read_only
         self._directory = (workdir / "checkpoints").absolute()
         make = not read_only
-        with self._told(), _quiet():
+        with self._saving(), _quiet():
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
@@ -52,7 +52,7 @@ class Checkpoints:
         Raises:
           UserError: the disk refuses this one, or the last; those before stay.
         """
-        with self._told():
+        with self._saving():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -114,7 +114,7 @@ class Checkpoints:
         Raises:
           UserError: as of `save`.
         """
-        with self._told():
+        with self._saving():
             self._manager.close()
 
     def _read(self, step: int, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -141,7 +141,7 @@ class Checkpoints:
         self._manager.reload()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _saving(self) -> Iterator[None]:
         try:
             yield
         # TensorStore raises ValueErrors for what the disk refuses.
