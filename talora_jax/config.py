@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
-from talora_jax.errors import UserError, check_choice, nearest, one_line
+from talora_jax.errors import UserError, check_choice, nearest, one_line, short
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
@@ -473,8 +473,7 @@ def _is(kind: type, x: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(tuple(value) if isinstance(value, list) else value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return short(tuple(value) if isinstance(value, list) else value, 80)
 
 
 def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

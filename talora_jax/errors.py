@@ -164,6 +164,18 @@ def printable(text: object, longest: int | None = 200) -> str:
     return f"{shown[: longest - 40]}…{shown[-39:]}"
 
 
+def short(value: object, longest: int) -> str:
+    """A value as Python writes it, for a message: no more of it than so many characters."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first of some names, printable; the rest is counted."""
+    shown = ", ".join(printable(name, 60) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def listed(names: Iterable[str], limit: int = 300, between: str = ", ") -> str:
     """Names from a file, printable, as many as go into so many characters; the rest is counted."""
     names = [printable(name, limit) for name in names]

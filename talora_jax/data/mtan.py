@@ -51,7 +51,7 @@ from talora_jax.data.records import (
     prepare,
     prepared,
 )
-from talora_jax.errors import UserError, one_line, printable
+from talora_jax.errors import UserError, one_line, printable, some
 from talora_jax.tasks.depth import measured
 from talora_jax.tasks.target_files import BadFile, read_npy
 
@@ -71,6 +71,7 @@ _STORED = {
 # How far, in steps of 1/255, a value of an 8-bit image may be off: float16's are by 0.06.
 _STEP_SLACK = 0.1
 _UNIT_SLACK = 1e-3
+_NAMED = 3  # names in a sentence
 _MOST_NESTED = 3  # folders that train and val may lie in
 
 
@@ -187,13 +188,13 @@ def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
             yield folders[0]
             return
         if folders:
-            names = _some(sorted(folder.name for folder in folders))
+            names = some(sorted(folder.name for folder in folders), _NAMED)
             raise UserError(
                 f"{download} holds {names}, each with train/ or val/; name one of them."
             )
         names = sorted(entry.name for entry in _entries(root))
         archives = [name for name in names if name.lower().endswith(".zip")]
-        hint = f"; it holds {_some(names)}" if names else ""
+        hint = f"; it holds {some(names, _NAMED)}" if names else ""
         if archives:
             way_on = "which may be the path itself" if root is download else "unpack that"
             hint = f"; it holds {printable(archives[0])}, {way_on}"
@@ -268,7 +269,9 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
             if (root / split / name).is_dir():
                 found[target], others = _numbered(root / split / name)
                 if others:
-                    problems.append(f"{split}/{name} has {_some(others)}, expected 0.npy, 1.npy, …")
+                    problems.append(
+                        f"{split}/{name} has {some(others, _NAMED)}, expected 0.npy, 1.npy, …"
+                    )
         numbers = sorted(set().union(*found.values()))
         if not numbers:
             problems.append(f"{split} is missing, or has no samples 0.npy, 1.npy, …")
@@ -279,7 +282,9 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
                 continue
             lacking = [f"{number}.npy" for number in numbers if number not in found[target]]
             if lacking:
-                problems.append(f"{split}/{name} lacks {_some(lacking)}, which another folder has")
+                problems.append(
+                    f"{split}/{name} lacks {some(lacking, _NAMED)}, which another folder has"
+                )
         splits[split] = [
             {target: files.get(number) for target, files in found.items()} for number in numbers
         ]
@@ -313,11 +318,6 @@ def _numbered(folder: AnyPath) -> tuple[dict[int, AnyPath], list[str]]:
         elif suffix.lower() == "npy" and not stem.startswith("."):
             others.append(path.name)
     return files, sorted(others)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name, 60) for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _note_counts(packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> None:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from talora_jax import config as config_lib
-from talora_jax.errors import Stopped, UserError
+from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import write_atomically
 
 try:
@@ -35,6 +35,7 @@ _FREE = (
     "config.model.weights",
 )
 _NAMED = 6  # fields in a sentence
+_LONGEST = 60  # characters of a value
 
 
 def claim_workdir(
@@ -107,8 +108,9 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run
     classes = told.get("class_names", run_is["class_names"])
     if classes != run_is["class_names"]:
         raise UserError(
-            f"the run in {workdir} has the classes {_listed(classes)}, but the data has "
-            f"{_listed(run_is['class_names'])}: give the same data, or choose another --workdir"
+            f"the run in {workdir} has the classes {short(classes, _LONGEST)}, but the data has "
+            f"{short(run_is['class_names'], _LONGEST)}: give the same data, or choose another "
+            "--workdir"
         )
 
 
@@ -255,7 +257,10 @@ def _write(path: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _another(workdir: Path, differing: Sequence[str], before: dict, now: dict, longer: bool) -> str:
-    changes = [f"{k} was {_listed(before[k])} and is now {_listed(now[k])}" for k in differing]
+    changes = [
+        f"{k} was {short(before[k], _LONGEST)} and is now {short(now[k], _LONGEST)}"
+        for k in differing
+    ]
     named = ", ".join(changes[:_NAMED])
     if len(changes) > _NAMED:
         named += f", and {len(changes) - _NAMED} more fields"
@@ -269,8 +274,3 @@ def _another(workdir: Path, differing: Sequence[str], before: dict, now: dict, l
     else:
         way = "give the same config to resume"
     return f"{workdir} was written by another config: {named}. Choose another --workdir, or {way}."
-
-
-def _listed(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

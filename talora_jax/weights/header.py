@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from talora_jax.errors import UserError, one_line
+from talora_jax.errors import UserError, one_line, short
 
 TENSORS = "tensors_sha256"
 METADATA = "metadata_sha256"
@@ -150,8 +150,7 @@ def check(path: str | Path, name: str, value: Any, fits: bool, expected: str) ->
       UserError: it does not fit.
     """
     if not fits:
-        told = repr(value)
-        told = told if len(told) <= 40 else f"{told[:40]}…"
+        told = short(value, 40)
         raise UserError(f"{path}: its header is damaged: {name} is {told}, expected {expected}")
 
 

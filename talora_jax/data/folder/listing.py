@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from talora_jax.data.folder.decode import COMMON_IMAGES, suffixes
 from talora_jax.data.folder.settings import Settings
 from talora_jax.data.records import SampleFiles
-from talora_jax.errors import UserError, nearest, printable
+from talora_jax.errors import UserError, nearest, printable, some
 
+_NAMED = 5  # names in a sentence
 # What systems leave in folders, besides names that begin with a dot; in lower case.
 _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
@@ -118,14 +119,14 @@ def split_samples(
     unknown = sorted({stem for split in stems.values() for stem in split} - set(samples))
     if unknown:
         raise UserError(
-            f"{root / 'dataset.json'}: splits name {_some(unknown)}, of which there is no image"
-            f"{_meant(unknown[0], samples)}."
+            f"{root / 'dataset.json'}: splits name {some(unknown, _NAMED)}, of which there is no "
+            f"image{_meant(unknown[0], samples)}."
         )
     shared = sorted(set(stems["train"]) & set(stems["val"]))
     if shared:
         raise UserError(
-            f"{root / 'dataset.json'}: {_some(shared)} stand in both splits; expected each stem "
-            "in one at most."
+            f"{root / 'dataset.json'}: {some(shared, _NAMED)} stand in both splits; expected each "
+            "stem in one at most."
         )
     return {name: tuple(samples[stem] for stem in sorted(stems[name])) for name in stems}
 
@@ -142,7 +143,7 @@ def _check_root(root: Path) -> None:
         raise UserError(f"config.data.path: {root} cannot be listed ({error.strerror}).") from None
     if (root / "image").is_dir():
         return
-    there = f"it holds {_some(names)}" if names else "it is empty"
+    there = f"it holds {some(names, _NAMED)}" if names else "it is empty"
     hint = ""
     if "image" in names:
         hint = f", where image is {_no_folder(root / 'image')}"
@@ -266,8 +267,3 @@ def _draw_splits(
     ranked = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
     val = min(max(round(len(stems) * val_fraction), 1), len(stems) - 1)
     return {"train": tuple(ranked[val:]), "val": tuple(ranked[:val])}
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name, 60) for name in names[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
