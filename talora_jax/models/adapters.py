@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from talora_jax.errors import UserError
 
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
-INITS = ("published", "orthonormal", "scaled")  # how U1, U2 and U3 start, see `Tucker`
+INITS = ("published", "orthonormal", "scaled", "lora")  # how the factors start, see `Tucker`
 
 
 class TaskParam(nnx.Param):
@@ -50,7 +50,7 @@ class AdapterConfig:
       scale: s, the factor on the update.
       dropout: rate on the adapter's input while training.
       qkv: which of q, k and v are adapted.
-      init: how TA-LoRA's U1, U2 and U3 start: `published`, `orthonormal` or `scaled`.
+      init: how TA-LoRA's factors start: `published`, `orthonormal`, `scaled` or `lora`.
 
     Raises:
       UserError: no such kind, or no such init.
@@ -157,7 +157,7 @@ class Adapter(nnx.Module):
 class Tucker(Adapter):
     """TA-LoRA: U1, U2 and G shared by the tasks, one row of U3 each.
 
-    Initial values: G = 0, so that ΔW = 0. With `init`
+    Initial values: ΔW = 0, for G is zero, or U2. With `init`
 
       published    U1, U2, U3 ~ N(0, 1), as the authors' code: a step of size r on all entries of G
                    moves each entry of ΔW by about s √(p q v) r, however wide the layer is.
@@ -167,6 +167,9 @@ class Tucker(Adapter):
                    as G does, whatever the widths and ranks. U3 has orthonormal rows (of length 1
                    where there are more tasks than v), so that no task's update is small, or
                    another's, by the luck of the draw.
+      lora         U1 and U3 as `scaled`, G ~ N(0, 1/p) and U2 = 0, as LoRA's B: the first steps
+                   move a layer's output in any direction, where with G = 0 it is one of the q
+                   that U2 was drawn with.
     """
 
     task_axes = {"U3": -2}
@@ -176,15 +179,18 @@ class Tucker(Adapter):
         p, q, v = config.ranks
         shapes = ((width, p), (width * sum(config.qkv), q), (num_tasks, v))
         u1, u2, u3 = (jax.random.normal(rngs.params(), shape) for shape in shapes)
+        g = jnp.zeros((p, q, v))
         match config.init:
             case "orthonormal":
                 u1, u2 = (jnp.linalg.qr(factor)[0] for factor in (u1, u2))
                 u3 = _unit_rows(u3)
-            case "scaled":
+            case "scaled" | "lora":
                 u1, u2 = u1 / width**0.5, u2 / q**0.5
                 u3 = jnp.linalg.qr(u3.T)[0].T if num_tasks <= v else _unit_rows(u3)
-        self.U1, self.U2, self.U3 = map(TaskParam, (u1, u2, u3))
-        self.G = TaskParam(jnp.zeros((p, q, v)))
+        if config.init == "lora":
+            u2 = jnp.zeros_like(u2)
+            g = jax.random.normal(rngs.params(), g.shape) / p**0.5
+        self.U1, self.U2, self.U3, self.G = map(TaskParam, (u1, u2, u3, g))
 
     def apply(self, x, task_ids):
         core = jnp.einsum("pqv,tv->tpq", self.G[...], self.U3[task_ids])

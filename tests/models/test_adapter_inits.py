@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,28 @@ def test_scaled_rows_of_tasks_are_of_one_length_and_apart_where_there_is_room(ta
     np.testing.assert_allclose(jnp.diag(products), 1, rtol=1e-5)
     if tasks <= 3:
         np.testing.assert_allclose(products, np.eye(tasks), atol=1e-6)
+
+
+def test_as_lora_starts_the_first_gradient_is_of_the_way_out():
+    graphdef, state = nnx.split(adapter_of(init="lora", dropout=0.0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, WIDTH)), jnp.float32)
+    wanted = jnp.asarray(np.random.default_rng(1).normal(size=(2, 50, 3 * WIDTH)), jnp.float32)
+
+    def loss(state):
+        return jnp.sum((nnx.merge(graphdef, state)(x, jnp.arange(2)) - wanted) ** 2)
+
+    gradient = jax.grad(loss)(state)
+    assert gradient["U2"].all() and not gradient["G"].any() and not gradient["U1"].any()
+
+
+def test_as_lora_starts_what_u2_sees_is_as_large_as_the_input():
+    adapter = make_adapter(
+        AdapterConfig("talora", (64, 96, 3), init="lora"), 128, 2, rngs=nnx.Rngs(0)
+    )
+    x = np.random.default_rng(0).normal(size=(500, 128))
+    core = jnp.einsum("pqv,tv->tpq", adapter.G[...], adapter.U3[...])
+    for seen in jnp.einsum("nd,dp,tpq->tnq", x, adapter.U1[...], core):
+        assert 0.8 < seen.std() < 1.2
 
 
 @pytest.mark.parametrize("kind", [kind for kind, adapter in KINDS.items() if adapter])
