@@ -1,0 +1,126 @@
+"""talora_jax push SOURCE USER/NAME
+
+Puts an adapter or a base on the Hugging Face Hub, with a card made from what it tells of itself.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+
+from talora_jax.errors import ArgumentParser, UserError
+from talora_jax.experiments import card
+from talora_jax.experiments.finished_run import read_run
+from talora_jax.weights import adapter_file, base_file, hub
+from talora_jax.weights.adapter_file import AdapterFile
+from talora_jax.weights.assemble import read_base_of
+from talora_jax.weights.header import UNREADABLE, tensors_sha256
+
+PICTURE = "picture.png"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(arguments)
+    print(push(**vars(args)))
+
+
+def push(
+    source: str | Path,
+    name: str,
+    *,
+    base: str | None = None,
+    picture: str | Path | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> str:
+    """Puts an adapter or a base into a repository, which is made if need be.
+
+    The file, a card and a picture go there and nothing else. Who may write there is known to
+    huggingface_hub, from `hf auth login` or HF_TOKEN.
+
+    Args:
+      source: an adapter, a base, or the workdir of a finished run, whose metrics and first picture
+        the card then has.
+      name: of the repository, user/name.
+      base: of an adapter: where others find its base, such as the name of its repository. The
+        adapter there tells it; None leaves what training wrote.
+      picture: a PNG for the card, in place of the run's.
+      license: the Hub's word for it, such as apache-2.0.
+      private: make a new repository one that only its owner sees.
+
+    Returns:
+      The address of the repository.
+
+    Raises:
+      UserError: there is no such file, the base is not the adapter's, or the Hub refuses.
+    """
+    hub.repository_of(name)
+    path, workdir = _file_of(source)
+    metrics = read_run(workdir).metrics if workdir and (workdir / "metrics.jsonl").is_file() else {}
+    if picture is None and workdir:
+        picture = next(iter(sorted((workdir / "pictures").glob("*.png"))), None)
+    if picture is not None and not Path(picture).expanduser().is_file():
+        raise UserError(f"there is no picture {picture}")
+    about = {"picture": picture and PICTURE, "license": license}
+    with tempfile.TemporaryDirectory() as folder:
+        if _is_base(path):
+            if base is not None:
+                raise UserError(f"{path} is a base and has none: base= is of adapters")
+            tensors, description = base_file.read_base(path)
+            text = card.of_base(description, name, tensors_sha256(tensors), metrics, **about)
+            target = base_file.FILE_NAME
+        else:
+            file, target = AdapterFile.read(path), adapter_file.FILE_NAME
+            if base is not None:
+                read_base_of(file, path, base)
+                file = dataclasses.replace(file, weights=base)
+                path = Path(folder) / target
+                file.write(path)
+            text = card.of_adapter(file, name, metrics, **about)
+        contents = {target: str(path), "README.md": text.encode()}
+        if picture is not None:
+            contents[PICTURE] = str(Path(picture).expanduser())
+        return hub.upload(name, contents, private=private)
+
+
+def _file_of(source: str | Path) -> tuple[Path, Path | None]:
+    """The file to push, and the workdir that it lies in, if that is what was named."""
+    place = Path(source).expanduser()
+    if not place.is_dir():
+        if not place.is_file():
+            raise UserError(f"there is no {source}: expected an adapter, a base, or a workdir")
+        return place, None
+    base = place / base_file.FILE_NAME
+    return base if base.is_file() else adapter_file.find(place), place
+
+
+def _is_base(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return base_file.HEADER_KEY in (file.metadata() or {})
+    except UNREADABLE:
+        return False  # `AdapterFile.read` tells what is wrong with it.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "source", metavar="SOURCE", help="adapter.safetensors, a base, or the workdir of a run"
+    )
+    parser.add_argument("name", metavar="USER/NAME", help="the repository; made if need be")
+    parser.add_argument(
+        "--base",
+        metavar="USER/NAME",
+        help="of an adapter: the repository of its base, which it then tells",
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="PNG for the card (default: the run's first)"
+    )
+    parser.add_argument("--license", metavar="WORD", help="the Hub's word, such as apache-2.0")
+    parser.add_argument(
+        "--private", action="store_true", help="make a new repository for its owner alone"
+    )
+    return parser
