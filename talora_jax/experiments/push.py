@@ -1,17 +1,12 @@
-"""talora_jax push SOURCE USER/NAME
+"""Puts an adapter or a base on the Hugging Face Hub, with a card made from what it tells."""
 
-Puts an adapter or a base on the Hugging Face Hub, with a card made from what it tells of itself.
-"""
-
-import argparse
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
 
-from talora_jax.errors import ArgumentParser, UserError
+from talora_jax.errors import UserError
 from talora_jax.experiments import card
 from talora_jax.experiments.finished_run import read_run
 from talora_jax.weights import adapter_file, base_file, hub
@@ -20,11 +15,6 @@ from talora_jax.weights.assemble import read_base_of
 from talora_jax.weights.header import UNREADABLE, tensors_sha256
 
 PICTURE = "picture.png"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(arguments)
-    print(push(**vars(args)))
 
 
 def push(
@@ -40,6 +30,12 @@ def push(
 
     The file, a card and a picture go there and nothing else. Who may write there is known to
     huggingface_hub, from `hf auth login` or HF_TOKEN.
+
+    >>> import talora_jax
+    >>> address = talora_jax.push("adapter.safetensors", "user/rooms")
+    >>> model = talora_jax.load("user/rooms", base="sam_nano.safetensors")
+    >>> [task.name for task in model.tasks]
+    ['semantic', 'depth', 'normals']
 
     Args:
       source: an adapter, a base, or the workdir of a finished run, whose metrics and first picture
@@ -103,24 +99,3 @@ def _is_base(path: Path) -> bool:
             return base_file.HEADER_KEY in (file.metadata() or {})
     except UNREADABLE:
         return False  # `AdapterFile.read` tells what is wrong with it.
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "source", metavar="SOURCE", help="adapter.safetensors, a base, or the workdir of a run"
-    )
-    parser.add_argument("name", metavar="USER/NAME", help="the repository; made if need be")
-    parser.add_argument(
-        "--base",
-        metavar="USER/NAME",
-        help="of an adapter: the repository of its base, which it then tells",
-    )
-    parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="PNG for the card (default: the run's first)"
-    )
-    parser.add_argument("--license", metavar="WORD", help="the Hub's word, such as apache-2.0")
-    parser.add_argument(
-        "--private", action="store_true", help="make a new repository for its owner alone"
-    )
-    return parser

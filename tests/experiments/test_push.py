@@ -1,5 +1,6 @@
 """Adapters and bases on the Hub: what goes there, and what comes back."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,8 +9,8 @@ import pytest
 import talora_jax
 from talora_jax.errors import UserError
 from talora_jax.experiments import card
-from talora_jax.experiments.push import main, push
-from talora_jax.weights import hub as hub_lib
+from talora_jax.experiments.push import push
+from talora_jax.experiments.push_command import main
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.base_file import read_base, read_description
 
@@ -80,8 +81,6 @@ def test_a_card_of_names_from_a_file_is_text_alone(shelf):
 
 def test_a_base_of_tasks_is_loaded_to_train(shelf, micro):
     description = read_description(shelf / "sam_nano.safetensors")
-    import dataclasses
-
     description = dataclasses.replace(description, tasks=("depth",))
     front, body = front_of(card.of_base(description, "user/name", "f" * 64, {}))
     assert front["tags"] == ["segment-anything", "depth"]
@@ -93,7 +92,7 @@ def test_a_base_of_tasks_is_loaded_to_train(shelf, micro):
     [
         (
             ("missing", "user/name"),
-            "there is no missing: expected an adapter, a base, or a workdir",
+            "there is no missing: expected an adapter, a base, or a work",
         ),
         (("adapter.safetensors", "name"), "name: expected the name of a repository, user/name"),
         (("adapter.safetensors", "user/name@v1"), "expected the name of a repository, user/name"),
@@ -117,4 +116,3 @@ def test_who_may_not_write(hub, shelf):
         UserError, match="the Hub refused user/name: status 403 .*run hf auth login"
     ):
         push(shelf / "adapter.safetensors", "user/name")
-    hub_lib.fetched.cache_clear()
