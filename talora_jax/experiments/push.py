@@ -14,7 +14,7 @@ from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import read_base_of
 from talora_jax.weights.header import UNREADABLE, tensors_sha256
 
-PICTURE = "picture.png"
+PICTURE = "picture"  # and how its file ends
 
 
 def push(
@@ -43,7 +43,7 @@ def push(
       name: of the repository, user/name.
       base: of an adapter: where others find its base, such as the name of its repository. The
         adapter there tells it; None leaves what training wrote.
-      picture: a PNG for the card, in place of the run's.
+      picture: a PNG or JPEG for the card, in place of the run's.
       license: the Hub's word for it, such as apache-2.0.
       private: make a new repository one that only its owner sees.
 
@@ -58,9 +58,11 @@ def push(
     metrics = read_run(workdir).metrics if workdir and (workdir / "metrics.jsonl").is_file() else {}
     if picture is None and workdir:
         picture = next(iter(sorted((workdir / "pictures").glob("*.png"))), None)
-    if picture is not None and not Path(picture).expanduser().is_file():
+    picture = picture and Path(picture).expanduser()
+    if picture and not picture.is_file():
         raise UserError(f"there is no picture {picture}")
-    about = {"picture": picture and PICTURE, "license": license}
+    picture_name = picture and f"{PICTURE}{picture.suffix.lower()}"
+    about = {"picture": picture_name, "license": license}
     with tempfile.TemporaryDirectory() as folder:
         if _is_base(path):
             if base is not None:
@@ -77,8 +79,8 @@ def push(
                 file.write(path)
             text = card.of_adapter(file, name, metrics, **about)
         contents = {target: str(path), "README.md": text.encode()}
-        if picture is not None:
-            contents[PICTURE] = str(Path(picture).expanduser())
+        if picture:
+            contents[picture_name] = str(picture)
         return hub.upload(name, contents, private=private)
 
 

@@ -30,7 +30,10 @@ def _parser() -> ArgumentParser:
         help="of an adapter: the repository of its base, which it then tells",
     )
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="PNG for the card (default: the run's first)"
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="PNG or JPEG for the card (default: the run's first)",
     )
     parser.add_argument("--license", metavar="WORD", help="the Hub's word, such as apache-2.0")
     parser.add_argument(

@@ -225,9 +225,8 @@ class SamPredictor:
         """
         multimask = as_flag("multimask", multimask)
         geometry, embedding = self._image(image)
-        given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
-        prompts = self._prompts(given, geometry)
-        return self._decoded([(geometry, embedding, prompts)], multimask)[0]
+        given = dict(zip(_KINDS, (points, labels, boxes, masks), strict=True))
+        return self._decoded([(geometry, embedding, self._prompts(given, geometry))], multimask)[0]
 
     def predict_each(
         self, prompts: Sequence[Mapping[str, Any] | None], *, multimask: bool = True
@@ -320,8 +319,7 @@ class SamPredictor:
 
     def _low(self, geometry: Geometry) -> tuple[int, int]:
         """(Y, X) of mask logits."""
-        height, width = (4 * n // self._config.encoder.patch_size for n in geometry.padded)
-        return height, width
+        return tuple(4 * side // self._config.encoder.patch_size for side in geometry.padded)
 
     def _decoded(
         self, asked: Sequence[tuple[Geometry, jax.Array, Prompts | None]], multimask: bool
@@ -335,7 +333,7 @@ class SamPredictor:
             low_res = np.empty((size, count, *self._low(geometry)), np.float32)
             answers.append(Prediction(low_res, np.empty((size, count), np.float32), geometry))
             for prompt in range(size):
-                # A prompt without a mask shares its image with others, in a program of its own.
+                # With masks, each prompt has an image of its own: that is another program.
                 alike = embedding.shape, bool(prompts.masked[prompt])
                 groups.setdefault(alike, []).append((number, prompt))
         for (_, masked), rows in groups.items():
