@@ -34,7 +34,7 @@ def of_adapter(
     known = weights in SHIPPED or hub.is_name(weights)
     # Where a base lies with whoever pushed, it lies with nobody else.
     base = "" if known or not weights else f", base={json.dumps(Path(weights).name)}"
-    adapter, encoded = file.adapter, file.config.get("data")
+    adapter, data = file.adapter, file.config.get("data")
     front = {
         "library_name": "talora_jax",
         "pipeline_tag": "depth-estimation" if file.tasks == ("depth",) else "image-segmentation",
@@ -48,8 +48,8 @@ def of_adapter(
         "base": f"{file.base}{f', {weights}' if known else ''}",
         "the base's fingerprint": file.base_fingerprint,
     }
-    if isinstance(encoded, dict) and "name" in encoded and "steps" in file.config:
-        about["trained"] = f"{file.config['steps']} steps on {encoded['name']}"
+    if isinstance(data, dict) and "name" in data and "steps" in file.config:
+        about["trained"] = f"{file.config['steps']} steps on {data['name']}"
     classes = {task: listed(file.class_names.get(task, ())) for task in file.tasks}
     tasks = [(task, channels, classes[task]) for task, channels in file.channels.items()]
     use = f'model = talora_jax.load("{name}"{base})\nprediction = model.predict("photo.jpg")'
