@@ -56,8 +56,7 @@ def of_adapter(
     return _card(
         front,
         name,
-        f"An adapter on a frozen Segment Anything Model, trained with {_OURS}: one forward pass "
-        "gives all of its tasks.",
+        f"An adapter on a frozen Segment Anything Model, trained with {_OURS}.",
         picture,
         use,
         {
@@ -150,7 +149,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     rows = [" | ".join(map(_cell, row)) for row in rows]
     if not rows:
         return ""
-    return "\n".join(f"| {row} |" for row in (" | ".join(head), "|".join("-" * len(head)), *rows))
+    return "\n".join(
+        f"| {row} |" for row in (" | ".join(head), " | ".join(["---"] * len(head)), *rows)
+    )
 
 
 def _cell(value: object) -> str:
