@@ -25,6 +25,7 @@ _EXPORTS = {
     "make_task": "tasks",
     "SamPredictor": "inference.prompts",
     "AdapterFile": "weights.adapter_file",
+    "push": "experiments.push",
     "UserError": "errors",
 }
 

@@ -46,6 +46,9 @@ COMMANDS = {
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"
     ),
+    "push": Command(
+        "talora_jax.experiments.push_command", "main", "an adapter or a base to the Hub"
+    ),
     "rooms": Command("talora_jax.data.rooms.__main__", "main", "write a folder of rendered rooms"),
     "convert": Command("weights_convert.__main__", "main", "SAM's weights from and to PyTorch"),
 }

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,7 @@ from talora_jax.models.msam import MSam
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.tasks import make_task
 from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
+from talora_jax.weights import hub as hub_lib
 from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.build import build, for_msam
 from talora_jax.weights.state import tensors_of
@@ -168,6 +170,22 @@ def micro():
 def published() -> types.ModuleType:
     """Writes data sets as they are published: the module `tests/data/published.py`."""
     return load(TESTS / "data" / "published.py")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face Hub on this machine, with nothing in it: a `tests/hub_server.py` Server."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs the extra `hub`")
+    with load(TESTS / "hub_server.py").Server() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_TOKEN", "a token")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The library's, between one try and the next.
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        hub_lib.fetched.cache_clear()
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_the_help_lists_every_command_with_a_line_each(run):
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  ")]
     assert [name for name, _ in lines] == list(COMMANDS)
     assert list(COMMANDS) == (
-        "train evaluate predict describe sweep report export adapter rooms convert".split()
+        "train evaluate predict describe sweep report export adapter push rooms convert".split()
     )
     assert all(len(summary) > 10 for _, summary in lines)
 
@@ -320,7 +320,7 @@ def test_the_wheel_holds_every_package_and_the_configs(setup_cfg):
 CALLED = {"absl": "absl-py", "orbax": "orbax-checkpoint", "PIL": "pillow"}
 # See the comment there.
 NEEDED_BY_OTHERS = {"array-record", "flatbuffers", "importlib-resources"}
-OPTIONAL_EXTRAS = {"torch"}
+OPTIONAL_EXTRAS = {"huggingface-hub", "torch"}
 
 
 def test_setup_cfg_names_everything_that_is_imported_and_nothing_else(setup_cfg):

@@ -251,7 +251,7 @@ def load(
     [('semantic', 3), ('depth', 1), ('normals', 3)]
 
     Args:
-      source: the workdir of a finished run, or an adapter file.
+      source: the workdir of a finished run, an adapter file, or user/name on the Hugging Face Hub.
       base: what the adapter was trained on; None for the base that the run's config names, or for a
         run that started from random numbers, which are drawn again.
       force: take a base of another fingerprint, if it has the same sizes.

@@ -7,9 +7,9 @@
     refined = predictor.predict(points=[[[320, 200]]], labels=[[1]], masks=prediction)
 
 Source: `segment_anything/predictor.py`. What differs: several images can be set at once, and
-several prompts asked at once; every coordinate is of the original image. Prompts are padded to a
-few fixed sizes, and padding is masked out, so that a new number of prompts or points rarely
-compiles anew.
+several prompts asked at once, each of its own kind; every coordinate is of the original image.
+Prompts are padded to a few fixed sizes, and padding is masked out, so that a new number of prompts
+or points rarely compiles anew. What is encoded can be kept in a file.
 """
 
 import dataclasses
@@ -17,44 +17,37 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
 from PIL import Image
 
-from talora_jax.arrays import as_array, as_flag, finite, in_words
-from talora_jax.errors import UserError
-from talora_jax.models.geometry import Geometry, normalise, resize_matrix
-from talora_jax.models.prompt_encoder import (
-    ABSENT,
-    BACKGROUND,
-    FOREGROUND,
-    LOWER_RIGHT,
-    NOT_A_POINT,
-    UPPER_LEFT,
-)
+from talora_jax.arrays import as_flag, in_words
+from talora_jax.errors import UserError, check_choice
+from talora_jax.inference.embeddings_file import EmbeddingsFile
+from talora_jax.inference.prompt_arrays import Prompts, as_prompts
+from talora_jax.models.geometry import Geometry, normalise
+from talora_jax.models.prompt_encoder import ABSENT
 from talora_jax.models.sam import Sam
 from talora_jax.rgb import as_rgb, each_rgb
+from talora_jax.weights.state import fingerprint, tensors_of
 
 # Prompts decoded at once are one of these; more of them go in turns of the largest.
 PROMPTS = (1, 4, 16)
 # Points of a prompt, box corners among them, are padded to a power of two from this one on.
 POINTS = 4
-
-LABELS = (ABSENT, NOT_A_POINT, BACKGROUND, FOREGROUND)
-# The logits that a mask of a person's stands for, on the object and off it: near certainty.
-CERTAIN = 10.0
 # Rows of a full-size map that are computed at once.
 _ROWS = 256
 
-_EXPECTED = {
-    "points": "an array [P, n, 2] of (x, y) in pixels",
-    "labels": "an array [P, n] of 1 (on the object), 0 (off it), -1 (no point) or -2 (absent)",
-    "boxes": "an array [P, 4] of (x0, y0, x1, y1) in pixels",
-    "masks": "an earlier prediction, its logits [P, Y, X], or masks [P, H, W] of dtype bool",
-}
+# What a prompt can be made of.
+_KINDS = ("points", "labels", "boxes", "masks")
+# One of P prompts, in a list of them: None for a prompt that has no such part.
+_Each = Sequence[ArrayLike | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +112,8 @@ class SamPredictor:
                 f"SamPredictor: {in_words(sam)}; expected a Sam, such as talora_jax.load_sam(path)"
             )
         graphdef, self._state = nnx.split(sam)
+        self._config, self._native_aspect = sam.config, sam.native_aspect
         self._geometry = sam.geometry
-        self._patch = sam.config.encoder.patch_size
         self._images: list[tuple[Geometry, jax.Array]] = []
 
         @jax.jit
@@ -159,22 +152,68 @@ class SamPredictor:
         """
         return self._image(image)[1]
 
+    def save_embeddings(self, path: str | Path) -> None:
+        """Writes the embeddings of all images that are set, for `load_embeddings`.
+
+        Raises:
+          UserError: no image is set, or the disk refuses.
+        """
+        self._image(0)
+        EmbeddingsFile(
+            [np.asarray(embedding[0]) for _, embedding in self._images],
+            [geometry.original for geometry, _ in self._images],
+            self._config,
+            self._native_aspect,
+            self._encoder,
+        ).write(Path(path).expanduser())
+
+    def load_embeddings(self, path: str | Path) -> None:
+        """Sets the images whose embeddings a file holds, in place of those set before.
+
+        They need not be there, and nothing is encoded.
+
+        >>> import talora_jax
+        >>> predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_nano.safetensors"))
+        >>> predictor.set_images(["photo.jpg"])
+        >>> predictor.save_embeddings("photos.safetensors")
+        >>> predictor.load_embeddings("photos.safetensors")
+        >>> predictor.predict(boxes=[[10, 10, 50, 40]]).masks().shape
+        (1, 3, 60, 80)
+
+        Raises:
+          UserError: there is no such file, it is damaged or something else, or its embeddings are
+            another image encoder's; images set before then stay.
+        """
+        file = EmbeddingsFile.read(Path(path).expanduser())
+        file.check_fits(path, self._config, self._native_aspect, self._encoder)
+        self._images = [
+            (self._geometry(original), jnp.asarray(embedding)[None])
+            for original, embedding in zip(file.originals, file.embeddings, strict=True)
+        ]
+
     def predict(
         self,
-        points: Float[ArrayLike, "P n 2"] | None = None,
-        labels: Sequence[Sequence[int]] | None = None,
-        boxes: Float[ArrayLike, "P 4"] | None = None,
-        masks: Prediction | Float[ArrayLike, "P Y X"] | Bool[ArrayLike, "P H W"] | None = None,
+        points: Float[ArrayLike, "P n 2"] | _Each | None = None,
+        labels: Sequence[Sequence[int] | None] | None = None,
+        boxes: Float[ArrayLike, "P 4"] | _Each | None = None,
+        masks: Prediction
+        | Float[ArrayLike, "P Y X"]
+        | Bool[ArrayLike, "P H W"]
+        | _Each
+        | None = None,
         *,
         image: int = 0,
         multimask: bool = True,
     ) -> Prediction:
         """The masks of P prompts, each made of points, a box, a mask, or several of these.
 
+        Where prompts differ in what they are made of, give lists with None for what a prompt lacks:
+        `boxes=[[5, 6, 25, 40], None]`. Each is answered as if it had been asked alone.
+
         Args:
           points: (x, y) in pixels of the original image.
           labels: of the points: 1 on the object, 0 off it, -1 no point (the model is told so), -2
-            absent (for prompts with fewer points than others).
+            absent (in an array, for prompts with fewer points than others).
           boxes: (x0, y0, x1, y1) in pixels of the original image.
           masks: an earlier prediction on this image, of which each prompt's best mask counts; or
             low-resolution logits; or masks of the image's own size, of dtype bool.
@@ -186,23 +225,55 @@ class SamPredictor:
         """
         multimask = as_flag("multimask", multimask)
         geometry, embedding = self._image(image)
-        points, labels, masks = self._prompts(points, labels, boxes, masks, geometry)
-        low_res, iou = [], []
-        for start in range(0, len(points), PROMPTS[-1]):
-            turn = slice(start, start + PROMPTS[-1])
-            size = len(points[turn])
-            pad = next(n for n in PROMPTS if n >= size) - size
-            maps, quality = self._decode(
-                self._state,
-                embedding,
-                _pad(points[turn], pad, 0)[None],
-                _pad(labels[turn], pad, ABSENT)[None],
-                None if masks is None else _pad(masks[turn], pad, 0)[None],
-                multimask=multimask,
+        given = dict(zip(_KINDS, (points, labels, boxes, masks), strict=True))
+        return self._decoded([(geometry, embedding, self._prompts(given, geometry))], multimask)[0]
+
+    def predict_each(
+        self, prompts: Sequence[Mapping[str, Any] | None], *, multimask: bool = True
+    ) -> list[Prediction]:
+        """The masks of prompts for every image that is set, as many for each as there are.
+
+        What `predict` gives for one image after the other, in fewer turns: those of several images
+        are decoded together.
+
+        >>> import talora_jax
+        >>> predictor = talora_jax.SamPredictor(talora_jax.load_sam("sam_nano.safetensors"))
+        >>> predictor.set_images(["photo.jpg"] * 3)
+        >>> boxes = [[10, 10, 50, 40], [30, 5, 70, 55]]
+        >>> click = {"points": [[[40, 30]]], "labels": [[1]]}
+        >>> [len(p.masks()) for p in predictor.predict_each([{"boxes": boxes}, click, None])]
+        [2, 1, 0]
+
+        Args:
+          prompts: for each image, in their order, a dict of what `predict` takes: points, labels,
+            boxes, masks. None for an image without prompts.
+          multimask: as in `predict`.
+
+        Raises:
+          UserError: as `predict`; or there are not as many as images.
+        """
+        multimask = as_flag("multimask", multimask)
+        self._image(0)
+        if not isinstance(prompts, (list, tuple)) or len(prompts) != len(self._images):
+            found = len(prompts) if isinstance(prompts, (list, tuple)) else in_words(prompts)
+            raise UserError(
+                f"prompts: {found}; expected a list with one dict for each of the "
+                f"{len(self._images)} images that are set, such as {{'boxes': [[…]]}}, or None for "
+                "an image without prompts"
             )
-            low_res.append(np.asarray(maps[0])[:size])
-            iou.append(np.asarray(quality[0])[:size])
-        return Prediction(np.concatenate(low_res), np.concatenate(iou), geometry)
+        asked = []
+        for number, (given, image) in enumerate(zip(prompts, self._images, strict=True)):
+            try:
+                asked.append((*image, None if given is None else self._of_dict(given, image[0])))
+            except UserError as error:
+                raise UserError(f"prompts of image {number}: {error}") from None
+        return self._decoded(asked, multimask)
+
+    @functools.cached_property
+    def _encoder(self) -> str:
+        """Fingerprint of all that an embedding depends on, whatever prompts are decoded with."""
+        tensors = tensors_of(self._state["image_encoder"])
+        return fingerprint({name: np.asarray(x, np.float32) for name, x in tensors.items()})
 
     def _encoded(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Geometry, jax.Array]:
         geometry = self._geometry(image.shape[:2])
@@ -225,72 +296,91 @@ class SamPredictor:
             )
         return self._images[index]
 
-    def _prompts(self, points, labels, boxes, masks, geometry):
-        """Checks the prompts, and puts points and corners together, padded to a fixed number."""
-        if (points is None) != (labels is None):
-            raise UserError("points and labels belong together: give both or neither")
-        low = tuple(4 * side // self._patch for side in geometry.padded)
+    def _of_dict(self, given: Mapping[str, Any], geometry: Geometry) -> Prompts:
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"{in_words(given)}; expected a dict of {', '.join(_KINDS)}, or None for an image "
+                "without prompts"
+            )
+        for name in given:
+            check_choice("a prompt's part", name, _KINDS)
+        return self._prompts(given, geometry)
+
+    def _prompts(self, given: Mapping[str, Any], geometry: Geometry) -> Prompts:
+        masks = given.get("masks")
         if isinstance(masks, Prediction):
             if masks.geometry != geometry:
                 raise UserError(
                     "masks: a prediction on an image of {1}×{0} pixels; expected one on this "
                     "image, of {3}×{2}".format(*masks.geometry.original, *geometry.original)
                 )
-            masks = masks.best()
-        given = {
-            name: np.atleast_1d(as_array(name, x, _EXPECTED[name]))
-            for name, x in (
-                ("points", points),
-                ("labels", labels),
-                ("boxes", boxes),
-                ("masks", masks),
-            )
-            if x is not None
-        }
-        _check_shapes(given, low, geometry.original)
-        count = max((len(x) for x in given.values()), default=1)
-        if masks is not None:
-            given["masks"] = _mask_logits(given["masks"], low, geometry)
-        for name, x in given.items():
-            if name in ("points", "boxes") and x.dtype.kind == "b":
-                raise UserError(f"{name} of dtype bool; expected {_EXPECTED[name]}")
-            given[name] = finite(name, x)
-        if labels is not None:
-            unknown = given["labels"][~np.isin(given["labels"], LABELS)]
-            if unknown.size:
-                raise UserError(
-                    f"labels {np.unique(unknown)[:5].tolist()}: expected 1 (on the object), 0 (off "
-                    "it), -1 (no point) or -2 (absent)"
-                )
-        if boxes is not None:
-            turned = (given["boxes"][:, 2:] < given["boxes"][:, :2]).any(axis=1)
-            if turned.any():
-                raise UserError(
-                    f"boxes: {given['boxes'][turned][0].tolist()} ends before it begins; expected "
-                    "(x0, y0, x1, y1) with x0 ≤ x1 and y0 ≤ y1, which of (x, y, width, height) is "
-                    "(x, y, x + width, y + height)"
-                )
+            given = {**given, "masks": masks.best()}
+        return as_prompts(given, geometry, self._low(geometry))
 
-        coordinates, kinds = [np.zeros((count, 0, 2))], [np.zeros((count, 0), int)]
-        if points is not None:
-            coordinates.append(geometry.points_to_square(given["points"]))
-            kinds.append(given["labels"].astype(int))
-            if boxes is None:
-                coordinates.append(np.zeros((count, 1, 2)))
-                kinds.append(np.full((count, 1), NOT_A_POINT))
-        if boxes is not None:
-            corners = given["boxes"].reshape(count, 2, 2)
-            coordinates.append(geometry.points_to_square(corners))
-            kinds.append(np.tile([UPPER_LEFT, LOWER_RIGHT], (count, 1)))
-        points, labels = np.concatenate(coordinates, 1), np.concatenate(kinds, 1)
-        size = POINTS
-        while size < points.shape[1]:
-            size *= 2
-        pad = size - points.shape[1]
-        points = finite("points and boxes, scaled to what is encoded", points)
-        points = np.pad(points, ((0, 0), (0, pad), (0, 0))).astype(np.float32)
-        labels = np.pad(labels, ((0, 0), (0, pad)), constant_values=ABSENT).astype(np.int32)
-        return points, labels, given["masks"].astype(np.float32) if masks is not None else None
+    def _low(self, geometry: Geometry) -> tuple[int, int]:
+        """(Y, X) of mask logits."""
+        return tuple(4 * side // self._config.encoder.patch_size for side in geometry.padded)
+
+    def _decoded(
+        self, asked: Sequence[tuple[Geometry, jax.Array, Prompts | None]], multimask: bool
+    ) -> list[Prediction]:
+        """Predictions for images with their embeddings, in turns of prompts that go together."""
+        tokens = self._config.decoder.mask_tokens
+        count = max(tokens - 1, 1) if multimask else 1
+        answers, groups = [], {}
+        for number, (geometry, embedding, prompts) in enumerate(asked):
+            size = 0 if prompts is None else len(prompts.points)
+            low_res = np.empty((size, count, *self._low(geometry)), np.float32)
+            answers.append(Prediction(low_res, np.empty((size, count), np.float32), geometry))
+            for prompt in range(size):
+                # With masks, each prompt has an image of its own: that is another program.
+                alike = embedding.shape, bool(prompts.masked[prompt])
+                groups.setdefault(alike, []).append((number, prompt))
+        for (_, masked), rows in groups.items():
+            for start in range(0, len(rows), PROMPTS[-1]):
+                turn = rows[start : start + PROMPTS[-1]]
+                maps, quality = self._turn(asked, turn, masked, multimask)
+                for row, (number, prompt) in enumerate(turn):
+                    answers[number].low_res[prompt] = maps[row]
+                    answers[number].iou[prompt] = quality[row]
+        return answers
+
+    def _turn(
+        self,
+        asked: Sequence[tuple[Geometry, jax.Array, Prompts | None]],
+        rows: Sequence[tuple[int, int]],
+        masked: bool,
+        multimask: bool,
+    ) -> tuple[Float[np.ndarray, "P m Y X"], Float[np.ndarray, "P m"]]:
+        """Mask logits and expected IoUs of some prompts, given as (image, prompt) of `asked`."""
+        prompts = [(asked[number][2], prompt) for number, prompt in rows]
+        size = next(n for n in PROMPTS if n >= len(rows))
+        length, longest = POINTS, max(given.points.shape[1] for given, _ in prompts)
+        while length < longest:
+            length *= 2
+        points = np.zeros((size, length, 2), np.float32)
+        labels = np.full((size, length), ABSENT, np.int32)
+        masks = np.zeros((size, *prompts[0][0].masks.shape[1:]), np.float32) if masked else None
+        for row, (given, prompt) in enumerate(prompts):
+            points[row, : given.points.shape[1]] = given.points[prompt]
+            labels[row, : given.points.shape[1]] = given.labels[prompt]
+            if masked:
+                masks[row] = given.masks[prompt]
+        # Prompts of one image share it; those of several are a prompt for each of so many images.
+        embeddings = [asked[number][1] for number, _ in rows]
+        several = len({number for number, _ in rows}) > 1
+        if several:
+            padding = [embeddings[-1]] * (size - len(rows))
+            embeddings = [jnp.concatenate([*embeddings, *padding])]
+        maps, quality = self._decode(
+            self._state,
+            embeddings[0],
+            *(x if x is None else np.expand_dims(x, int(several)) for x in (points, labels, masks)),
+            multimask=multimask,
+        )
+        return tuple(
+            np.asarray(x).reshape(size, *x.shape[2:])[: len(rows)] for x in (maps, quality)
+        )
 
 
 def _several(images) -> Iterable:
@@ -308,68 +398,3 @@ def _several(images) -> Iterable:
     ):
         raise UserError(f"set_images: {in_words(images)}; expected a list of images")
     return images
-
-
-def _check_shapes(
-    given: Mapping[str, np.ndarray], low: tuple[int, ...], original: tuple[int, int]
-) -> None:
-    n = given["points"].shape[1] if "points" in given and given["points"].ndim == 3 else "n"
-    own = "masks" in given and given["masks"].dtype.kind == "b"
-    expected = {"points": (n, 2), "labels": (n,), "boxes": (4,), "masks": original if own else low}
-    for name, x in given.items():
-        if x.shape[1:] == expected[name] and len(x) > 0:
-            continue
-        shape = ", ".join(map(str, ("P", *expected[name])))
-        raise UserError(
-            f"{name} of shape {list(x.shape)}: expected [{shape}] for P > 0 prompts"
-            f"{_way_on(name, x, expected[name], original)}"
-        )
-    if len({len(x) for x in given.values()}) > 1:
-        counts = ", ".join(f"{len(x)} of {name}" for name, x in given.items())
-        raise UserError(f"prompts of different numbers, {counts}: expected the same P for all")
-
-
-def _way_on(
-    name: str, x: np.ndarray, expected: tuple[int | str, ...], original: tuple[int, int]
-) -> str:
-    """What to do about prompts of a wrong shape, where it can be guessed."""
-    if x.ndim == len(expected) and x.size:
-        return f"; for a single prompt, P = 1: np.array({name})[None]"
-    if name == "masks" and x.dtype.kind == "b":
-        return ", the image's own size, for dtype bool"
-    if name == "masks" and x.shape[-2:] == original:
-        return "; masks of the image's own size are of dtype bool: masks > 0"
-    if name == "masks" and x.ndim == 4:
-        return "; one mask for each prompt, of which masks=prediction takes the best"
-    return ""
-
-
-def _mask_logits(
-    masks: np.ndarray, low: tuple[int, ...], geometry: Geometry
-) -> Float[np.ndarray, "P Y X"]:
-    """Mask prompts as SAM takes them: logits of the padded image, four to a token's side.
-
-    Masks of the image's own size take the image's way: resized, padded with what is off the object,
-    and then made as small as logits are, each step an average.
-    """
-    if masks.dtype.kind != "b":
-        if masks.dtype.kind != "f" or (masks.any() and np.isin(masks, (0, 1)).all()):
-            raise UserError(
-                f"masks of dtype {masks.dtype} with values from {masks.min()} to {masks.max()}; "
-                "expected logits in floating point, of which those off the object are negative, or "
-                "masks of the image's own size of dtype bool: masks > 0"
-            )
-        return masks
-    rows, columns = (
-        (resize_matrix(whole, small, antialias=True) @ matrix).astype(np.float32)
-        for matrix, whole, small in zip(
-            geometry.matrices_to_padded(), geometry.padded, low, strict=True
-        )
-    )
-    # One after the other: a mask in floating point has the size of a photograph.
-    inside = np.stack([rows @ mask.astype(np.float32) @ columns.T for mask in masks])
-    return CERTAIN * (2 * inside - 1)
-
-
-def _pad(x: np.ndarray, rows: int, value: float) -> np.ndarray:
-    return np.pad(x, ((0, rows), *[(0, 0)] * (x.ndim - 1)), constant_values=value)

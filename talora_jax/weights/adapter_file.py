@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from talora_jax.errors import UserError, one_line
 from talora_jax.files import write_atomically
+from talora_jax.weights import hub
 from talora_jax.weights.header import (
     TENSORS,
     UNREADABLE,
@@ -205,11 +206,14 @@ def _check_fields(fields: Mapping[str, Any], path: str | Path) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The adapter file that a path means: itself, or that of a finished run's workdir.
+    """The adapter file that a path means: itself, that of a finished run's workdir, or that of a
+    repository on the Hub, see `hub`.
 
     Raises:
-      UserError: the workdir holds no finished run.
+      UserError: the workdir holds no finished run, or the Hub has no such adapter.
     """
+    if hub.is_name(path):
+        return hub.fetched(str(path), FILE_NAME)
     path = Path(path).expanduser()
     if not path.is_dir():
         return path

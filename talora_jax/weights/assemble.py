@@ -76,7 +76,10 @@ def read_base_of(
         values = {name_of(p): v[...] for p, v in nnx.to_flat_state(frozen)}
         made = Base(sam, values, fingerprint(values), {})
     else:
-        place = base_path(weights)
+        try:
+            place = base_path(weights)
+        except UserError as error:
+            raise UserError(f"{error}; {path} needs the base that it was trained on") from None
         if not place.is_file():
             what = ", but a folder" if place.is_dir() else ""
             raise UserError(

@@ -24,6 +24,7 @@ from talora_jax.files import replacing
 from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
+from talora_jax.weights import hub
 from talora_jax.weights.header import (
     UNREADABLE,
     check,
@@ -38,6 +39,8 @@ from talora_jax.weights.header import (
     tensors_sha256,
 )
 
+# What a run that trains a base leaves, and what a repository has.
+FILE_NAME = "base.safetensors"
 # The key of the JSON in a base's safetensors header, and the newest version of it.
 HEADER_KEY = "talora_jax.base"
 VERSION = 1
@@ -121,7 +124,14 @@ def sam_config(fields: Any, path: str | Path) -> SamConfig:
 
 
 def base_path(name: str | Path) -> Path:
-    """Where a base lies: a path itself, or what the package ships under this name."""
+    """Where a base lies: a path itself, what the package ships under this name, or what a
+    repository on the Hub has, see `hub`.
+
+    Raises:
+      UserError: the Hub has no such base.
+    """
+    if hub.is_name(name):
+        return hub.fetched(str(name), FILE_NAME)
     path = Path(name).expanduser()
     return path if path.exists() else SHIPPED.get(str(name), path)
 

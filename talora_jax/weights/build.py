@@ -39,7 +39,7 @@ def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
     (64, 2)
 
     Args:
-      path: of the base.
+      path: of the base, the name of one that comes along, or user/name on the Hugging Face Hub.
       dtype: to compute in; parameters stay float32.
 
     Raises:

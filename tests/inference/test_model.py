@@ -38,15 +38,15 @@ def msam(shelf, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", talora_jax.__all__[1:])
-def test_every_name_has_an_example_that_runs(name, shelf, tmp_path, monkeypatch):
+def test_every_name_has_an_example_that_runs(name, hub, shelf, tmp_path, monkeypatch):
     folder = tmp_path / "shelf"
     shutil.copytree(shelf, folder)
     monkeypatch.chdir(folder)
     names = {"talora_jax": talora_jax, "Image": Image, "np": np, "jnp": jnp, "nnx": nnx}
     documented = getattr(talora_jax, name)
     tests = [t for t in doctest.DocTestFinder().find(documented, globs=names) if t.examples]
-    methods = 4 if documented is talora_jax.TrainedModel else 1
-    assert len(tests) == methods
+    methods = {talora_jax.TrainedModel: 4, talora_jax.SamPredictor: 3}
+    assert len(tests) == methods.get(documented, 1)
     for test in tests:
         runner = doctest.DocTestRunner()
         told = []

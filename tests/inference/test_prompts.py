@@ -1,5 +1,6 @@
 """The predictor: coordinates, padding without effect and without compilation, clear refusals."""
 
+import dataclasses
 import tracemalloc
 
 import jax
@@ -10,7 +11,8 @@ from flax import nnx
 from PIL import Image
 
 from talora_jax.errors import UserError
-from talora_jax.inference.prompts import CERTAIN, PROMPTS, Prediction, SamPredictor
+from talora_jax.inference.prompt_arrays import CERTAIN
+from talora_jax.inference.prompts import PROMPTS, Prediction, SamPredictor
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry, resize_matrix
 from talora_jax.models.prompt_encoder import FOREGROUND, LOWER_RIGHT, NOT_A_POINT, UPPER_LEFT
 
@@ -259,12 +261,31 @@ def test_points_and_labels_of_any_numbers(predictor, number):
     [
         ({"points": [[[1, 2]]]}, "points and labels belong together"),
         ({"points": [[1, 2]], "labels": [1]}, r"points of shape \[1, 2\]: expected \[P, n, 2\]"),
-        ({"points": [[[1, 2]]], "labels": [[1, 0]]}, r"labels of shape \[1, 2\]"),
+        ({"points": [[[1, 2]]], "labels": [[1, 0]]}, "labels of prompt 0: 2 for 1 points; .* one"),
         ({"points": [[[1, 2]]], "labels": [[3]]}, r"labels \[3"),
         ({"boxes": [1, 2, 3, 4]}, r"boxes of shape \[4\]: expected \[P, 4\]"),
         ({"boxes": [[1, 2, 3, 4]] * 2, "points": [[[1, 2]]], "labels": [[1]]}, "the same P"),
         ({"masks": np.zeros((1, 16, 16))}, r"expected \[P, 32, 32\]"),
-        ({"points": [[[1, 2]], [[1, 2], [3, 4]]], "labels": [[1]]}, "points cannot be one array"),
+        ({"points": [[[1, 2]], [[1, 2], [3, 4]]], "labels": [[1]]}, "2 of points, 1 of labels"),
+        ({"points": [[[1, 2], [3]]], "labels": [[1, 1]]}, "points cannot be one array"),
+        ({"points": [[[1, 2], [3]], None], "labels": [[1, 1], None]}, "points of prompt 0 cannot"),
+        ({"points": [None, [[1, 2]]], "labels": [[1], None]}, "labels of prompt 0: 1 for 0 points"),
+        ({"points": [[[1, 2]], None], "labels": [[4], None]}, r"labels \[4.0\]: expected 1"),
+        ({"points": [[[1, 2]], None], "labels": [[0.5], None]}, r"labels \[0.5\]: expected 1"),
+        (
+            {"boxes": [None, [1, 2, 3]]},
+            r"boxes of prompt 1 of shape \[3\]: expected \[4\], or None",
+        ),
+        ({"boxes": [None, [9, 2, 3, 4]]}, "ends before it begins"),
+        ({"boxes": [None, [True] * 4]}, r"boxes of prompt 1 of dtype bool; .*\[4\]"),
+        ({"boxes": [[1, 2, 3, 4], None], "masks": [None]}, "2 of boxes, 1 of masks"),
+        ({"boxes": [1, None, 3, 4]}, r"boxes of prompt 0 of shape \[\]: expected \[4\]"),
+        ({"masks": [None, np.zeros((16, 16))]}, r"masks of prompt 1 .*: expected \[32, 32\], or"),
+        (
+            {"masks": [np.eye(32), None]},
+            "masks of prompt 0 of dtype float64 with .* expected logits",
+        ),
+        ({"masks": [None, "mask.png"]}, r"masks of prompt 1: a str; .* prediction.best\(\)\[0\]"),
         ({"boxes": np.zeros((0, 4))}, "P > 0"),
         ({"boxes": [1, 2, 3, 4]}, r"for a single prompt, P = 1: np.array\(boxes\)\[None\]"),
         ({"boxes": [[1, 2, 3, 4]] * 2, "masks": np.zeros((3, 32, 32))}, "2 of boxes, 3 of masks"),
@@ -300,3 +321,198 @@ def test_prompts_that_are_refused(predictor, prompt, what):
     with pytest.raises(UserError, match=what) as error:
         predictor.predict(**prompt)
     assert len(str(error.value)) < 600 and str(error.value).isprintable()
+
+
+def mixed(logits):
+    """Prompts of every kind beside one another: for all of them, and for each one alone."""
+    inside = np.zeros((48, 32), bool)
+    inside[5:30, 10:25] = True
+    box, click = [5, 6, 25, 40], ([[20, 30]], [1])
+    several = ([[20, 30], [3, 4.5]], [1, 0])
+    each = [
+        {"points": click[0], "labels": click[1]},
+        {"boxes": box},
+        {"masks": logits},
+        {"points": several[0], "labels": several[1], "boxes": box, "masks": inside},
+        {},
+        {"points": several[0], "labels": several[1], "masks": logits},
+        {"boxes": [0, 0, 31, 47], "masks": inside},
+        {"points": click[0], "labels": [-1]},
+    ]
+    together = {n: [one.get(n) for one in each] for n in ("points", "labels", "boxes", "masks")}
+    return together, [{n: [x] for n, x in one.items()} for one in each]
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_prompts_of_different_kinds_are_each_as_if_alone(predictor, multimask):
+    logits = predictor.predict(*points(1, 1)).best()[0]
+    together, each = mixed(logits)
+    found = predictor.predict(**together, multimask=multimask)
+    for i, one in enumerate(each):
+        alone = predictor.predict(**one, multimask=multimask)
+        np.testing.assert_allclose(found.low_res[i], alone.low_res[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.iou[i], alone.iou[0], rtol=0, atol=1e-5)
+    gaps = np.abs(found.low_res[:, None] - found.low_res).max(axis=(2, 3, 4))
+    assert gaps[~np.eye(len(each), dtype=bool)].min() > 1e-3
+
+
+def test_a_point_that_is_none_goes_with_points_without_a_box(sam, predictor):
+    """Also in a prompt beside others; and with no prompt that has no point."""
+    xy, labels = [[20, 30]], [1]
+    found = predictor.predict([xy, xy, None], [labels, labels, None], [None, [5, 6, 25, 40], None])
+    by_hand_prompts = [
+        ([[20, 30], [0, 0]], [FOREGROUND, NOT_A_POINT]),
+        ([[20, 30], [5, 6], [25, 40]], [FOREGROUND, UPPER_LEFT, LOWER_RIGHT]),
+        (np.zeros((0, 2)), np.zeros(0, int)),
+    ]
+    for i, prompt in enumerate(by_hand_prompts):
+        masks, iou, _ = by_hand(sam, IMAGES[0], *prompt)
+        np.testing.assert_allclose(found.low_res[i], masks[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.iou[i], iou[0], rtol=0, atol=1e-5)
+    absent = predictor.predict([xy, xy], [[1], [-2]])
+    np.testing.assert_allclose(absent.low_res[1], found.low_res[2], rtol=0, atol=1e-5)
+
+
+def test_lists_of_points_and_absent_ones_are_the_same(predictor):
+    xy, labels = points(3, 4)
+    labels = np.array(labels)
+    labels[1, 2:] = labels[2] = -2
+    ragged = predictor.predict([xy[0], xy[1, :2], None], [labels[0], labels[1, :2], None])
+    assert_close(ragged, predictor.predict(xy, labels))
+    assert_close(predictor.predict(boxes=[None], masks=[None]), predictor.predict())
+
+
+def test_several_images_with_different_numbers_of_prompts(predictor):
+    predictor.set_images([*IMAGES, IMAGES[0][::-1]])
+    logits = predictor.predict(*points(1, 1)).best()[0]
+    xy, labels = points(PROMPTS[-1] + 2, 2)
+    asked = [
+        {"points": xy, "labels": labels},
+        {"boxes": [[1, 2, 30, 40]] * 3},
+        None,
+        mixed(logits)[0],
+    ]
+    found = predictor.predict_each(asked)
+    assert [len(p.iou) for p in found] == [PROMPTS[-1] + 2, 3, 0, 8]
+    for i, (one, prediction) in enumerate(zip(asked, found, strict=True)):
+        if one is not None:
+            alone = predictor.predict(**one, image=i)
+            assert prediction.geometry == alone.geometry
+            assert_close(prediction, alone)
+    assert found[2].masks().shape == (0, 3, 1, 90) and found[2].best().shape == (0, 32, 32)
+    refined = [{"masks": p} if len(p.iou) else None for p in found]
+    once_more = predictor.predict_each(refined, multimask=False)
+    assert_close(once_more[1], predictor.predict(masks=found[1], image=1, multimask=False))
+
+
+def test_prompts_of_several_images_are_decoded_together(predictor, monkeypatch):
+    turns = []
+    decode = predictor._decode
+    monkeypatch.setattr(
+        predictor, "_decode", lambda *a, **how: turns.append(a[2].shape) or decode(*a, **how)
+    )
+    predictor.predict_each([{"points": [[[1, 2]]], "labels": [[1]]}] * 3)
+    assert turns == [(4, 1, 4, 2)]
+    predictor.predict(*points(3, 1))
+    assert turns[1:] == [(1, 4, 4, 2)]
+
+
+def test_images_of_their_own_aspect_have_embeddings_of_different_shapes(micro_sam):
+    sam = nnx.clone(micro_sam)
+    sam.native_aspect = True
+    predictor = SamPredictor(sam)
+    predictor._images = [
+        (predictor._geometry(size), jnp.asarray(RNG.normal(size=(1, *grid, 32)), jnp.float32))
+        for size, grid in (((48, 32), (8, 6)), ((64, 64), (8, 8)), ((96, 65), (8, 6)))
+    ]
+    found = predictor.predict_each([{"boxes": [[1, 2, 20, 30]]}] * 3)
+    assert [p.low_res.shape[-2:] for p in found] == [(32, 24), (32, 32), (32, 24)]
+    for i in (1, 2):
+        assert_close(found[i], predictor.predict(boxes=[[1, 2, 20, 30]], image=i))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "what"),
+    [
+        ([{}, None], "prompts: 2; expected a list with one dict for each of the 3 images that are"),
+        ({"boxes": [[1, 2, 3, 4]]}, "prompts: a dict; expected a list with one dict for each"),
+        ([{}, {}, [[1, 2, 3, 4]]], "prompts of image 2: a list; expected a dict of points, labels"),
+        ([{}, {"box": [[1, 2, 3, 4]]}, {}], "image 1: .* unknown 'box', .* did you mean boxes"),
+        ([{"boxes": np.zeros((0, 4))}, {}, {}], "prompts of image 0: boxes of shape .* P > 0"),
+    ],
+)
+def test_prompts_of_several_images_that_are_refused(predictor, prompts, what):
+    with pytest.raises(UserError, match=what) as error:
+        predictor.predict_each(prompts)
+    assert len(str(error.value)) < 600
+
+
+def test_embeddings_are_loaded_without_the_encoder(predictor, micro_sam, tmp_path):
+    path = tmp_path / "images.safetensors"
+    asked = [{"boxes": [[1, 2, 20, 30]]}, {"points": [[[3, 4]]], "labels": [[1]]}, None]
+    expected = predictor.predict_each(asked)
+    predictor.save_embeddings(path)
+    loaded = SamPredictor(micro_sam)
+    loaded.load_embeddings(path)
+    for i in range(3):
+        np.testing.assert_array_equal(loaded.embedding(i), predictor.embedding(i))
+    for one, other in zip(loaded.predict_each(asked), expected, strict=True):
+        np.testing.assert_array_equal(one.low_res, other.low_res)
+        np.testing.assert_array_equal(one.iou, other.iou)
+        assert one.geometry == other.geometry
+    assert loaded._encode._cache_size() == 0
+
+
+def test_embeddings_keep_their_dtype(micro_sam, tmp_path):
+    path = tmp_path / "images.safetensors"
+    predictor = SamPredictor(micro_sam)
+    predictor._images = [(predictor._geometry((48, 32)), jnp.ones((1, 8, 8, 32), jnp.bfloat16))]
+    predictor.save_embeddings(path)
+    predictor.load_embeddings(path)
+    assert predictor.embedding().dtype == jnp.bfloat16 and predictor.embedding().mean() == 1
+
+
+def test_embeddings_of_another_sam_are_refused(predictor, micro_sam, tmp_path):
+    path = tmp_path / "images.safetensors"
+    predictor.save_embeddings(path)
+
+    def changed(change):
+        sam = nnx.clone(micro_sam)
+        change(sam)
+        other = SamPredictor(sam)
+        other._images = predictor._images
+        return other
+
+    def larger(sam):
+        encoder = dataclasses.replace(sam.config.encoder, image_size=128)
+        sam.config = dataclasses.replace(sam.config, encoder=encoder)
+
+    def native(sam):
+        sam.native_aspect = True
+
+    def another(sam):
+        sam.image_encoder.patch_embed.bias[...] += 1
+
+    for change, what in (
+        (larger, "for 64 pixels, and this is one of .* for 128 pixels: load the base"),
+        (native, "padded to the square, and this SAM pads to whole patches"),
+        (another, "of another base, whose image encoder has the fingerprint .*: load the base"),
+    ):
+        other = changed(change)
+        with pytest.raises(UserError, match=what) as error:
+            other.load_embeddings(path)
+        assert other._images is predictor._images and len(str(error.value)) < 600
+
+    def another_decoder(sam):
+        sam.mask_decoder.iou_token[...] += 1
+
+    other = changed(another_decoder)
+    other.load_embeddings(path)
+    np.testing.assert_array_equal(other.embedding(), predictor.embedding())
+
+
+def test_without_images_there_are_no_embeddings(micro_sam, tmp_path):
+    with pytest.raises(UserError, match="no image is set"):
+        SamPredictor(micro_sam).save_embeddings(tmp_path / "images.safetensors")
+    with pytest.raises(UserError, match="no image is set"):
+        SamPredictor(micro_sam).predict_each([])

@@ -95,6 +95,23 @@ def test_masks_and_iou(vit_b, official_b, prompt, multimask):
     compare_masks(vit_b, official_b, prompt, multimask)
 
 
+@pytest.mark.parametrize("multimask", [True, False])
+def test_prompts_of_different_kinds_in_one_call(vit_b, official_b, multimask):
+    """The first prompt of each kind beside the others, on both images, each asked alone there."""
+    kinds = PROMPTS.values()
+    together = {
+        name: [kind[name][0] if name in kind else None for kind in kinds]
+        for name in ("points", "labels", "boxes")
+    }
+    together["masks"] = [masks()[0] if "masks" in kind else None for kind in kinds]
+    found = vit_b.ours.predict_each([together] * len(official_b), multimask=multimask)
+    for official, prediction in zip(official_b, found, strict=True):
+        for i, kind in enumerate(kinds):
+            _, iou, low_res = ask_official(official, kind, multimask)
+            np.testing.assert_allclose(prediction.low_res[i], low_res[0], rtol=0, atol=1e-3)
+            np.testing.assert_allclose(prediction.iou[i], iou[0], rtol=0, atol=1e-4)
+
+
 def test_widths_and_heads_of_vit_l_and_vit_h(shallow, official_shallow):
     compare_embeddings(shallow, official_shallow)
     for multimask in (True, False):

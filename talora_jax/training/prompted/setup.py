@@ -18,11 +18,17 @@ from talora_jax.tasks import Task, make_task
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
 from talora_jax.training.setup import Run, abstract_of, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
-from talora_jax.weights.base_file import Description, read_base, read_description, write_base
+from talora_jax.weights.base_file import (
+    FILE_NAME,
+    Description,
+    read_base,
+    read_description,
+    write_base,
+)
 from talora_jax.weights.build import build
 from talora_jax.weights.state import fingerprint, tensors_of
 
-BASE = "base.safetensors"
+BASE = FILE_NAME
 
 
 def prepare(config: ml_collections.ConfigDict) -> Run:
