@@ -24,6 +24,7 @@ _EXPORTS = {
     "AdapterConfig": "models.adapters",
     "make_task": "tasks",
     "SamPredictor": "inference.prompts",
+    "AutomaticMasks": "inference.automatic_masks",
     "AdapterFile": "weights.adapter_file",
     "UserError": "errors",
 }
