@@ -25,6 +25,7 @@ _EXPORTS = {
     "make_task": "tasks",
     "SamPredictor": "inference.prompts",
     "AutomaticMasks": "inference.automatic_masks",
+    "name_masks": "inference.named_masks",
     "AdapterFile": "weights.adapter_file",
     "UserError": "errors",
 }

@@ -162,7 +162,8 @@ class AutomaticMasks:
             ("min_mask_region_area", math.inf),
         ):
             _check_number(name, getattr(self, name), 0, most)
-        self._grids  # noqa: B018: made here, so that what is wrong with them is told here.
+        # Made at once, so that what is wrong with them is told before any image is looked at.
+        object.__setattr__(self, "_grids", self._made_grids())
 
     def generate(self, image) -> list[FoundMask]:
         """The masks of an image, those that the model expects to fit best first.
@@ -267,8 +268,7 @@ class AutomaticMasks:
         # What changed may be a duplicate now.
         return _distinct(cleaned, untouched, max(self.box_nms_thresh, self.crop_nms_thresh))
 
-    @functools.cached_property
-    def _grids(self) -> list[Float[np.ndarray, "n 2"]]:
+    def _made_grids(self) -> list[Float[np.ndarray, "n 2"]]:
         """The points of each layer, in parts of a crop."""
         layers = self.crop_n_layers + 1
         if (self.points_per_side is None) == (self.point_grids is None):
@@ -356,9 +356,7 @@ class _Enlarger:
         return (self._weights[1][columns] @ tall.T.copy()).T, (columns.start, rows.start)
 
 
-def _distinct(
-    found: list[FoundMask], scores: Sequence[float], threshold: float
-) -> list[FoundMask]:
+def _distinct(found: list[FoundMask], scores: Sequence[float], threshold: float) -> list[FoundMask]:
     boxes = np.array([mask.box for mask in found], int)
     return [found[i] for i in distinct(boxes, np.array(scores), threshold)]
 

@@ -6,7 +6,6 @@ are. What differs: they stay arrays of four bytes a run, where lists take nine t
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Int

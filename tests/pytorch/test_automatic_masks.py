@@ -15,6 +15,9 @@ from weights_convert.__main__ import main
 
 pytestmark = pytest.mark.torch
 
+# No mask is left out.
+EVERYTHING = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def import_torch():
@@ -56,9 +59,7 @@ def small(official_sam, tmp_path_factory):
     """The SAM that comes along, written as a .pth and loaded there; theirs and ours."""
     path = tmp_path_factory.mktemp("small") / "sam.pth"
     main([str(SHIPPED["sam_small"]), str(path)])
-    official = official_sam(
-        128, 4, 4, (1, 3), grid=24, patch=12, window=6, decoder=(64, 2, 4, 256)
-    )
+    official = official_sam(128, 4, 4, (1, 3), grid=24, patch=12, window=6, decoder=(64, 2, 4, 256))
     official.load_state_dict(torch.load(path, weights_only=True))
     return official, load_sam("sam_small")
 
@@ -105,27 +106,28 @@ def decoded(runs):
 
 
 def test_vit_b(vit_b):
-    options = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.99}
-    assert assert_same_masks(vit_b, room((333, 500)), points_per_side=3, **options) > 10
+    # Masks of random weights are noise: an outline runs by every second pixel, and of a large image
+    # some of them lie on it within rounding.
+    assert assert_same_masks(vit_b, room((60, 90)), points_per_side=3, **EVERYTHING) == 27
 
 
-def test_the_sam_that_comes_along(small):
-    assert assert_same_masks(small, room((192, 256)), points_per_side=12) >= 3
+def test_every_mask_of_the_sam_that_comes_along(small):
+    assert assert_same_masks(small, room((192, 256)), points_per_side=12, **EVERYTHING) == 432
 
 
-def test_thresholds(small):
-    options = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.7, "stability_score_offset": 0.5}
-    options |= {"box_nms_thresh": 0.9, "points_per_batch": 10}
-    assert assert_same_masks(small, room((256, 150)), points_per_side=7, **options) > 10
+def test_thresholds_and_suppression(small):
+    options = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.9, "box_nms_thresh": 0.8}
+    assert assert_same_masks(small, room((192, 256)), points_per_side=12, **options) > 5
 
 
 def test_crops_and_small_regions(small):
-    options = {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "pred_iou_thresh": 0.6}
+    options = {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2, "pred_iou_thresh": 0.6}
     options |= {"crop_nms_thresh": 0.8, "stability_score_thresh": 0.8, "min_mask_region_area": 40}
-    assert assert_same_masks(small, room((150, 200)), points_per_side=8, **options) > 10
+    assert assert_same_masks(small, room((150, 200)), points_per_side=8, **options) > 5
 
 
 def test_point_grids(small):
     grids = [np.array([[0.2, 0.4], [0.65, 0.5]]), np.array([[0.5, 0.5]])]
     options = {"points_per_side": None, "point_grids": grids, "crop_n_layers": 1}
-    assert assert_same_masks(small, room((100, 140)), pred_iou_thresh=0.3, **options) > 1
+    options |= {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.3}
+    assert assert_same_masks(small, room((100, 140)), **options) > 1
