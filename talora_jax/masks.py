@@ -56,7 +56,7 @@ def _parser() -> ArgumentParser:
     add("--box-nms-thresh", type=float, default=0.7, metavar="X",
         help="of masks whose boxes have a higher IoU one stays (default: %(default)s)")  # fmt: skip
     add("--crop-n-layers", type=int, default=0, metavar="N",
-        help="1 looks at 4 parts of the image, too, 2 at 16 more (default: %(default)s)")  # fmt: skip
+        help="1 looks at 4 parts of the image, too, 2 at 16 more (default: 0)")  # fmt: skip
     add("--crop-nms-thresh", type=float, default=0.7, metavar="X",
         help="the same for masks of different crops (default: %(default)s)")  # fmt: skip
     add("--crop-overlap-ratio", type=float, default=512 / 1500, metavar="X",
