@@ -2,11 +2,11 @@
 
     python -m benchmarks.mask_recall                                  rooms, with sam_small
     python -m benchmarks.mask_recall --folder DATA                    DATA/image, DATA/instance
-    python -m benchmarks.mask_recall --workdir /tmp/rooms_tiny        and names, by what a run learnt
+    python -m benchmarks.mask_recall --workdir /tmp/rooms_tiny        and its names
 
 Recall: the part of all instances of at least 64 pixels of which one mask has an IoU of 0.5, or
-0.75. Beside it that of answers that do not look at the image: as many discs as there are masks, or
-rather more, spread evenly in three sizes. Rooms are validation frames of `rooms_tiny`.
+0.75. Beside it that of an answer that does not look at the image: discs of three sizes at 8×8
+points, which are more than the masks. Rooms are validation frames of `rooms_tiny`.
 
 Names are of masks with an IoU of 0.5 or more with an instance, whose class is the one that most of
 its pixels have; beside them the part of the most frequent class.
@@ -15,7 +15,6 @@ its pixels have; beside them the part of the most frequent class.
 import collections
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +26,8 @@ from talora_jax.errors import ArgumentParser, UserError, run_command
 # In both data sets, at 192×256; a folder's frames keep their size, and this part of their area.
 MIN_PIXELS, AT = 64, 192 * 256
 LEVELS = (0.5, 0.75)
-# Of the discs, in parts of the shorter side.
-_RADII = (0.06, 0.12, 0.24)
+# Of the discs, in parts of the shorter side, and how many of each in a row and a column.
+_RADII, _SIDE = (0.06, 0.12, 0.24), 8
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         counts.append(len(found))
         ious = _ious(np.array([one.mask() for one in found]), instances, wanted)
         best += ious.max(axis=0, initial=0).tolist()
-        trivial += _ious(discs(instances.shape, len(found)), instances, wanted).max(0).tolist()
+        trivial += _ious(discs(instances.shape), instances, wanted).max(0).tolist()
         if model is None:
             continue
         named = talora_jax.name_masks(found, model.predict(image), model.tasks)
@@ -103,21 +102,17 @@ def main(argv: list[str] | None = None) -> None:
         args.json.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def discs(size: tuple[int, int], count: int) -> np.ndarray:
-    """At least so many masks [n, H, W] that know nothing of an image: discs of each radius at the
-    points of a grid."""
+def discs(size: tuple[int, int]) -> np.ndarray:
+    """Masks [n, H, W] that know nothing of an image: discs of each radius at points of a grid."""
     height, width = size
-    per_radius = max(1, math.ceil(count / len(_RADII)))
-    columns = math.ceil(math.sqrt(per_radius * width / height))
-    rows = math.ceil(per_radius / columns)
     y, x = np.mgrid[:height, :width]
+    places = [(i + 0.5) / _SIDE for i in range(_SIDE)]
     return np.array(
         [
-            np.hypot(x - (i + 0.5) * width / columns, y - (j + 0.5) * height / rows)
-            < radius * min(size)
+            np.hypot(x - column * width, y - row * height) < radius * min(size)
             for radius in _RADII
-            for j in range(rows)
-            for i in range(columns)
+            for row in places
+            for column in places
         ]
     )
 
