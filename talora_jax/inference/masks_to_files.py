@@ -115,7 +115,8 @@ def write_masks(
 
 def _annotation(mask: FoundMask | NamedMask, compressed: bool) -> dict:
     """As COCO has it, in whose boxes a mask of one pixel has a width of one."""
-    x, y, width, height = (record := mask.record(compressed=compressed))["bbox"]
+    record = mask.record(compressed=compressed)
+    x, y, width, height = record["bbox"]
     label = mask.label if isinstance(mask, NamedMask) else 0
     return record | {
         "bbox": [x, y, width + 1, height + 1] if record["area"] else [0, 0, 0, 0],
