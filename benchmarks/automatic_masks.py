@@ -23,7 +23,7 @@ from benchmarks.harness import Contender, Result, ask
 from talora_jax.errors import UserError, run_command
 
 # What fits a small model, and what keeps all masks of a random one.
-_SMALL = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.85}
+_SMALL = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}
 _RANDOM = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "stability_score_offset": 0.01}
 
 

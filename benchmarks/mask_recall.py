@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--background", type=int, nargs="*", default=[], metavar="NUMBER",
         help="instances that do not count, such as a table (default: none)")  # fmt: skip
     add("--points-per-side", type=int, default=32, metavar="N", help="default: %(default)s")
-    add("--pred-iou-thresh", type=float, default=0.7, metavar="X", help="default: %(default)s")
-    add("--stability-score-thresh", type=float, default=0.85, metavar="X",
+    add("--pred-iou-thresh", type=float, default=0.4, metavar="X", help="default: %(default)s")
+    add("--stability-score-thresh", type=float, default=0.5, metavar="X",
         help="default: %(default)s")  # fmt: skip
     add("--box-nms-thresh", type=float, default=0.7, metavar="X", help="default: %(default)s")
     add("--crop-n-layers", type=int, default=0, metavar="N", help="default: %(default)s")
