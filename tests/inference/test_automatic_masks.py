@@ -71,18 +71,18 @@ def test_batches_do_not_matter(sam):
         assert (a.mask() != b.mask()).sum() <= 2
 
 
-def test_crops_are_images_of_their_own(sam):
+def test_crops_are_images_of_their_own(sam, monkeypatch):
     options = ALL | {"crop_nms_thresh": 1, "crop_n_points_downscale_factor": 2}
-    # Near the edges of a crop its masks count as cut off, so that it needs room for others.
-    image = np.kron(IMAGE, np.ones((3, 3, 1), np.uint8))
-    found = AutomaticMasks(sam, points_per_side=4, crop_n_layers=1, **options).generate(image)
+    # Masks of random weights fill a crop to its edges.
+    monkeypatch.setattr("talora_jax.inference.automatic_masks.is_cut_off", lambda *_: False)
+    found = AutomaticMasks(sam, points_per_side=4, crop_n_layers=1, **options).generate(IMAGE)
     crops = {tuple(one.crop_box.tolist()) for one in found}
-    boxes = [tuple(crop.box.tolist()) for crop in crops_of((144, 216), 1, 512 / 1500)]
+    boxes = [tuple(crop.box.tolist()) for crop in crops_of((48, 72), 1, 512 / 1500)]
     assert crops <= set(boxes) and len(boxes) == 5
     # Smaller crops first.
     sizes = [np.prod(one.crop_box[2:] - one.crop_box[:2]) for one in found]
     assert sizes == sorted(sizes)
-    assert len(crops) == 5
+    assert len(crops) == 5 and len(found) == 48 + 4 * 12
     for one in found:
         x0, y0, x1, y1 = one.crop_box
         outside = one.mask().copy()
