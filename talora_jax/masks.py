@@ -12,8 +12,9 @@ names of the run's classes, and depths and normals if it has them:
 
   python -m talora_jax.masks --images photo.jpg --out seen --workdir /tmp/rooms_tiny
 
-Names and defaults of options are those of segment-anything's generator. Fewer points, or a small
-model like `sam_small`, make it fast; crops find small things.
+Names and defaults of options are those of segment-anything's generator, and were chosen for ViT-H.
+With `sam_small` much more is found by --pred-iou-thresh 0.4 --stability-score-thresh 0.5; fewer
+points make it faster, and crops find small things.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def _parser() -> ArgumentParser:
     add("--adapter", metavar="FILE", help="an adapter.safetensors, in place of --workdir")
     add("--points-per-side", type=int, default=32, metavar="N",
         help="the grid has N × N points (default: %(default)s)")  # fmt: skip
-    add("--points-per-batch", type=int, default=64, metavar="N",
+    add("--points-per-batch", type=int, default=16, metavar="N",
         help="decoded at once; memory grows with it (default: %(default)s)")  # fmt: skip
     add("--pred-iou-thresh", type=float, default=0.88, metavar="X",
         help="leaves out masks that are not expected to fit better; 0 keeps all "

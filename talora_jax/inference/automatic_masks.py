@@ -97,12 +97,15 @@ class AutomaticMasks:
 
     >>> import talora_jax
     >>> sam = talora_jax.load_sam("sam_nano.safetensors")
-    >>> masks = talora_jax.AutomaticMasks(sam, points_per_side=4, pred_iou_thresh=0)
+    >>> masks = talora_jax.AutomaticMasks(
+    ...     sam, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
+    ... )
     >>> found = masks.generate(Image.open("photo.jpg"))
     >>> found[0].mask().shape
     (60, 80)
 
-    Names and defaults are segment-anything's; the defaults were chosen for ViT-H.
+    Names and defaults are segment-anything's, but for `points_per_batch`, there 64, on which masks
+    do not depend. Defaults were chosen for ViT-H: models of less training need lower thresholds.
 
     Attributes:
       sam: the model, such as `load_sam` gives.
@@ -128,7 +131,7 @@ class AutomaticMasks:
     sam: Sam
     _: dataclasses.KW_ONLY
     points_per_side: int | None = 32
-    points_per_batch: int = 64
+    points_per_batch: int = 16
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
@@ -230,7 +233,7 @@ class AutomaticMasks:
             low_res, iou = answers.pop()
             if following is not None:
                 answers.append(decode(following))
-            yield batch, np.asarray(low_res[0]), np.asarray(iou[0, : len(batch)])
+            yield batch, np.asarray(low_res)[0], np.asarray(iou)[0, : len(batch)]
 
     def _mask(
         self,
