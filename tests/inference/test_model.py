@@ -45,7 +45,7 @@ def test_every_name_has_an_example_that_runs(name, shelf, tmp_path, monkeypatch)
     names = {"talora_jax": talora_jax, "Image": Image, "np": np, "jnp": jnp, "nnx": nnx}
     documented = getattr(talora_jax, name)
     tests = [t for t in doctest.DocTestFinder().find(documented, globs=names) if t.examples]
-    methods = 4 if documented is talora_jax.TrainedModel else 1
+    methods = 5 if documented is talora_jax.TrainedModel else 1
     assert len(tests) == methods
     for test in tests:
         runner = doctest.DocTestRunner()
