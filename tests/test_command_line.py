@@ -73,7 +73,7 @@ def test_the_version(run):
         ("export a b --parts progam", "--parts: unknown 'progam', .*; did you mean program?"),
         ("convert --download vit_bb", "--download: unknown 'vit_bb', .*; did you mean vit_b?"),
         ("convert a --taks b", "unexpected argument '--taks'; did you mean --tasks?"),
-        ("masks --points-per-sid 3", "unexpected .*; did you mean --points-per-side?"),
+        ("masks --out a --points-per-sid 3", "unexpected .*; did you mean --points-per-side?"),
         ("rooms a --frame 3", "unexpected argument '--frame'; did you mean --frames?"),
         ("train --config rooms_tiny", "--workdir is missing: where should the run leave .*"),
         ("train --workdir x", "--config is missing: name a file in configs/"),
