@@ -161,7 +161,7 @@ def check_out(
     summary: str,
     inputs: Sequence[Input],
     folders: Sequence[str],
-    suffixes: Sequence[str],
+    endings: Sequence[str],
     *,
     overwrite: bool,
 ) -> None:
@@ -169,7 +169,7 @@ def check_out(
 
     Args:
       summary: the file that tells of all images.
-      folders: in each of which every image has a file of each of `suffixes`.
+      folders: in each of which every image has a file of each of `endings`.
       overwrite: whether files that exist may be replaced.
 
     Raises:
@@ -178,10 +178,10 @@ def check_out(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; expected a folder, new or not")
     planned = [out / summary] + [
-        out / folder / f"{given.name}{suffix}"
+        out / folder / f"{given.name}{ending}"
         for given in inputs
         for folder in folders
-        for suffix in suffixes
+        for ending in endings
     ]
     existing = [path for path in planned if path.exists()]
     if existing and not overwrite:
