@@ -1,9 +1,11 @@
 """Our contenders: what each builds, and the step that is timed."""
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,23 +13,31 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from benchmarks.flops import count_flops
 from benchmarks.harness import cores, peak_rss
+from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import open_dataset
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import train_iterator
+from talora_jax.data.rooms.render import render
+from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
+from talora_jax.inference.automatic_masks import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
+from talora_jax.rgb import read_rgb
 from talora_jax.tasks import Task, make_task
 from talora_jax.training.setup import assemble, make_model
 from talora_jax.training.step import init_state, make_train_step
-from talora_jax.weights.build import build
+from talora_jax.weights.base_file import SHIPPED, read_description
+from talora_jax.weights.build import build, load_sam
+from weights_convert.__main__ import main as convert
 
 # NYUv2 as MTAN packs it.
 TASKS = ("semantic", "depth", "normals")
@@ -269,6 +279,60 @@ def batches_of(
         process_count=1,
         num_threads=threads,
     )
+
+
+def sam_and_image(checkpoint: str, image: str | None, folder: str) -> tuple[None, dict[str, Any]]:
+    """A SAM as a .pth and as a base, and an image: what automatic masks are found with.
+
+    Args:
+      checkpoint: an official .pth, or: random (ViT-B's sizes), sam_small.
+      image: a picture; None for a rendered room.
+    """
+    import torch
+
+    with torchvision_or_stub():
+        from segment_anything import sam_model_registry
+
+    place = Path(folder)
+    base = path = checkpoint
+    if checkpoint == "sam_small":
+        path = place / "sam.pth"
+        convert([str(SHIPPED["sam_small"]), str(path)])
+    else:
+        base = place / "base.safetensors"
+        if checkpoint == "random":
+            path = place / "random.pth"
+            torch.manual_seed(0)
+            torch.save(sam_model_registry["vit_b"]().state_dict(), path)
+        convert([str(path), str(base)])
+    if image is None:
+        image = place / "room.png"
+        Image.fromarray(render(random_scene(0, "val", 0), (480, 640))["image"]).save(image)
+    config = read_description(base).config
+    encoder = dataclasses.asdict(config.encoder) | {"depth": config.encoder.depth}
+    return None, {
+        "architecture": {"encoder": encoder, "decoder": dataclasses.asdict(config.decoder)},
+        "checkpoint": str(path),
+        "base": str(base),
+        "image": str(image),
+        "size": list(read_rgb(Path(image)).shape[:2]),
+    }
+
+
+def automatic_masks(
+    base: str, image: str, options: dict[str, Any], found: str, **others: Any
+) -> Contender:
+    """Masks of everything in an image; written to `found`, the first time."""
+    del others
+    masks = AutomaticMasks(load_sam(base), **options)
+    rgb = read_rgb(Path(image))
+
+    def step():
+        records = [mask.record() for mask in masks.generate(rgb)]
+        if not Path(found).exists():
+            Path(found).write_text(json.dumps(records))
+
+    return step, {"threads": cores()}
 
 
 def sam_config(architecture: dict[str, Any]) -> SamConfig:

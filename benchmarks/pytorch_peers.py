@@ -10,12 +10,15 @@ Encoder and decoder are the packages' own classes, unchanged. The encoder is `se
 `transformers`' (whose fused attention is faster); the decoder is `segment_anything`'s in both.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from benchmarks.harness import cores
@@ -75,6 +78,40 @@ def training(
     return train, _facts(model) | {"trained": trained}
 
 
+def automatic_masks(
+    architecture: dict[str, Any],
+    checkpoint: str,
+    image: str,
+    options: dict[str, Any],
+    found: str,
+    **others: Any,
+) -> Contender:
+    """`segment_anything`'s generator on an image; its records are written once, to `found`."""
+    del others
+    use_all_cores()
+    with torchvision_or_stub():
+        from segment_anything import SamAutomaticMaskGenerator
+        from segment_anything.modeling import PromptEncoder, Sam
+
+    config, side = architecture["decoder"], architecture["encoder"]["image_size"]
+    grid = side // architecture["encoder"]["patch_size"]
+    sam = Sam(
+        make_encoder(architecture, "segment_anything"),
+        PromptEncoder(config["dim"], (grid, grid), (side, side), 16),
+        make_decoder(config),
+    ).eval()
+    sam.load_state_dict(torch.load(checkpoint, weights_only=True))
+    generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **options)
+    rgb = np.asarray(Image.open(image).convert("RGB"))
+
+    def step():
+        records = generator.generate(rgb)
+        if not Path(found).exists():
+            Path(found).write_text(json.dumps(records))
+
+    return step, _facts(sam)
+
+
 def use_all_cores() -> None:
     """PyTorch's own default leaves out hyper-threads, which JAX uses."""
     torch.set_num_threads(cores())
@@ -116,6 +153,20 @@ def make_encoder(architecture: dict[str, Any], package: str) -> nn.Module:
         use_rel_pos=True,
         window_size=config["window"],
         global_attn_indexes=global_blocks,
+    )
+
+
+def make_decoder(config: dict[str, Any]) -> nn.Module:
+    """SAM's mask decoder with random weights."""
+    with torchvision_or_stub():
+        from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+
+    dim = config["dim"]
+    return MaskDecoder(
+        transformer_dim=dim,
+        transformer=TwoWayTransformer(config["depth"], dim, config["heads"], config["mlp_dim"]),
+        num_multimask_outputs=config["mask_tokens"] - 1,
+        iou_head_hidden_dim=dim,
     )
 
 
@@ -171,7 +222,7 @@ class MSam(nn.Module):
     ):
         super().__init__()
         with torchvision_or_stub():
-            from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+            from segment_anything.modeling import PromptEncoder
 
         config = architecture["decoder"]
         dim, side = config["dim"], architecture["encoder"]["image_size"]
@@ -183,17 +234,7 @@ class MSam(nn.Module):
             block.attn.qkv = TuckerQkv(block.attn.qkv, len(channels))
         self.prompt_encoder = PromptEncoder(dim, (grid, grid), (side, side), 16)
         self.prompt_encoder.no_mask_embed = nn.Embedding(sum(channels.values()), dim)
-        self.mask_decoder = nn.ModuleList(
-            MaskDecoder(
-                transformer_dim=dim,
-                transformer=TwoWayTransformer(
-                    config["depth"], dim, config["heads"], config["mlp_dim"]
-                ),
-                num_multimask_outputs=config["mask_tokens"] - 1,
-                iou_head_hidden_dim=dim,
-            )
-            for _ in channels
-        )
+        self.mask_decoder = nn.ModuleList(make_decoder(config) for _ in channels)
         for name, parameter in self.named_parameters():
             parameter.requires_grad = _trains(name)
 

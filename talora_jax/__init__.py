@@ -24,6 +24,8 @@ _EXPORTS = {
     "AdapterConfig": "models.adapters",
     "make_task": "tasks",
     "SamPredictor": "inference.prompts",
+    "AutomaticMasks": "inference.automatic_masks",
+    "name_masks": "inference.named_masks",
     "AdapterFile": "weights.adapter_file",
     "push": "experiments.push",
     "UserError": "errors",

@@ -42,6 +42,7 @@ COMMANDS = {
     "describe": Command("talora_jax.main", "describe", "the model of a config as tables"),
     "sweep": Command("talora_jax.experiments.sweep", "main", "train methods, seeds, ablations"),
     "report": Command("talora_jax.experiments.report", "main", "finished runs side by side"),
+    "masks": Command("talora_jax.masks", "main", "masks of everything in images, and their names"),
     "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"

@@ -44,7 +44,7 @@ def test_the_help_lists_every_command_with_a_line_each(run):
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  ")]
     assert [name for name, _ in lines] == list(COMMANDS)
     assert list(COMMANDS) == (
-        "train evaluate predict describe sweep report export adapter push rooms convert".split()
+        "train evaluate predict describe sweep report masks export adapter push rooms convert".split()
     )
     assert all(len(summary) > 10 for _, summary in lines)
 
@@ -73,6 +73,7 @@ def test_the_version(run):
         ("export a b --parts progam", "--parts: unknown 'progam', .*; did you mean program?"),
         ("convert --download vit_bb", "--download: unknown 'vit_bb', .*; did you mean vit_b?"),
         ("convert a --taks b", "unexpected argument '--taks'; did you mean --tasks?"),
+        ("masks --out a --points-per-sid 3", "unexpected .*; did you mean --points-per-side?"),
         ("rooms a --frame 3", "unexpected argument '--frame'; did you mean --frames?"),
         ("train --config rooms_tiny", "--workdir is missing: where should the run leave .*"),
         ("train --workdir x", "--config is missing: name a file in configs/"),

@@ -32,11 +32,18 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.msam import MSam, task_axis
-from talora_jax.models.sam import SamConfig
+from talora_jax.models.sam import Sam, SamConfig
 from talora_jax.rgb import as_rgb, each_rgb
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import Base, check_fits, joined, read_base_of, resolve_dtype
+from talora_jax.weights.assemble import (
+    Base,
+    check_fits,
+    joined,
+    promptable,
+    read_base_of,
+    resolve_dtype,
+)
 from talora_jax.weights.state import filled
 
 Arrays = dict[str, np.ndarray]
@@ -176,6 +183,19 @@ class TrainedModel:
         """
         self.named([task])
         return nnx.merge(self._graphdef, self._ones[task].model).image_encoder.merge(0)
+
+    def promptable(self) -> Sam:
+        """The SAM that the adapter stands on, to be asked with prompts, or by `AutomaticMasks`.
+
+        Both have one copy of the frozen weights between them.
+
+        >>> model = talora_jax.load("adapter.safetensors", base="sam_nano.safetensors")
+        >>> predictor = talora_jax.SamPredictor(model.promptable())
+
+        Raises:
+          UserError: the base is random numbers, or has no decoder for prompts.
+        """
+        return promptable(self._base)
 
     def save(self, path: str | Path) -> None:
         """Writes the adapter to a file of its own.

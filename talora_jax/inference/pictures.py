@@ -56,7 +56,9 @@ def picture(
     scale = _TILE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # A tall, narrow image leaves its legend the room of a whole tile.
-    drawn = [(title, _fitted(pixels, size), _drawn(legend)) for title, pixels, legend in tiles]
+    drawn = [
+        (title, _fitted(pixels, size), drawn_legend(legend)) for title, pixels, legend in tiles
+    ]
     columns = min(len(drawn), _COLUMNS)
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
     heights = [_LINE + size[1] + max(legend.height for *_, legend in row) + _GAP for row in rows]
@@ -66,7 +68,7 @@ def picture(
     for row, row_height in zip(rows, heights, strict=True):
         for column, (title, tile, legend) in enumerate(row):
             x = _GAP + column * (_TILE + _GAP)
-            draw.text((x, y), title, fill="black", font=_font())
+            draw.text((x, y), title, fill="black", font=font())
             canvas.paste(tile, (x, y + _LINE))
             canvas.paste(legend, (x, y + _LINE + size[1]))
         y += row_height
@@ -78,7 +80,7 @@ def _fitted(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Image.
     return Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
 
 
-def _drawn(legend: Legend | None) -> Image.Image:
+def drawn_legend(legend: Legend | None) -> Image.Image:
     """A legend as wide as a tile."""
     match legend:
         case None:
@@ -93,7 +95,7 @@ def _drawn(legend: Legend | None) -> Image.Image:
 
 def _swatches(legend: Swatches) -> Image.Image:
     entries = [f"{n}  {100 * s:.0f} %" for n, s in zip(legend.names, legend.shares, strict=True)]
-    widths = [int(_font().getlength(entry)) + 2 * _LINE for entry in entries]
+    widths = [int(font().getlength(entry)) + 2 * _LINE for entry in entries]
     # As in text: entries follow each other, and a line that is full is followed by another.
     places, x, y = [], 0, _GAP // 2
     for width in widths:
@@ -106,7 +108,7 @@ def _swatches(legend: Swatches) -> Image.Image:
     for (x, y), entry, colour in zip(places, entries, legend.colours, strict=True):
         box = (x, y + 2, x + _FONT_SIZE, y + 2 + _FONT_SIZE)
         draw.rectangle(box, fill=tuple(map(int, colour)), outline="black")
-        draw.text((x + _LINE, y), entry, fill="black", font=_font())
+        draw.text((x + _LINE, y), entry, fill="black", font=font())
     return canvas
 
 
@@ -123,7 +125,7 @@ def _bar(legend: Bar) -> Image.Image:
         (legend.high, _TILE - 1, "ra"),
     ):
         text = f"{value:.3g} {legend.unit}".strip()
-        draw.text((at, _GAP // 2 + _LINE), text, fill="black", font=_font(), anchor=anchor)
+        draw.text((at, _GAP // 2 + _LINE), text, fill="black", font=font(), anchor=anchor)
     return canvas
 
 
@@ -133,9 +135,9 @@ def _key(legend: Key) -> Image.Image:
     canvas.paste(Image.fromarray(legend.picture), (0, _GAP // 2))
     text = "\n".join(legend.lines)
     position = (legend.picture.shape[1] + _GAP, _GAP // 2)
-    ImageDraw.Draw(canvas).multiline_text(position, text, fill="black", font=_font())
+    ImageDraw.Draw(canvas).multiline_text(position, text, fill="black", font=font())
     return canvas
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_SIZE)

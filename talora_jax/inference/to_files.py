@@ -14,8 +14,9 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import rich.console
@@ -28,6 +29,9 @@ from talora_jax.inference.model import TrainedModel
 from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
 from talora_jax.tasks.png import Png
+
+Row = TypeVar("Row")
+Files = Mapping[Path, Png | Image.Image | np.ndarray]
 
 SUMMARY = "summary.json"
 PANELS = "panels"
@@ -67,56 +71,29 @@ def predict(
         one image could be read; nothing is written then.
     """
     started = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; expected a folder, new or not")
     wanted = model.named(tasks)
     names = [task.name for task in wanted]
-    if not overwrite:
-        _refuse_to_overwrite(out, inputs, [*names, PANELS], npy)
+    written = (".png", ".npy") if npy else (".png",)
+    check_out(out, SUMMARY, inputs, [*names, PANELS], written, overwrite=overwrite)
 
-    rows, unreadable = [], []
-    console = rich.console.Console()
-    bar = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        for given in bar.track(inputs, description="predicting"):
-            try:
-                image = read_rgb(given.path)
-                prediction = model.predict(image, names, probabilities=npy)
-            except UserError as error:
-                reason = str(error).removeprefix(f"{printable(given.path)}: ")
-                unreadable.append({"image": str(given.path), "reason": reason})
-                continue
-            files = {
-                out / task.name / f"{given.name}.png": task.png(prediction[task.name])
-                for task in wanted
-            }
-            files[out / PANELS / f"{given.name}.png"] = picture(image, prediction, wanted)
-            if npy:
-                files |= {out / k / f"{given.name}.npy": x for k, x in prediction.items()}
-            for path, content in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, _encoded(content))
-            rows.append(
-                {
-                    "image": str(given.path),
-                    "size": list(image.shape[:2]),
-                    "files": [str(path.relative_to(out)) for path in files],
-                }
-            )
+    def one(given: Input) -> tuple[dict, Files]:
+        image = read_rgb(given.path)
+        prediction = model.predict(image, names, probabilities=npy)
+        files = {
+            out / task.name / f"{given.name}.png": task.png(prediction[task.name])
+            for task in wanted
+        }
+        files[out / PANELS / f"{given.name}.png"] = picture(image, prediction, wanted)
+        if npy:
+            files |= {out / k / f"{given.name}.npy": x for k, x in prediction.items()}
+        row = {
+            "image": str(given.path),
+            "size": list(image.shape[:2]),
+            "files": [str(path.relative_to(out)) for path in files],
+        }
+        return row, files
 
-    for failed in unreadable:
-        print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
-    if not rows:
-        raise UserError(
-            f"{printable(unreadable[0]['image'])}: {unreadable[0]['reason']}"
-            if len(unreadable) == 1
-            else f"none of {len(inputs)} images could be read"
-        )
+    rows, unreadable = each_image(inputs, "predicting", one, print_line)
     summary = {
         "tasks": {t.name: {"channels": t.channels, "classes": list(t.class_names)} for t in wanted},
         "base": model.file.base,
@@ -179,22 +156,89 @@ def _images(match: Path, out: Path) -> Iterator[tuple[Path, str]]:
             yield below, str(below.relative_to(match).with_suffix(""))
 
 
-def _refuse_to_overwrite(
-    out: Path, inputs: Sequence[Input], folders: Sequence[str], npy: bool
+def check_out(
+    out: Path,
+    summary: str,
+    inputs: Sequence[Input],
+    folders: Sequence[str],
+    endings: Sequence[str],
+    *,
+    overwrite: bool,
 ) -> None:
-    written = (".png", ".npy") if npy else (".png",)
-    planned = [out / SUMMARY] + [
-        out / folder / f"{given.name}{suffix}"
+    """Refuses a place to write to, before any work is done.
+
+    Args:
+      summary: the file that tells of all images.
+      folders: in each of which every image has a file of each of `endings`.
+      overwrite: whether files that exist may be replaced.
+
+    Raises:
+      UserError: it is a file, or something would be overwritten.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; expected a folder, new or not")
+    planned = [out / summary] + [
+        out / folder / f"{given.name}{ending}"
         for given in inputs
         for folder in folders
-        for suffix in written
+        for ending in endings
     ]
     existing = [path for path in planned if path.exists()]
-    if existing:
+    if existing and not overwrite:
         raise UserError(
             f"{existing[0]} exists ({len(existing)} such files): choose another --out, or say "
             "--overwrite"
         )
+
+
+def each_image(
+    inputs: Sequence[Input],
+    doing: str,
+    work: Callable[[Input], tuple[Row, Files]],
+    print_line: Callable[[str], None],
+) -> tuple[list[Row], list[dict]]:
+    """Writes the files that work on each image gives, each whole or not at all.
+
+    Args:
+      doing: what is done, beside the progress bar.
+      work: gives what is to be told of an image, too; raises UserError for one that cannot be read.
+
+    Returns:
+      What is told of the images; and those that could not be read, with the reason.
+
+    Raises:
+      UserError: not one image could be read, or a file could not be written.
+    """
+    rows: list[Row] = []
+    unreadable: list[dict] = []
+    console = rich.console.Console()
+    bar = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        for given in bar.track(inputs, description=doing):
+            try:
+                row, files = work(given)
+            except UserError as error:
+                reason = str(error).removeprefix(f"{printable(given.path)}: ")
+                unreadable.append({"image": str(given.path), "reason": reason})
+                continue
+            for path, content in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, _encoded(content))
+            rows.append(row)
+    for failed in unreadable:
+        print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
+    if not rows:
+        raise UserError(
+            f"{printable(unreadable[0]['image'])}: {unreadable[0]['reason']}"
+            if len(unreadable) == 1
+            else f"none of {len(inputs)} images could be read"
+        )
+    return rows, unreadable
 
 
 def _encoded(content: Png | Image.Image | np.ndarray) -> bytes:

@@ -18,10 +18,10 @@ from jaxtyping import Array, DTypeLike
 from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
-from talora_jax.models.sam import SIZES, SamConfig
+from talora_jax.models.sam import SIZES, Sam, SamConfig
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.base_file import base_path, read_base, read_description, sam_config
-from talora_jax.weights.build import build, check_base_tasks, for_msam, make_msam
+from talora_jax.weights.build import build, check_base_tasks, for_msam, load_sam, make_msam
 from talora_jax.weights.state import filled, fingerprint, name_of, tensors_of
 
 
@@ -146,6 +146,25 @@ def joined(file: AdapterFile, path: str | Path, base: Base) -> dict[str, Array]:
     check_shapes(path, "its own config", learnt, file.tensors)
     check_shapes(path, base.name, frozen, base.frozen)
     return {**base.frozen, **{name: jnp.asarray(x) for name, x in file.tensors.items()}}
+
+
+def promptable(base: Base) -> Sam:
+    """The SAM of a base; what is frozen of it is not copied.
+
+    Raises:
+      UserError: the base is random numbers, or has no decoder for prompts.
+    """
+    if not base.file:
+        raise UserError(
+            "this run started from random numbers: it has no SAM that prompts could be asked of; "
+            "expected one trained on a base, by config.model.weights"
+        )
+    graphdef, state = nnx.split(load_sam(base.file))
+    shared = [
+        (path, variable.replace(base.frozen.get(name_of(path), variable[...])))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(shared))
 
 
 def model_of(file: AdapterFile, sam: SamConfig, **how: Any) -> MSam:

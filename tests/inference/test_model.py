@@ -45,7 +45,7 @@ def test_every_name_has_an_example_that_runs(name, hub, shelf, tmp_path, monkeyp
     names = {"talora_jax": talora_jax, "Image": Image, "np": np, "jnp": jnp, "nnx": nnx}
     documented = getattr(talora_jax, name)
     tests = [t for t in doctest.DocTestFinder().find(documented, globs=names) if t.examples]
-    methods = {talora_jax.TrainedModel: 4, talora_jax.SamPredictor: 3}
+    methods = {talora_jax.TrainedModel: 5, talora_jax.SamPredictor: 3}
     assert len(tests) == methods.get(documented, 1)
     for test in tests:
         runner = doctest.DocTestRunner()

@@ -204,6 +204,7 @@ COMMANDS = {
     "encoder": SMALL,
     "joint_forward": SMALL,
     "train_step": (*SMALL, "--variants", "--peers", "transformers_by_task", "segment_anything"),
+    "automatic_masks": ("--points-per-side", "4", "--repeats", "2"),
     "adapters": ("--count", "tiny", "--kinds", "talora", *SMALL),
     "input": (
         *("--image-size", "64", "--repeats", "2", "--original", "48", "64", "--frames", "2"),
@@ -231,6 +232,9 @@ def test_benchmarks_run(name, tmp_path, capsys):
         assert row["time"] > 0 and row["peak_rss"] > 0
     if name == "adapters":
         assert report["flops"][0]["adapters_percent"] > 0
+    elif name == "automatic_masks":
+        same = report["same"]
+        assert same["ours"] == same["theirs"] == same["equal"] > 0 == same["boxes"]
     elif name == "input":
         assert len(report["training"]["waiting"]) == 2
     else:

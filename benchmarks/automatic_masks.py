@@ -1,0 +1,100 @@
+"""Automatic masks: ours beside segment_anything's generator, on the same weights and image.
+
+Both use all cores of this machine, in float32. The image is a rendered room, unless one is given.
+Below the tables: how many of the masks are the same, pixel by pixel, and in the same order.
+
+    python -m benchmarks.automatic_masks                          sam_small, 32 × 32 points
+    python -m benchmarks.automatic_masks --checkpoint sam_vit_b_01ec64.pth --image photo.jpg
+    python -m benchmarks.automatic_masks --checkpoint random --points-per-side 8
+
+The last draws ViT-B's weights, of which no mask is left out for its quality: what they find is
+noise, in which an outline runs by every second pixel, and takes the longest.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import arguments, report
+from benchmarks.harness import Contender, Result, ask
+from talora_jax.errors import UserError, run_command
+
+# What fits a small model, and what keeps all masks of a random one.
+_SMALL = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}
+_RANDOM = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "stability_score_offset": 0.01}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments.parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", default="sam_small", metavar="FILE",
+        help="an official .pth, or: random, sam_small (default: %(default)s)")  # fmt: skip
+    add("--image", metavar="IMAGE", help="a picture (default: a room of 480×640 pixels)")
+    add("--points-per-side", type=int, default=32, metavar="N",
+        help="the grid has N × N points (default: %(default)s)")  # fmt: skip
+    add("--crop-n-layers", type=int, default=0, metavar="N",
+        help="looks at 4^N parts of the image, too (default: %(default)s)")  # fmt: skip
+    add("--repeats", type=int, default=3, metavar="N",
+        help="turns, in each of which both make one timed call (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    arguments.check_peers(["segment_anything"])
+    known = args.checkpoint in ("random", "sam_small")
+    for name, path in (("--checkpoint", args.checkpoint), ("--image", args.image)):
+        if path and not (known and name == "--checkpoint") and not Path(path).is_file():
+            raise UserError(f"{name}: {path} is no file")
+    options = {"points_per_side": args.points_per_side, "crop_n_layers": args.crop_n_layers}
+    options |= {"sam_small": _SMALL, "random": _RANDOM}.get(args.checkpoint, {})
+    with tempfile.TemporaryDirectory() as folder:
+        made = {"checkpoint": args.checkpoint, "image": args.image, "folder": folder}
+        files = ask("benchmarks.ours:sam_and_image", made)
+        contenders = [
+            Contender(
+                name,
+                f"benchmarks.{module}:automatic_masks",
+                files | {"options": options, "found": f"{folder}/{module}.json"},
+                ours=module == "ours",
+            )
+            for name, module in (("ours", "ours"), ("segment_anything", "pytorch_peers"))
+        ]
+        work = {"checkpoint": args.checkpoint, "image": files["size"], **options}
+
+        def same(results: list[Result]) -> dict:
+            if any(result.error for result in results):
+                return {}
+            found, theirs = (
+                json.loads(Path(contender.options["found"]).read_text()) for contender in contenders
+            )
+            told = compared(found, theirs)
+            Console().print(
+                "masks: {ours} and {theirs}; equal in every pixel: {equal}; IoU of the others: "
+                "{worst:.6f} or more; boxes that differ: {boxes}".format(**told)
+            )
+            return {"same": told}
+
+        return report.compare("automatic masks", args, contenders, work, same)
+
+
+def compared(found: list[dict], theirs: list[dict]) -> dict:
+    """How many of the masks of two lists, one by one, are the same."""
+    ious = [_iou(a["segmentation"], b["segmentation"]) for a, b in zip(found, theirs, strict=False)]
+    return {
+        "ours": len(found),
+        "theirs": len(theirs),
+        "equal": sum(iou == 1 for iou in ious),
+        "worst": min(ious, default=1.0),
+        "boxes": sum(a["bbox"] != b["bbox"] for a, b in zip(found, theirs, strict=False)),
+    }
+
+
+def _iou(a: dict, b: dict) -> float:
+    if a["counts"] == b["counts"]:
+        return 1.0
+    x, y = (np.repeat(np.arange(len(m["counts"])) % 2 == 1, m["counts"]) for m in (a, b))
+    return float((x & y).sum() / (x | y).sum())
+
+
+if __name__ == "__main__":
+    run_command(main)
