@@ -32,6 +32,7 @@ from numpy.typing import DTypeLike
 
 from talora_jax.data.progress import progress
 from talora_jax.errors import UserError, one_line, printable
+from talora_jax.files import sweep
 from talora_jax.tasks import TARGETS
 
 Sample = dict[str, Num[np.ndarray, "H W ..."]]
@@ -317,6 +318,8 @@ def _swept(directory: Path) -> Iterator[None]:
             for left in directory.glob("*/incomplete.*"):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
+            for kept in directory.glob("*/"):
+                sweep(kept)
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield

@@ -21,6 +21,7 @@ from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.training.workdir import (
+    PICTURES,
     Stop,
     check_free,
     check_same,
@@ -184,7 +185,7 @@ def _train(
             log.picture(config.steps, f"val_{i:03d}", panel)
         job.leave(run, learnt, workdir)
     written = ", ".join(map(str, results))
-    log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / 'pictures'}")
+    log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / PICTURES}")
     log.close()
     return metrics
 

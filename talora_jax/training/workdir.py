@@ -13,7 +13,7 @@ import ml_collections
 
 from talora_jax import config as config_lib
 from talora_jax.errors import Stopped, UserError, short
-from talora_jax.files import write_atomically
+from talora_jax.files import sweep, write_atomically
 
 try:
     import fcntl
@@ -21,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None
 
 CONFIG = "config.json"
+PICTURES = "pictures"
 # What a run may go on with another value of: where it happens, and how that is computed which it
 # computes. That data and base of another path are the same ones is told by their content, when the
 # data is opened and by `check_same`.
@@ -116,7 +117,8 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run
 
 @contextlib.contextmanager
 def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
-    """Keeps other processes out of a directory, which is made.
+    """Keeps other processes out of a directory, which is made; what killed ones left half written
+    in it is removed.
 
     The lock is the kernel's (flock) on the directory itself: nothing is left in it, and it is free
     when the process has gone, however it went. Where there is no such lock, there is none.
@@ -128,7 +130,10 @@ def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
         if active:
             _check_place(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
-        with _locked(workdir, active):
+        with _locked(workdir, active) as alone:
+            if alone:
+                sweep(workdir)
+                sweep(workdir / PICTURES)
             yield
 
 
@@ -224,10 +229,12 @@ def _check_place(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[None]:
+def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[bool]:
+    """Whether others are kept out."""
     if not active or fcntl is None:
-        yield
+        yield False
         return
+    locked = True
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -238,8 +245,8 @@ def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[Non
                 "--workdir"
             ) from None
         except OSError:
-            pass  # a file system without locks
-        yield
+            locked = False  # a file system without locks
+        yield locked
     finally:
         os.close(descriptor)
 

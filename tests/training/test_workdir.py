@@ -120,6 +120,17 @@ def test_one_process_at_a_time(tmp_path):
     assert not list(workdir.iterdir())
 
 
+def test_who_has_the_workdir_removes_what_killed_ones_left(tmp_path):
+    half = ".adapter.safetensors.partial-0123456789abcdef"
+    for directory in (tmp_path, tmp_path / "pictures"):
+        directory.mkdir(exist_ok=True)
+        (directory / half).touch()
+    with held(tmp_path, active=False):
+        assert (tmp_path / half).exists()
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.rglob("*")] == ["pictures"]
+
+
 def test_what_a_disk_refuses_is_told_with_its_path(tmp_path):
     with pytest.raises(UserError, match="/x/y: No space left on device. What was saved"):
         with on_disk(tmp_path):
