@@ -73,7 +73,7 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
             "back, or remove it if the data is the same."
         ) from None
     now = json.loads(json.dumps(dataset.contents))
-    return [*_settings(before, now), *_files(before, now)]
+    return [*_settings(before, now), *_files(before, now, dataset.unread)]
 
 
 def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -85,8 +85,9 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _files(before: Mapping[str, Any], now: Mapping[str, Any], unread: tuple[str, ...]) -> list[str]:
     was, is_now = _by_file(before), _by_file(now)
+    was = {file: found for file, found in was.items() if not file.startswith(unread)}
     found: dict[str, list[str]] = collections.defaultdict(list)
     for file in sorted({*was, *is_now}):
         if file not in is_now:

@@ -1,5 +1,8 @@
 """A run does not go on with other data than it began with."""
 
+import dataclasses
+import json
+
 import pytest
 
 from talora_jax.data import memory
@@ -78,3 +81,13 @@ def test_evaluation_tells_other_data_and_refuses_other_classes(workdir):
     swapped = {"class_names": ["sky", "road"], "image_size": [4, 6]}
     with pytest.raises(UserError, match="Put the class names back, in their order"):
         memory.tell(dataset(settings=swapped), workdir, lines.append)
+
+
+def test_files_of_other_targets_that_a_run_of_before_remembers_are_no_concern(workdir):
+    began = json.loads((workdir / memory.FILE_NAME).read_text())
+    began["train"]["depth/0.png"] = "d"
+    (workdir / memory.FILE_NAME).write_text(json.dumps(began))
+    assert memory.changes(dataset(), workdir) == ["1 files gone (depth/0.png)"]
+    now = dataclasses.replace(dataset(), unread=("depth/",))
+    memory.remember(now, workdir, resumes=True, write=True)
+    assert memory.changes(now, workdir) == []

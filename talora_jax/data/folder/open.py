@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,11 @@ from talora_jax.data.records import (
     fingerprint,
     kept_in,
     name_of,
+    note_left_out,
     prepare,
     prepared,
 )
-from talora_jax.errors import UserError, one_line, printable
+from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.tasks import TARGETS
 
@@ -265,11 +265,7 @@ def _prepare(whole: _Part, wanted: _Part) -> tuple[tfds.core.DatasetBuilder, dic
     except UserError as error:
         checked = wanted.check()
         left_out = [name for name in whole.listed.folders if name not in wanted.listed.folders]
-        print(
-            f"note: of {whole.root} only what this run needs is prepared, without "
-            f"{', '.join(left_out)}: {printable(one_line(error), 400)}",
-            file=sys.stderr,
-        )
+        note_left_out(whole.root, left_out, error)
         return wanted.prepare(checked), checked
     wanted.keep(checked)
     return whole.prepare(checked), checked
