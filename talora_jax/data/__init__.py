@@ -1,6 +1,6 @@
 """Datasets by name. `open_dataset` is the way in; `pipeline` makes batches of what it gives.
 
-A new data set is a module and one line in `DATASETS`.
+A new data set is a module and one entry in `DATASETS`.
 """
 
 import difflib
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from talora_jax import config as config_lib
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, short
 
-__all__ = ["DATASETS", "Dataset", "class_names", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "class_names", "forget_unread", "open_dataset"]
 
 
 class _Entry(NamedTuple):
@@ -24,25 +25,46 @@ class _Entry(NamedTuple):
       opens: a function of `config.data` and the targets wanted that gives a `Dataset`.
       class_names: those of `semantic` without opening it: a tuple, or a function of `config.data`
         that gives one, empty where it must be opened to be asked.
+      reads: the fields of `config.data` that it reads, beside those of `_ALL_READ`.
     """
 
     opens: str
     class_names: str
+    reads: tuple[str, ...]
 
 
+_ALL_READ = ("name", "dir", "image_size")
 DATASETS = {
     "cityscapes_mtan": _Entry(
-        "cityscapes_mtan:open_cityscapes_mtan", "cityscapes_mtan:CLASS_NAMES"
+        "cityscapes_mtan:open_cityscapes_mtan",
+        "cityscapes_mtan:CLASS_NAMES",
+        ("path", "ignore_label"),
     ),
-    "folder": _Entry("folder:open_folder", "folder:stated_class_names"),
-    "nyuv2_mtan": _Entry("nyuv2_mtan:open_nyuv2_mtan", "nyuv2_classes:CLASS_NAMES"),
+    "folder": _Entry(
+        "folder:open_folder",
+        "folder:stated_class_names",
+        (
+            "path",
+            "val_fraction",
+            "class_names",
+            "depth_scale",
+            "max_depth",
+            "ignore_label",
+            "intrinsics",
+        ),
+    ),
+    "nyuv2_mtan": _Entry(
+        "nyuv2_mtan:open_nyuv2_mtan",
+        "nyuv2_classes:CLASS_NAMES",
+        ("path", "depth_scale", "max_depth", "ignore_label"),
+    ),
     "pascal_context": _Entry(
-        "pascal_context:open_pascal_context", "pascal_context.classes:SEMANTIC"
+        "pascal_context:open_pascal_context", "pascal_context.classes:SEMANTIC", ("path",)
     ),
-    "rooms": _Entry("rooms:open_rooms", "nyuv2_classes:CLASS_NAMES"),
+    "rooms": _Entry(
+        "rooms:open_rooms", "nyuv2_classes:CLASS_NAMES", ("seed", "train_frames", "val_frames")
+    ),
 }
-# The data sets that read `data.max_depth`.
-_WITH_MAX_DEPTH = ("folder", "nyuv2_mtan")
 
 
 def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -57,14 +79,46 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
         field that is set.
     """
     entry = _entry(data.name)
-    if data.get("max_depth") is not None and data.name not in _WITH_MAX_DEPTH:
+    for field, default in _unread(data).items():
+        who = [name for name, other in DATASETS.items() if field in other.reads]
         raise UserError(
-            f"config.data.max_depth is {data.max_depth}, which {data.name} does not read; only "
-            f"{' and '.join(_WITH_MAX_DEPTH)} do."
+            f"config.data.{field} is {short(data[field], 80)}, which {data.name} does not read, "
+            f"only {' and '.join(who)}: leave it out, or set it to {default!r}."
         )
     dataset = _resolve(entry.opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
+
+
+def forget_unread(
+    config: ml_collections.ConfigDict, began: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """A config of which fields of `data` are at their defaults that its data set does not read, as
+    far as a run began with the same: there was a version that took them, and nothing depends on
+    them.
+
+    Args:
+      began: the config of that run.
+    """
+    before, now = config_lib.plain(began)["data"], config_lib.plain(config)["data"]
+    config = config.copy_and_resolve_references()
+    if config.data.name in DATASETS:
+        for field, default in _unread(config.data).items():
+            if before[field] == now[field]:
+                config.data[field] = default
+    return config
+
+
+def _unread(data: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The defaults of the fields that are set otherwise, and that the data set does not read."""
+    reads = (*_ALL_READ, *_entry(data.name).reads)
+    defaults = config_lib.default().data.to_dict()
+    empty = {None, *config_lib.OPTIONAL.values()}
+    return {
+        field: default
+        for field, default in defaults.items()
+        if field not in reads and data.get(field, default) not in (default, *empty)
+    }
 
 
 def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[str, ...]:

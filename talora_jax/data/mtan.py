@@ -17,8 +17,8 @@ What is kept:
 - image: 8 bits. The published floats in [0, 1] are taken for k / 255, which come back bit for bit
   in float32. Images of other values are rounded, which puts them off by at most 1 / 510, and a note
   on standard error counts them.
-- labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` is no
-  label, as -1 is.
+- labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` and NaN
+  are no label, as -1 is.
 - depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned, but that depth is
   divided by `config.data.depth_scale` where it is set, and above `max_depth` no measurement. A map
   that is NaN all over has none, either.
@@ -56,7 +56,7 @@ from talora_jax.data.records import (
 )
 from talora_jax.errors import UserError, one_line, printable, some
 from talora_jax.tasks.depth import measured
-from talora_jax.tasks.target_files import BadFile, read_npy
+from talora_jax.tasks.target_files import BadFile, read_npy, whole_numbers
 
 HOME = "https://github.com/lorenmt/mtan"
 SPLITS = ("train", "val")
@@ -426,8 +426,9 @@ def _read_labels(
     values = read_npy(path)
     if values.ndim != 2:
         raise BadFile(f"shape {values.shape}, expected [H, W]")
-    if values.dtype.kind not in "iuf" or not (values == np.rint(values)).all():
+    if values.dtype.kind not in "iuf":
         raise BadFile(f"{values.dtype}, expected whole numbers")
+    values = whole_numbers(values)
     if ignored is not None:
         values = np.where(values == ignored, -1, values.astype(np.int64))
     wrong = values[(values < -1) | (values >= len(class_names))]

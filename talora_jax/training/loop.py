@@ -23,6 +23,7 @@ from talora_jax.training.step import init_state, make_relative_updates, make_tra
 from talora_jax.training.workdir import (
     PICTURES,
     Stop,
+    as_begun,
     check_free,
     check_same,
     claim_workdir,
@@ -54,6 +55,7 @@ def train(
     job = JOBS[config.trains]
     # Before data is prepared, which may take long.
     claim_workdir(config, workdir, write=False, more_steps=more_steps)
+    config = as_begun(config, workdir)
     check_free(workdir)
     with interrupted(workdir):
         run = job.prepare(config)
@@ -135,6 +137,7 @@ def _train(
     evaluator = job.evaluator(run)
     previous: dict[str, Array] = {}
     outgrown = False
+    step = first_step
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         with Stop() as stop:
             for step in range(first_step + 1, config.steps + 1):
@@ -162,13 +165,16 @@ def _train(
                     _check_finite(step, scalars, run)
                     checkpoints.save(step, state, iterator.get_state() | told(run))
                 if asked:
-                    iterator.close()
-                    checkpoints.close()
-                    raise Stopped(
-                        f"stopped after step {step} of {config.steps}, which {workdir} holds; the "
-                        "same command goes on from there",
-                        128 + asked,
-                    )
+                    break
+            # Also asked while the last step was saved, which is what ends the loop then.
+            if stop.signal:
+                iterator.close()
+                checkpoints.close()
+                raise Stopped(
+                    f"stopped after step {step} of {config.steps}, which {workdir} holds; the "
+                    "same command goes on from there",
+                    128 + stop.signal,
+                )
         iterator.close()
 
         # Final evaluation; what the run leaves comes last and marks a finished one.

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from talora_jax import config as config_lib
+from talora_jax.data import forget_unread
 from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import sweep, write_atomically
 
@@ -61,7 +62,6 @@ def claim_workdir(
     """
     path = workdir / CONFIG
     _check_place(workdir)
-    ours = config_lib.plain(config)
     if not path.exists():
         if _has_checkpoints(workdir):
             raise UserError(
@@ -71,7 +71,8 @@ def claim_workdir(
         if write:
             _write(path, config)
         return
-    theirs = config_lib.read(path).to_dict()
+    config, began = as_begun(config, workdir), config_lib.read(path)
+    theirs, ours = forget_unread(began, began).to_dict(), config_lib.plain(config)
     before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
     differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(_FREE))
     longer = differing == ["config.steps"] and theirs["steps"] < ours["steps"]
@@ -84,6 +85,16 @@ def claim_workdir(
                 stem, dot, suffix = name.rpartition(".")
                 (workdir / name).replace(workdir / f"{stem}_{theirs['steps']}_steps{dot}{suffix}")
         _write(path, config)
+
+
+def as_begun(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+    """The config, without what its data set does not read if the run in the workdir began with it.
+
+    Raises:
+      UserError: there is a config.json that cannot be read.
+    """
+    path = workdir / CONFIG
+    return forget_unread(config, config_lib.read(path)) if path.exists() else config
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run_is: dict) -> None:

@@ -1,15 +1,18 @@
 """What datasets promise is what tasks declare; datasets by name."""
 
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_collections
 import numpy as np
 import pytest
 
-from talora_jax.data import DATASETS, class_names, open_dataset
+from talora_jax import config as config_lib
+from talora_jax.data import DATASETS, class_names, forget_unread, open_dataset
 from talora_jax.data.dataset import Source, check_tasks
 from talora_jax.errors import UserError
 from talora_jax.tasks import TARGETS
@@ -69,7 +72,48 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_farthest_depth_is_not_ignored():
-    data = ml_collections.ConfigDict({"name": "rooms", "max_depth": 5.0})
-    with pytest.raises(UserError, match="max_depth is 5.0, which rooms does not read; only folder"):
-        open_dataset(data, ("depth",))
+@pytest.mark.parametrize(
+    ("name", "field", "value", "told"),
+    [
+        ("rooms", "max_depth", 5.0, "only folder and nyuv2_mtan: leave it out, or set it to None."),
+        ("rooms", "depth_scale", 1000.0, "only folder and nyuv2_mtan: leave"),
+        ("rooms", "path", "here", "only cityscapes_mtan and folder and"),
+        ("folder", "train_frames", 50, "only rooms: leave it out, or set it to 1000."),
+        ("folder", "seed", 3, "only rooms: leave it out, or set it to 0."),
+        ("cityscapes_mtan", "depth_scale", 2.0, "only folder and nyuv2_mtan"),
+        ("nyuv2_mtan", "class_names", ("a", "b"), "only folder: leave it out"),
+        ("pascal_context", "intrinsics", (1.0, 1.0, 0.0, 0.0), "only folder: leave it out"),
+    ],
+)
+def test_fields_that_a_data_set_does_not_read_are_refused(name, field, value, told):
+    config = config_lib.default()
+    config.data.name = name
+    config.data[field] = value
+    with pytest.raises(UserError) as error:
+        open_dataset(config.data, ("depth",))
+    message = str(error.value)
+    assert message.startswith(f"config.data.{field} is {value!r}, which {name} does not read, ")
+    assert told in message
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_fields_are_read_where_it_is_said(name):
+    package = Path(pkgutil.resolve_name(f"talora_jax.data.{name}").__file__)
+    files = package.parent.glob("*.py") if package.name == "__init__.py" else [package]
+    source = "".join(file.read_text() for file in files)
+    if name.endswith("_mtan"):
+        source += (package.parent / "mtan.py").read_text()
+    for field in DATASETS[name].reads:
+        assert re.search(rf"\b{field}\b", source), field
+    assert set(DATASETS[name].reads) < set(config_lib.default().data)
+
+
+def test_what_a_run_began_with_is_forgotten_and_no_more():
+    began, config = config_lib.default(), config_lib.default()
+    began.data.max_depth = config.data.max_depth = 5.0
+    config.data.class_names = ("a", "b")
+    assert forget_unread(config, began).data.to_dict() == {
+        **config_lib.default().data.to_dict(),
+        "class_names": ("a", "b"),
+    }
+    assert config.data.max_depth == 5.0

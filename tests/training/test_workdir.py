@@ -12,6 +12,7 @@ from talora_jax import config as config_lib
 from talora_jax.errors import Stopped, UserError, run_command
 from talora_jax.training.workdir import (
     Stop,
+    as_begun,
     check_free,
     check_same,
     claim_workdir,
@@ -47,6 +48,20 @@ def test_what_numbers_do_not_depend_on_may_change(tmp_path, field, value):
     assert read(tmp_path) == json.loads(json.dumps(config_lib.default().to_dict()))
     claim_workdir(config, tmp_path, write=True)
     assert config_lib.read(tmp_path / "config.json").to_dict() == config_lib.plain(config)
+
+
+def test_a_run_that_began_with_a_field_that_its_data_does_not_read_goes_on(tmp_path):
+    config = config_lib.default()
+    config.data.depth_scale = 1000.0
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    for ours in (config, config_lib.default()):
+        claim_workdir(ours, tmp_path, write=False)
+        assert as_begun(ours, tmp_path).data.depth_scale is None
+    config.data.depth_scale = 2.0
+    assert as_begun(config, tmp_path).data.depth_scale == 2.0
+    with pytest.raises(UserError, match="config.data.depth_scale was None and is now 2.0"):
+        claim_workdir(config, tmp_path, write=False)
+    assert as_begun(config, tmp_path / "new") is config
 
 
 def test_more_steps_are_for_those_who_ask_and_fewer_for_nobody(tmp_path):
