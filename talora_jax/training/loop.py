@@ -1,6 +1,7 @@
 """Training: one loop that reads from top to bottom."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -57,14 +58,14 @@ def train(
     claim_workdir(config, workdir, write=False, more_steps=more_steps)
     config = as_begun(config, workdir)
     check_free(workdir)
-    with interrupted(workdir):
+    with interrupted(workdir) as check_interrupt:
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
         with (
             held(workdir, active=jax.process_index() == 0),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
         ):
-            return _train(run, found, job, workdir, checkpoints, more_steps)
+            return _train(run, found, job, workdir, checkpoints, more_steps, check_interrupt)
 
 
 def _train(
@@ -74,6 +75,7 @@ def _train(
     workdir: Path,
     checkpoints: Checkpoints,
     more_steps: bool,
+    check_interrupt: Callable[[], None],
 ) -> dict[str, float]:
     """Trains in a workdir that is this process's alone."""
     config = run.config
@@ -139,6 +141,7 @@ def _train(
     outgrown = False
     step = first_step
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
+        check_interrupt()
         with Stop() as stop:
             for step in range(first_step + 1, config.steps + 1):
                 batch = shard_batch(next(iterator), run.mesh)

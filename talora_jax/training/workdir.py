@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -207,14 +207,32 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interrupted(workdir: Path) -> Iterator[None]:
+def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
     """Tells what an interrupt that could not wait for a step leaves.
+
+    Gives a function to call where it is time to end if there was one: Python drops the exception of
+    a Ctrl-C that comes while garbage is collected, which is done, and long, before the first step.
 
     Raises:
       Stopped: with that, in place of a bare KeyboardInterrupt.
     """
+    asked = False
+
+    def note(number: int, frame) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    if noted := here and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield check
     except Stopped:
         raise
     except KeyboardInterrupt:
@@ -222,6 +240,9 @@ def interrupted(workdir: Path) -> Iterator[None]:
         raise Stopped(
             f"stopped; the same command goes on from {leaves} in {workdir}", 128 + signal.SIGINT
         ) from None
+    finally:
+        if noted:
+            signal.signal(signal.SIGINT, before)
 
 
 def _check_place(workdir: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -168,7 +169,7 @@ def test_the_first_signal_waits_and_the_second_does_not(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
-def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
+def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys, monkeypatch):
     def main():
         with interrupted(tmp_path):
             raise KeyboardInterrupt
@@ -179,6 +180,27 @@ def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"stopped; the same command goes on from its start in {tmp_path}\n"
     )
+
+    def collected():
+        """Python drops what is raised where garbage is collected."""
+
+        class Garbage:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+
+        with interrupted(tmp_path) as check:
+            monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+            Garbage()
+            monkeypatch.undo()
+            check()
+
+    dropped = []
+    with pytest.raises(SystemExit) as end:
+        run_command(collected)
+    assert end.value.code == 130 and len(dropped) == 1
+    assert "goes on from its start" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def terminated():
         raise Stopped("stopped after step 3", 143)
