@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -227,10 +228,15 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
         if asked:
             raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
+    def tell_dropped(unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            hook(unraisable)
+
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     here = threading.current_thread() is threading.main_thread()
     if noted := here and before is signal.default_int_handler:
         signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = tell_dropped
     try:
         yield check
     except Stopped:
@@ -243,6 +249,7 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
     finally:
         if noted:
             signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
 
 
 def _check_place(workdir: Path) -> None:
