@@ -79,11 +79,12 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
         field that is set.
     """
     entry = _entry(data.name)
-    for field, default in _unread(data).items():
-        who = [name for name, other in DATASETS.items() if field in other.reads]
+    if unread := _unread(data):
+        field, default = next(iter(unread.items()))
+        who = ", ".join(name for name, other in DATASETS.items() if field in other.reads)
         raise UserError(
             f"config.data.{field} is {short(data[field], 80)}, which {data.name} does not read, "
-            f"only {' and '.join(who)}: leave it out, or set it to {default!r}."
+            f"only {who}: leave it out, or set it to {default!r}."
         )
     dataset = _resolve(entry.opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
@@ -112,12 +113,11 @@ def forget_unread(
 def _unread(data: ml_collections.ConfigDict) -> dict[str, Any]:
     """The defaults of the fields that are set otherwise, and that the data set does not read."""
     reads = (*_ALL_READ, *_entry(data.name).reads)
-    defaults = config_lib.default().data.to_dict()
-    empty = {None, *config_lib.OPTIONAL.values()}
     return {
         field: default
-        for field, default in defaults.items()
-        if field not in reads and data.get(field, default) not in (default, *empty)
+        for field, default in config_lib.default().data.items()
+        if field not in reads
+        and data.get(field, default) not in (default, config_lib.OPTIONAL.get(f"data.{field}"))
     }
 
 

@@ -75,12 +75,18 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
 @pytest.mark.parametrize(
     ("name", "field", "value", "told"),
     [
-        ("rooms", "max_depth", 5.0, "only folder and nyuv2_mtan: leave it out, or set it to None."),
-        ("rooms", "depth_scale", 1000.0, "only folder and nyuv2_mtan: leave"),
-        ("rooms", "path", "here", "only cityscapes_mtan and folder and"),
+        ("rooms", "max_depth", 5.0, "only folder, nyuv2_mtan: leave it out, or set it to None."),
+        ("rooms", "depth_scale", 1000.0, "only folder, nyuv2_mtan: leave"),
+        (
+            "rooms",
+            "path",
+            "here",
+            "only cityscapes_mtan, folder, nyuv2_mtan, pascal_context: leave",
+        ),
         ("folder", "train_frames", 50, "only rooms: leave it out, or set it to 1000."),
+        ("rooms", "val_fraction", 0.0, "only folder: leave it out, or set it to 0.2."),
         ("folder", "seed", 3, "only rooms: leave it out, or set it to 0."),
-        ("cityscapes_mtan", "depth_scale", 2.0, "only folder and nyuv2_mtan"),
+        ("cityscapes_mtan", "depth_scale", 2.0, "only folder, nyuv2_mtan"),
         ("nyuv2_mtan", "class_names", ("a", "b"), "only folder: leave it out"),
         ("pascal_context", "intrinsics", (1.0, 1.0, 0.0, 0.0), "only folder: leave it out"),
     ],
