@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from talora_jax import config as config_lib
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.errors import UserError, short
+from talora_jax.errors import UserError
 
-__all__ = ["DATASETS", "Dataset", "class_names", "forget_unread", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "class_names", "fields_read", "open_dataset"]
 
 
 class _Entry(NamedTuple):
@@ -75,50 +74,11 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
       tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
 
     Raises:
-      UserError: no dataset has that name, the dataset lacks one of the tasks, or does not read a
-        field that is set.
+      UserError: no dataset has that name, or the dataset lacks one of the tasks.
     """
-    entry = _entry(data.name)
-    if unread := _unread(data):
-        field, default = next(iter(unread.items()))
-        who = ", ".join(name for name, other in DATASETS.items() if field in other.reads)
-        raise UserError(
-            f"config.data.{field} is {short(data[field], 80)}, which {data.name} does not read, "
-            f"only {who}: leave it out, or set it to {default!r}."
-        )
-    dataset = _resolve(entry.opens)(data, tasks)
+    dataset = _resolve(_entry(data.name).opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
-
-
-def forget_unread(
-    config: ml_collections.ConfigDict, began: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict:
-    """A config of which fields of `data` are at their defaults that its data set does not read, as
-    far as a run began with the same: there was a version that took them, and nothing depends on
-    them.
-
-    Args:
-      began: the config of that run.
-    """
-    before, now = config_lib.plain(began)["data"], config_lib.plain(config)["data"]
-    config = config.copy_and_resolve_references()
-    if config.data.name in DATASETS:
-        for field, default in _unread(config.data).items():
-            if before[field] == now[field]:
-                config.data[field] = default
-    return config
-
-
-def _unread(data: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The defaults of the fields that are set otherwise, and that the data set does not read."""
-    reads = (*_ALL_READ, *_entry(data.name).reads)
-    return {
-        field: default
-        for field, default in config_lib.default().data.items()
-        if field not in reads
-        and data.get(field, default) not in (default, config_lib.OPTIONAL.get(f"data.{field}"))
-    }
 
 
 def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -133,6 +93,15 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
     if known or "semantic" not in tasks:
         return known
     return open_dataset(data, tasks).class_names
+
+
+def fields_read(name: str) -> tuple[str, ...]:
+    """The fields of `config.data` that a data set reads.
+
+    Raises:
+      UserError: no dataset has that name.
+    """
+    return (*_ALL_READ, *_entry(name).reads)
 
 
 def _entry(name: str) -> _Entry:

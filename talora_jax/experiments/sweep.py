@@ -175,6 +175,7 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
             sizes(config)
             parent_of(config)
         if opened not in known:
+            config_lib.check_read(config)
             open_dataset(config.data, targets)
         known |= {opened, model}
 

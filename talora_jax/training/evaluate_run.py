@@ -8,7 +8,6 @@ import ml_collections
 import numpy as np
 
 from talora_jax import config as config_lib
-from talora_jax.data import forget_unread
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.data.folder import stated_class_names
 from talora_jax.errors import UserError, check_choice
@@ -95,7 +94,7 @@ def evaluate_run(
             f"evaluate cannot change {listed}{more}: it takes the run as it was trained, on other "
             "data by --config.data.FIELD and --split. Leave them out"
         )
-    config = forget_unread(config, own)
+    config = config_lib.forget_unread(config, own)
     trained = _trained(workdir)
     elsewhere = any(name.startswith(_MEASURED) and name != "config.data.dir" for name in changed)
     if elsewhere and config.data.name == "folder" and not stated_class_names(config.data):

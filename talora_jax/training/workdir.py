@@ -13,7 +13,6 @@ import jax
 import ml_collections
 
 from talora_jax import config as config_lib
-from talora_jax.data import forget_unread
 from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import sweep, write_atomically
 
@@ -73,7 +72,7 @@ def claim_workdir(
             _write(path, config)
         return
     config, began = as_begun(config, workdir), config_lib.read(path)
-    theirs, ours = forget_unread(began, began).to_dict(), config_lib.plain(config)
+    theirs, ours = config_lib.forget_unread(began, began).to_dict(), config_lib.plain(config)
     before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
     differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(_FREE))
     longer = differing == ["config.steps"] and theirs["steps"] < ours["steps"]
@@ -95,7 +94,7 @@ def as_begun(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections
       UserError: there is a config.json that cannot be read.
     """
     path = workdir / CONFIG
-    return forget_unread(config, config_lib.read(path)) if path.exists() else config
+    return config_lib.forget_unread(config, config_lib.read(path)) if path.exists() else config
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run_is: dict) -> None:
