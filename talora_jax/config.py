@@ -495,6 +495,56 @@ def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
         )
 
 
+def check_read(config: ml_collections.ConfigDict) -> None:
+    """Refuses fields of `data` that its data set does not read, where they would do nothing.
+
+    Raises:
+      UserError: no data set has that name, or it names the field and the data sets that read it.
+    """
+    from talora_jax.data import DATASETS, fields_read
+
+    if unread := _unread(config.data):
+        field, unset = next(iter(unread.items()))
+        who = ", ".join(name for name in DATASETS if field in fields_read(name))
+        raise UserError(
+            f"config.data.{field} is {_short(config.data[field])}, which {config.data.name} does "
+            f"not read, only {who}: leave it out, or set it to {unset!r}"
+        )
+
+
+def forget_unread(
+    config: ml_collections.ConfigDict, began: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """A config of which fields of `data` are at their defaults that its data set does not read, as
+    far as a run began with the same: there was a version that took them, and nothing depends on
+    them.
+
+    Args:
+      began: the config of that run.
+    """
+    from talora_jax.data import DATASETS
+
+    before, now = plain(began)["data"], plain(config)["data"]
+    config = config.copy_and_resolve_references()
+    if config.data.name in DATASETS:
+        for field, unset in _unread(config.data).items():
+            if before[field] == now[field]:
+                config.data[field] = unset
+    return config
+
+
+def _unread(data: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The defaults of the fields that are set otherwise, and that the data set does not read."""
+    from talora_jax.data import fields_read
+
+    read = fields_read(data.name)
+    return {
+        field: unset
+        for field, unset in default().data.items()
+        if field not in read and data[field] not in (unset, OPTIONAL.get(f"data.{field}"))
+    }
+
+
 def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
     """Refuses ranks that an encoder of this width does not have.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from talora_jax.errors import UserError
 
 _NAME = 50  # characters of a file's name, so that the temporary one is not too long
+_TEMPORARY = re.compile(r"\..*\.partial-[0-9a-f]{16}", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -36,6 +38,17 @@ def replacing(output: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed processes left half written in a directory, by `replacing`.
+
+    For who keeps others from writing there; what cannot be removed stays.
+    """
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from talora_jax.errors import UserError, one_line, printable
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # Formats of which Pillow gives 16 bits in 32, whatever the file's own maximum.
 _16_BITS_IN_32 = ("PPM", "PNG")
+_CAMERA_BITS = (8, 10, 12)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 # Images that Pillow cannot read, and what can.
@@ -68,11 +69,8 @@ def as_rgb(image) -> UInt8[np.ndarray, "H W 3"]:
             f"alpha, or [H, W] for gray{_way_on(image.shape)}"
         )
     image = image[..., :3]
-    if not pillow and image.dtype == np.uint16 and 1 < image.max() <= 255:
-        raise UserError(
-            f"an image of dtype uint16 with values from {image.min()} to {image.max()}: as 16 bits "
-            "it is black; if these are 8 bits, give image.astype(np.uint8), otherwise image / 65535"
-        )
+    if not pillow and image.dtype == np.uint16:
+        _check_bits(image)
     image = _to_8_bits(image, maximum)
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
@@ -177,6 +175,23 @@ def _way_on(shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return "; channels come last: np.moveaxis(image, 0, -1)"
     return ""
+
+
+def _check_bits(image: np.ndarray) -> None:
+    """Refuses 16-bit integers that are as good as black, and may be of a camera of fewer bits.
+
+    Raises:
+      UserError: they are.
+    """
+    low, high = int(image.min()), int(image.max())
+    bits = next((bits for bits in _CAMERA_BITS if high < 2**bits), None)
+    if bits and high > 1:
+        as_it_is = "image.astype(np.uint8)" if bits == 8 else f"image / {2**bits - 1}"
+        raise UserError(
+            f"an image of dtype uint16 with values from {low} to {high}: as 16 bits it is "
+            f"{'black' if bits == 8 else 'nearly black'}; if these are {bits} bits, give "
+            f"{as_it_is}, otherwise image / 65535"
+        )
 
 
 def _to_8_bits(image: np.ndarray, maximum: int | None) -> UInt8[np.ndarray, "H W C"]:

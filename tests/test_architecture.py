@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "weighting": GROUND,
     "data": GROUND | {"tasks"},
     "weights": GROUND | {"models"},
-    "config": GROUND | {"models", "tasks", "weighting"},
+    "config": GROUND | {"data", "models", "tasks", "weighting"},
     "command_line": {"errors", "config"},
     "inference": GROUND | {"models", "tasks", "weights"},
     "prompting": {"models"},

@@ -32,6 +32,7 @@ SIZED = ("nyuv2:vit_b", "nyuv2:vit_l", "nyuv2:vit_h")
 def test_configs_pass_their_checks_and_are_locked(name):
     config = load_config(name)
     config_lib.check(config)
+    config_lib.check_read(config)
     with pytest.raises(AttributeError):
         config.no_such_field = 1
 
@@ -252,3 +253,44 @@ def test_published_layouts_train_and_evaluate(name, metrics, nano_base, publishe
     assert all(np.isfinite(value) for value in found.values())
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum('"split": "train"' in row for row in rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "told"),
+    [
+        ("rooms", "max_depth", 5.0, "only folder, nyuv2_mtan: leave it out, or set it to None"),
+        ("rooms", "depth_scale", 1000.0, "only folder, nyuv2_mtan: leave"),
+        (
+            "rooms",
+            "path",
+            "here",
+            "only cityscapes_mtan, folder, nyuv2_mtan, pascal_context",
+        ),
+        ("folder", "train_frames", 50, "only rooms: leave it out, or set it to 1000"),
+        ("rooms", "val_fraction", 0.0, "only folder: leave it out, or set it to 0.2"),
+        ("folder", "seed", 3, "only rooms: leave it out, or set it to 0"),
+        ("cityscapes_mtan", "depth_scale", 2.0, "only folder, nyuv2_mtan"),
+        ("nyuv2_mtan", "class_names", ("a", "b"), "only folder: leave it out"),
+        ("pascal_context", "intrinsics", (1.0, 1.0, 0.0, 0.0), "only folder: leave it out"),
+    ],
+)
+def test_fields_that_a_data_set_does_not_read_are_refused(name, field, value, told):
+    config = config_lib.default()
+    config.data.name = name
+    config.data[field] = value
+    with pytest.raises(UserError) as error:
+        config_lib.check_read(config)
+    message = str(error.value)
+    assert message.startswith(f"config.data.{field} is {value!r}, which {name} does not read, ")
+    assert told in message
+
+
+def test_what_a_run_began_with_is_forgotten_and_no_more():
+    began, config = config_lib.default(), config_lib.default()
+    began.data.max_depth = config.data.max_depth = 5.0
+    config.data.class_names = ("a", "b")
+    assert config_lib.forget_unread(config, began).data.to_dict() == {
+        **config_lib.default().data.to_dict(),
+        "class_names": ("a", "b"),
+    }
+    assert config.data.max_depth == 5.0

@@ -3,7 +3,7 @@
 import pytest
 
 from talora_jax.errors import UserError
-from talora_jax.files import replacing, write_atomically
+from talora_jax.files import replacing, sweep, write_atomically
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -43,3 +43,17 @@ def test_temporary_names_cannot_be_foreseen(tmp_path):
 def test_the_longest_names_are_written(tmp_path):
     write_atomically(tmp_path / ("n" * 255), b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
+
+
+def test_what_killed_writes_left_is_swept(tmp_path):
+    with replacing(tmp_path / "folder") as folder, replacing(tmp_path / "file") as file:
+        folder.mkdir()
+        (folder / "half").touch()
+        file.touch()
+        for name in (".file.partial-", "file.partial-0123456789abcdef", ".file.partial-mine"):
+            (tmp_path / name).touch()
+        sweep(tmp_path)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".file.partial-", "file.partial-0123456789abcdef", ".file.partial-mine"}
+        folder.mkdir(), file.touch()  # of which the end here renames both
+    sweep(tmp_path / "nowhere")

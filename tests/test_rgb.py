@@ -88,6 +88,15 @@ def test_16_bit_values_round_to_the_nearest():
     np.testing.assert_array_equal(as_rgb(values)[..., 0], np.round(values / 257).astype(np.uint8))
 
 
+def test_what_is_dark_in_16_bits_and_no_cameras_bits_is_dark():
+    np.testing.assert_array_equal(as_rgb(np.array([[0, 4096]], np.uint16))[0, :, 0], [0, 16])
+    np.testing.assert_array_equal(as_rgb(np.array([[0, 1]], np.uint16))[0, :, 0], [0, 0])
+    # As the messages say.
+    deep = np.array([[0, 4095]], np.uint16)
+    np.testing.assert_array_equal(as_rgb(deep / 4095)[0, :, 0], [0, 255])
+    np.testing.assert_array_equal(as_rgb(deep / 65535)[0, :, 0], [0, 16])
+
+
 def test_16_bit_gray_of_pillow():
     deep = np.array([[0, 257, 65535]], np.uint16)
     np.testing.assert_array_equal(as_rgb(Image.fromarray(deep))[..., 0], [[0, 1, 255]])
@@ -109,6 +118,8 @@ def test_16_bit_gray_of_pillow():
         (RGB[:0], "it has no pixels"),
         (Image.new("RGB", (0, 5)), "it has no pixels"),
         (RGB.astype(np.uint16), r"if these are 8 bits, give image.astype\(np.uint8\)"),
+        (np.full((2, 2), 1023, np.uint16), r"if these are 10 bits, give image / 1023, otherwise"),
+        (np.array([[0, 4095]], np.uint16), r"0 to 4095: .* nearly black; if these are 12 bits"),
         (RGB.astype(complex), "dtype complex128"),
         (RGB.astype(object), "dtype object"),
         (RGB.astype(str), "dtype <U3"),

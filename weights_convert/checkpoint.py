@@ -4,7 +4,8 @@ Kinds, told by their content: official `.pth` files (SAM and the MTSAM release),
 and folders, and this project's bases. Tensors stay on disk until they are asked for.
 
 What the original computes at every call is done here once: tables of relative positions that do not
-fit the grid are interpolated as in `resize`, and where there are none, they are zeros.
+fit the grid are interpolated as in `resize`, and where there are none, they are zeros. So are the
+biases of q, k and v of an encoder without (`qkv_bias=False`).
 """
 
 import dataclasses
@@ -70,6 +71,8 @@ _HUGGINGFACE_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_POS_EMBED = "image_encoder.pos_embed"
+_QKV_WEIGHT, _QKV_BIAS = ".attn.qkv.weight", ".attn.qkv.bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +241,20 @@ def from_state_dict(
     alias = kind == "huggingface" and HUGGINGFACE_ALIAS in shapes
     if alias:
         del shapes[HUGGINGFACE_ALIAS]
+    if _POS_EMBED not in shapes and "image_encoder.patch_embed.proj.weight" in shapes:
+        shown = "vision_encoder.pos_embed" if kind == "huggingface" else _POS_EMBED
+        raise UserError(
+            f"{name} is not a whole SAM: missing {shown}, absolute positions, "
+            "which tell the image's size; if its encoder has none (use_abs_pos=False), add zeros "
+            "[1, image_size / patch_size, image_size / patch_size, width] under that name"
+        )
     architecture = read_architecture(shapes, tasks, heads, told)
     tables, changes = fit_positions(architecture.sam.encoder, shapes)
+    if not any(official.endswith(_QKV_BIAS) for official in shapes):
+        weights = [official for official in shapes if official.endswith(_QKV_WEIGHT)]
+        biases = {w.removesuffix(_QKV_WEIGHT) + _QKV_BIAS: shapes[w][:1] for w in weights}
+        tables |= biases
+        changes = [*changes, "no biases of q, k and v, they are zeros"] if biases else changes
     wrong = problems(architecture, shapes | tables, kind)
     positions = names.get(GAUSSIAN.official)
     if (
@@ -255,7 +270,7 @@ def from_state_dict(
         official = entry.official
         if official not in names:
             # As wide as the block's other parameters.
-            beside = state[names[official.rpartition(".")[0] + ".qkv.weight"]]
+            beside = state[names[official.partition(".attn.")[0] + _QKV_WEIGHT]]
             return np.zeros(tables[official], beside.dtype)
         x = np.asarray(state[names[official]])
         return interpolated(x, tables[official][0]) if official in tables else x

@@ -1,6 +1,6 @@
 """Datasets by name. `open_dataset` is the way in; `pipeline` makes batches of what it gives.
 
-A new data set is a module and one line in `DATASETS`.
+A new data set is a module and one entry in `DATASETS`.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import ml_collections
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.errors import UserError
 
-__all__ = ["DATASETS", "Dataset", "class_names", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "class_names", "fields_read", "open_dataset"]
 
 
 class _Entry(NamedTuple):
@@ -24,25 +24,46 @@ class _Entry(NamedTuple):
       opens: a function of `config.data` and the targets wanted that gives a `Dataset`.
       class_names: those of `semantic` without opening it: a tuple, or a function of `config.data`
         that gives one, empty where it must be opened to be asked.
+      reads: the fields of `config.data` that it reads, beside those of `_ALL_READ`.
     """
 
     opens: str
     class_names: str
+    reads: tuple[str, ...]
 
 
+_ALL_READ = ("name", "dir", "image_size")
 DATASETS = {
     "cityscapes_mtan": _Entry(
-        "cityscapes_mtan:open_cityscapes_mtan", "cityscapes_mtan:CLASS_NAMES"
+        "cityscapes_mtan:open_cityscapes_mtan",
+        "cityscapes_mtan:CLASS_NAMES",
+        ("path", "ignore_label"),
     ),
-    "folder": _Entry("folder:open_folder", "folder:stated_class_names"),
-    "nyuv2_mtan": _Entry("nyuv2_mtan:open_nyuv2_mtan", "nyuv2_classes:CLASS_NAMES"),
+    "folder": _Entry(
+        "folder:open_folder",
+        "folder:stated_class_names",
+        (
+            "path",
+            "val_fraction",
+            "class_names",
+            "depth_scale",
+            "max_depth",
+            "ignore_label",
+            "intrinsics",
+        ),
+    ),
+    "nyuv2_mtan": _Entry(
+        "nyuv2_mtan:open_nyuv2_mtan",
+        "nyuv2_classes:CLASS_NAMES",
+        ("path", "depth_scale", "max_depth", "ignore_label"),
+    ),
     "pascal_context": _Entry(
-        "pascal_context:open_pascal_context", "pascal_context.classes:SEMANTIC"
+        "pascal_context:open_pascal_context", "pascal_context.classes:SEMANTIC", ("path",)
     ),
-    "rooms": _Entry("rooms:open_rooms", "nyuv2_classes:CLASS_NAMES"),
+    "rooms": _Entry(
+        "rooms:open_rooms", "nyuv2_classes:CLASS_NAMES", ("seed", "train_frames", "val_frames")
+    ),
 }
-# The data sets that read `data.max_depth`.
-_WITH_MAX_DEPTH = ("folder", "nyuv2_mtan")
 
 
 def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
@@ -53,16 +74,9 @@ def open_dataset(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datas
       tasks: names of the targets wanted; see `talora_jax.data.dataset.Source`.
 
     Raises:
-      UserError: no dataset has that name, the dataset lacks one of the tasks, or does not read a
-        field that is set.
+      UserError: no dataset has that name, or the dataset lacks one of the tasks.
     """
-    entry = _entry(data.name)
-    if data.get("max_depth") is not None and data.name not in _WITH_MAX_DEPTH:
-        raise UserError(
-            f"config.data.max_depth is {data.max_depth}, which {data.name} does not read; only "
-            f"{' and '.join(_WITH_MAX_DEPTH)} do."
-        )
-    dataset = _resolve(entry.opens)(data, tasks)
+    dataset = _resolve(_entry(data.name).opens)(data, tasks)
     check_tasks(data.name, dataset.tasks, tasks)
     return dataset
 
@@ -79,6 +93,15 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
     if known or "semantic" not in tasks:
         return known
     return open_dataset(data, tasks).class_names
+
+
+def fields_read(name: str) -> tuple[str, ...]:
+    """The fields of `config.data` that a data set reads.
+
+    Raises:
+      UserError: no dataset has that name.
+    """
+    return (*_ALL_READ, *_entry(name).reads)
 
 
 def _entry(name: str) -> _Entry:

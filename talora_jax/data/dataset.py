@@ -51,6 +51,8 @@ class Dataset:
       splits: a source for 'train' and one for 'val'.
       contents: what tells these samples from others, for JSON: a digest of each file, by split and
         name, and under 'settings' what else they depend on; see `talora_jax.data.memory`.
+      unread: how the names of files begin that belong to other targets than those asked for. Runs
+        of before this was told apart remember them, too.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Dataset:
     image_size: tuple[int, int]
     splits: Mapping[str, Source]
     contents: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 def check_tasks(name: str, available: Sequence[str], tasks: Sequence[str]) -> None:

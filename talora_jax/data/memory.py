@@ -1,7 +1,8 @@
 """What a run remembers of its data, so that it does not go on with other data unawares.
 
 `data.json` in its workdir holds what `Dataset.contents` says: a digest of every file, by its split,
-and the settings that the samples depend on.
+and the settings that the samples depend on. What classes are called is in the checkpoints, of every
+data set, and checked there (`talora_jax.training.workdir.check_same`).
 """
 
 import collections
@@ -16,6 +17,7 @@ from talora_jax.files import write_atomically
 
 FILE_NAME = "data.json"
 SETTINGS = "settings"
+_CLASS_NAMES = "class_names"  # among the settings that earlier versions remembered
 _NAMED = 3  # files of one kind of change in a sentence
 
 
@@ -42,15 +44,9 @@ def tell(dataset: Dataset, workdir: Path, print_line: Callable[[str], None]) -> 
     """Says how the data differs from what the run in a workdir was trained on.
 
     Raises:
-      UserError: its classes do: what was learnt of one would count as another.
+      UserError: as of `changes`.
     """
-    changed = changes(dataset, workdir)
-    if classes := [change for change in changed if change.startswith("class_names ")]:
-        raise UserError(
-            f"the data is not what the run in {workdir} was trained on: {classes[0]}. Put the "
-            "class names back, in their order."
-        )
-    if changed:
+    if changed := changes(dataset, workdir):
         print_line(f"note: this data is not what the run was trained on: {'; '.join(changed)}")
 
 
@@ -73,20 +69,21 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
             "back, or remove it if the data is the same."
         ) from None
     now = json.loads(json.dumps(dataset.contents))
-    return [*_settings(before, now), *_files(before, now)]
+    return [*_settings(before, now), *_files(before, now, dataset.unread)]
 
 
 def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     was, is_now = before.get(SETTINGS, {}), now.get(SETTINGS, {})
     return [
         f"{name} was {_shown(was.get(name))} and is now {_shown(is_now.get(name))}"
-        for name in sorted({*was, *is_now})
+        for name in sorted({*was, *is_now} - {_CLASS_NAMES})
         if was.get(name) != is_now.get(name)
     ]
 
 
-def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _files(before: Mapping[str, Any], now: Mapping[str, Any], unread: tuple[str, ...]) -> list[str]:
     was, is_now = _by_file(before), _by_file(now)
+    was = {file: found for file, found in was.items() if not file.startswith(unread)}
     found: dict[str, list[str]] = collections.defaultdict(list)
     for file in sorted({*was, *is_now}):
         if file not in is_now:

@@ -9,18 +9,19 @@ downloads are linked to from the README of https://github.com/lorenmt/mtan.
 
 `config.data.path` is the folder, or the zip archive of it as it was downloaded: that is read
 without being unpacked. In either, train and val may lie up to three folders down. The samples are
-checked and written as array_record under `config.data.dir` once; a changed download is prepared
-anew.
+checked and written as array_record under `config.data.dir` once, all targets together unless
+something is wrong with one that is not wanted; a changed download is prepared anew.
 
 What is kept:
 
 - image: 8 bits. The published floats in [0, 1] are taken for k / 255, which come back bit for bit
   in float32. Images of other values are rounded, which puts them off by at most 1 / 510, and a note
   on standard error counts them.
-- labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` is no
-  label, as -1 is.
+- labels: exactly. Floats are accepted if they are whole numbers. `config.data.ignore_label` and NaN
+  are no label, as -1 is.
 - depth, disparity, normals: as float32. Nothing is scaled, and no axis is turned, but that depth is
-  divided by `config.data.depth_scale` where it is set, and above `max_depth` no measurement.
+  divided by `config.data.depth_scale` where it is set, and above `max_depth` no measurement. A map
+  that is NaN all over has none, either.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import Float, Float32, Int8, UInt8
 
 from talora_jax.data.dataset import Dataset, check_tasks
@@ -50,10 +52,11 @@ from talora_jax.data.records import (
     name_of,
     prepare,
     prepared,
+    whole_or_wanted,
 )
 from talora_jax.errors import UserError, one_line, printable, some
 from talora_jax.tasks.depth import measured
-from talora_jax.tasks.target_files import BadFile, read_npy
+from talora_jax.tasks.target_files import BadFile, read_npy, whole_numbers
 
 HOME = "https://github.com/lorenmt/mtan"
 SPLITS = ("train", "val")
@@ -97,6 +100,11 @@ class Packing:
     def tasks(self) -> tuple[str, ...]:
         return tuple(name for name in self.folders if name != "image")
 
+    def only(self, tasks: Sequence[str]) -> "Packing":
+        """With these targets alone."""
+        folders = {name: self.folders[name] for name in self.folders if name in ("image", *tasks)}
+        return dataclasses.replace(self, folders=folders)
+
 
 def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
     """Opens the data set at `data.path`, preparing it if that has not been done.
@@ -111,30 +119,31 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
       UserError: a part of the layout is missing, or a file does not hold what it should.
     """
     check_tasks(packing.records.name, packing.tasks, tasks)
+    meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
+    others = tuple(name for name in packing.tasks if name not in tasks)
     with _opened(packing, data.path) as root:
-        splits = _list(packing, root)
-        size = _size(data.image_size or (), splits["train"][0]["image"])
-        _note_counts(packing, root, splits)
-        meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
-        contents = _contents(packing, root, splits)
-        settings = "" if meaning == _Meaning() else repr(meaning)
-        place = repr(_download(root).resolve())
-        digest = fingerprint(place, settings, json.dumps(contents))
-        name = f"{name_of(_download(root))}-{digest}"
-        if prepared(packing.records, data.dir, name) is None:
-            _prepare(packing, data.dir, name, splits, size, meaning)
-    builder = prepared(packing.records, data.dir, name)
-    return Dataset(
-        name=packing.records.name,
-        tasks=packing.tasks,
-        class_names=packing.class_names,
-        image_size=size,
-        splits={
-            split: RecordsSource(builder.as_data_source(split), tasks, as_declared)
-            for split in SPLITS
-        },
-        contents=contents,
-    )
+        _check_title(packing, root)
+        part = functools.partial(_Part, root, data.dir, data.image_size or (), meaning, {})
+        wanted = part(packing.only(tasks), tasks=tuple(tasks))
+        builder = whole_or_wanted(_download(root), part(packing), wanted, others)
+        _note_counts(packing, root, wanted.splits)
+        return Dataset(
+            name=packing.records.name,
+            tasks=packing.tasks,
+            class_names=packing.class_names,
+            image_size=wanted.size,
+            splits={
+                split: RecordsSource(builder.as_data_source(split), tasks, as_declared)
+                for split in SPLITS
+            },
+            contents=wanted.contents,
+            unread=tuple(
+                f"{split}/{folder}/"
+                for split in SPLITS
+                for name in others
+                for folder in packing.folders[name]
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +159,56 @@ class _Meaning:
     ignore_label: int | None = None
     depth_scale: float | None = None
     max_depth: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some of a copy's targets, and what is prepared of them.
+
+    Attributes:
+      wanted_size: H, W that the files must have; () takes what they have.
+      hashes: of the files that have been read so far, for all parts.
+      packing: with these targets alone.
+      tasks: these targets; empty for all that there are.
+    """
+
+    root: AnyPath
+    data_dir: str | None
+    wanted_size: Sequence[int]
+    meaning: _Meaning
+    hashes: dict[Path, str]
+    packing: Packing
+    tasks: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def splits(self) -> dict[str, list[Files]]:
+        return _list(self.packing, self.root)
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        return _size(self.wanted_size, self.splits["train"][0]["image"])
+
+    @functools.cached_property
+    def contents(self) -> dict[str, dict[str, str]]:
+        return _contents(self.packing, self.root, self.splits, self.hashes)
+
+    @functools.cached_property
+    def _name(self) -> str:
+        """Of the records."""
+        settings = "" if self.meaning == _Meaning() else repr(self.meaning)
+        place = _download(self.root)
+        digest = fingerprint(
+            repr(place.resolve()), settings, json.dumps(self.contents), *sorted(self.tasks)
+        )
+        return f"{name_of(place)}-{digest}"
+
+    def found(self) -> tfds.core.DatasetBuilder | None:
+        _ = self.size  # the config's, or nothing that is prepared fits
+        return prepared(self.packing.records, self.data_dir, self._name)
+
+    def prepare(self) -> tfds.core.DatasetBuilder:
+        _prepare(self.packing, self.data_dir, self._name, self.splits, self.size, self.meaning)
+        return self.found()
 
 
 # Which files there are.
@@ -231,17 +290,22 @@ def _download(root: AnyPath) -> Path:
 
 
 def _contents(
-    packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]
+    packing: Packing,
+    root: AnyPath,
+    splits: Mapping[str, Sequence[Files]],
+    hashes: dict[Path, str],
 ) -> dict[str, dict[str, str]]:
     """A digest of each file by split, or of the archive that they are in."""
     if isinstance(root, zipfile.Path):
-        (digest,) = digests([_download(root)], packing.title).values()
-        return {"archive": {root.at or "/": digest}}
+        archive = _download(root)
+        if archive not in hashes:
+            hashes.update(digests([archive], packing.title))
+        return {"archive": {root.at or "/": hashes[archive]}}
     files = {
         split: [path for files in samples for path in files.values()]
         for split, samples in splits.items()
     }
-    return contents_of(root, files, packing.title)
+    return contents_of(root, files, packing.title, hashes)
 
 
 def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
@@ -250,14 +314,7 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
     Raises:
       UserError: with a line for all that is missing from a folder.
     """
-    there = {
-        folder.name
-        for split in SPLITS
-        if (root / split).is_dir()
-        for folder in (root / split).iterdir()
-        if folder.is_dir()
-    }
-    _check_title(packing, root, there)
+    there = _there(root)
     folders = {
         target: next((name for name in names if name in there), " or ".join(names))
         for target, names in packing.folders.items()
@@ -295,8 +352,20 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
     return splits
 
 
-def _check_title(packing: Packing, root: AnyPath, there: set[str]) -> None:
+def _there(root: AnyPath) -> set[str]:
+    """The names of all folders of a split."""
+    return {
+        folder.name
+        for split in SPLITS
+        if (root / split).is_dir()
+        for folder in (root / split).iterdir()
+        if folder.is_dir()
+    }
+
+
+def _check_title(packing: Packing, root: AnyPath) -> None:
     """Tells NYUv2 from Cityscapes: the one has normals, the other has not."""
+    there = _there(root)
     if not {"image", "depth"} <= there or ("normal" in there) == ("normals" in packing.tasks):
         return
     title, name = (
@@ -357,8 +426,9 @@ def _read_labels(
     values = read_npy(path)
     if values.ndim != 2:
         raise BadFile(f"shape {values.shape}, expected [H, W]")
-    if values.dtype.kind not in "iuf" or not (values == np.rint(values)).all():
+    if values.dtype.kind not in "iuf":
         raise BadFile(f"{values.dtype}, expected whole numbers")
+    values = whole_numbers(values)
     if ignored is not None:
         values = np.where(values == ignored, -1, values.astype(np.int64))
     wrong = values[(values < -1) | (values >= len(class_names))]
@@ -370,10 +440,13 @@ def _read_labels(
     return values.astype(np.int8)
 
 
-def _read_floats(path: AnyPath, channels: int) -> Float[np.ndarray, "H W C"]:
+def _read_floats(path: AnyPath, channels: int, blank: bool = False) -> Float[np.ndarray, "H W C"]:
+    """Finite values; with `blank`, zeros in place of NaN if nothing else is there."""
     values = read_npy(path)
     if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != channels:
         raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, {channels}]")
+    if blank and np.isnan(values).all():
+        return np.zeros_like(values)
     if not np.isfinite(values).all():
         raise BadFile(f"{(~np.isfinite(values)).sum()} values are NaN or infinite, expected none")
     return values
@@ -381,7 +454,7 @@ def _read_floats(path: AnyPath, channels: int) -> Float[np.ndarray, "H W C"]:
 
 def _read_depth(path: AnyPath, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"]:
     """Depth or disparity, 0 = no measurement."""
-    values = _read_floats(path, 1)
+    values = _read_floats(path, 1, blank=True)
     if values.min() < 0:
         raise BadFile(f"value {values.min():g}, expected 0 (no measurement) or above")
     scale = 1 if meaning.depth_scale is None else meaning.depth_scale

@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,6 +32,7 @@ from numpy.typing import DTypeLike
 
 from talora_jax.data.progress import progress
 from talora_jax.errors import UserError, one_line, printable
+from talora_jax.files import sweep
 from talora_jax.tasks import TARGETS
 
 Sample = dict[str, Num[np.ndarray, "H W ..."]]
@@ -226,6 +227,61 @@ def prepared(
     return builder
 
 
+@runtime_checkable
+class Part(Protocol):
+    """Some of a data set's targets."""
+
+    def found(self) -> tfds.core.DatasetBuilder | None:
+        """What is prepared of it.
+
+        Raises:
+          UserError: its files are not all there.
+        """
+
+    def prepare(self) -> tfds.core.DatasetBuilder:
+        """Prepares it.
+
+        Raises:
+          UserError: a file is not as it should be, or as of `prepare`.
+        """
+
+
+def whole_or_wanted(
+    root: Path, whole: Part, wanted: Part, others: Sequence[str]
+) -> tfds.core.DatasetBuilder:
+    """The records of all targets, for other runs as well, or of what is wanted where one of the
+    others is not as it should be.
+
+    Args:
+      others: the targets that are not wanted.
+
+    Raises:
+      UserError: what is wanted cannot be prepared.
+    """
+    if not others:
+        return whole.found() or whole.prepare()
+    with contextlib.suppress(UserError):
+        if builder := whole.found():
+            return builder
+    if builder := wanted.found():
+        return builder
+    try:
+        return whole.prepare()
+    except UserError as error:
+        builder = wanted.prepare()
+        note_left_out(root, others, error)
+        return builder
+
+
+def note_left_out(root: Path, others: Sequence[str], error: UserError) -> None:
+    """Says that some targets are not prepared, and why."""
+    print(
+        f"note: of {root} only what this run needs is prepared, without {', '.join(others)}: "
+        f"{printable(one_line(error), 400)}",
+        file=sys.stderr,
+    )
+
+
 def kept_in(dataset: type[Records], data_dir: str | None) -> Path:
     """The directory that holds, by their names, what is prepared of a data set."""
     return Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / dataset.name
@@ -249,14 +305,18 @@ def digests(paths: Iterable[Path], title: str) -> dict[Path, str]:
 
 
 def contents_of(
-    root: Path, files: Mapping[str, Sequence[Path]], title: str
+    root: Path, files: Mapping[str, Sequence[Path]], title: str, hashes: dict[Path, str]
 ) -> dict[str, dict[str, str]]:
     """For each split, the `digests` of its files by their paths below the root.
+
+    Args:
+      hashes: those that are known already; the others are added.
 
     Raises:
       UserError: a file cannot be read.
     """
-    hashes = digests([path for paths in files.values() for path in paths], title)
+    new = [path for paths in files.values() for path in paths if path not in hashes]
+    hashes.update(digests(new, title) if new else {})
     return {
         split: {path.relative_to(root).as_posix(): hashes[path] for path in paths}
         for split, paths in files.items()
@@ -317,6 +377,8 @@ def _swept(directory: Path) -> Iterator[None]:
             for left in directory.glob("*/incomplete.*"):
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
+            for kept in directory.glob("*/"):
+                sweep(kept)
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield

@@ -116,10 +116,11 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
       UserError: a workdir belongs to another config, the data or the base cannot be opened, or not
         one run ended well.
     """
-    from talora_jax.training.workdir import claim_workdir
+    from talora_jax.training.workdir import as_begun, claim_workdir
 
     for name, config in runs.items():
         claim_workdir(config, directory / "runs" / name, write=False)
+    runs = {name: as_begun(config, directory / "runs" / name) for name, config in runs.items()}
     _open_once(
         [config for name, config in runs.items() if not _ended(directory / "runs" / name, config)]
     )
@@ -174,6 +175,7 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
             sizes(config)
             parent_of(config)
         if opened not in known:
+            config_lib.check_read(config)
             open_dataset(config.data, targets)
         known |= {opened, model}
 

@@ -7,13 +7,15 @@ from typing import Protocol, runtime_checkable
 from zipfile import Path as ZipPath
 
 import numpy as np
-from jaxtyping import Int32, Integer, UInt8
+from jaxtyping import Bool, Int32, Integer, Num, UInt8
 from PIL import Image
 
 from talora_jax.errors import one_line
 
 # NumPy reads a header by `ast.literal_eval`, which some Pythons break when two threads are in it.
 _ONE_HEADER_AT_A_TIME = threading.Lock()
+# Up to here float64 holds every integer.
+_EXACT = 2**53
 
 
 class BadFile(Exception):
@@ -81,7 +83,7 @@ def one_frame(image: Image.Image) -> None:
 
 
 def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
-    """Integers of a grey or palette PNG, or of an npy file.
+    """Integers of a grey or palette PNG, or of an npy file, where they may be floating point, too.
 
     Raises:
       BadFile: the file holds something else.
@@ -96,12 +98,28 @@ def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
         values = np.asarray(image)
     else:
         values = read_npy(path)
-        if values.dtype.kind not in "biu" or values.ndim != 2:
+        if values.dtype.kind not in "biuf" or values.ndim != 2:
             raise BadFile(
                 f"{values.dtype} of shape {values.shape}, expected integers [H, W], such as "
                 "values.astype(np.int32)"
             )
+        values = whole_numbers(values)
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def whole_numbers(values: Num[np.ndarray, "..."] | Bool[np.ndarray, "..."]) -> np.ndarray:
+    """Floating point as the integers that it stands for, NaN as -1, no label; all else as it is.
+
+    Raises:
+      BadFile: a value is no whole number, or so large that the next one could be meant.
+    """
+    if values.dtype.kind != "f":
+        return values
+    values = np.where(np.isnan(values), -1, values.astype(np.float64))
+    wrong = values[(values != np.rint(values)) | (np.abs(values) > _EXACT)]
+    if wrong.size:
+        raise BadFile(f"a value {wrong[0]:g}, expected whole numbers, or NaN for no label")
+    return values.astype(np.int64)
 
 
 def as_int32(values: Integer[np.ndarray, "H W"], way_on: str) -> Int32[np.ndarray, "H W"]:

@@ -23,6 +23,7 @@ from talora_jax.training import panels as panels_lib
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.setup import Run
 from talora_jax.training.step import init_state
+from talora_jax.training.workdir import PICTURES
 
 Batches = Iterable[dict[str, np.ndarray]]
 
@@ -143,7 +144,7 @@ def evaluate(
 
 def save_pictures(panels: list[np.ndarray], workdir: Path) -> None:
     for i, panel in enumerate(panels):
-        panels_lib.save_png(panel, workdir / "pictures" / f"val_{i:03d}.png")
+        panels_lib.save_png(panel, workdir / PICTURES / f"val_{i:03d}.png")
 
 
 def print_metrics(

@@ -94,6 +94,7 @@ def evaluate_run(
             f"evaluate cannot change {listed}{more}: it takes the run as it was trained, on other "
             "data by --config.data.FIELD and --split. Leave them out"
         )
+    config = config_lib.forget_unread(config, own)
     trained = _trained(workdir)
     elsewhere = any(name.startswith(_MEASURED) and name != "config.data.dir" for name in changed)
     if elsewhere and config.data.name == "folder" and not stated_class_names(config.data):

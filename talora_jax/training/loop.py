@@ -1,6 +1,7 @@
 """Training: one loop that reads from top to bottom."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +22,9 @@ from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.training.workdir import (
+    PICTURES,
     Stop,
+    as_begun,
     check_free,
     check_same,
     claim_workdir,
@@ -53,15 +56,16 @@ def train(
     job = JOBS[config.trains]
     # Before data is prepared, which may take long.
     claim_workdir(config, workdir, write=False, more_steps=more_steps)
+    config = as_begun(config, workdir)
     check_free(workdir)
-    with interrupted(workdir):
+    with interrupted(workdir) as check_interrupt:
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
         with (
             held(workdir, active=jax.process_index() == 0),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
         ):
-            return _train(run, found, job, workdir, checkpoints, more_steps)
+            return _train(run, found, job, workdir, checkpoints, more_steps, check_interrupt)
 
 
 def _train(
@@ -71,6 +75,7 @@ def _train(
     workdir: Path,
     checkpoints: Checkpoints,
     more_steps: bool,
+    check_interrupt: Callable[[], None],
 ) -> dict[str, float]:
     """Trains in a workdir that is this process's alone."""
     config = run.config
@@ -134,7 +139,9 @@ def _train(
     evaluator = job.evaluator(run)
     previous: dict[str, Array] = {}
     outgrown = False
+    step = first_step
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
+        check_interrupt()
         with Stop() as stop:
             for step in range(first_step + 1, config.steps + 1):
                 batch = shard_batch(next(iterator), run.mesh)
@@ -161,13 +168,16 @@ def _train(
                     _check_finite(step, scalars, run)
                     checkpoints.save(step, state, iterator.get_state() | told(run))
                 if asked:
-                    iterator.close()
-                    checkpoints.close()
-                    raise Stopped(
-                        f"stopped after step {step} of {config.steps}, which {workdir} holds; the "
-                        "same command goes on from there",
-                        128 + asked,
-                    )
+                    break
+            # Also asked while the last step was saved, which is what ends the loop then.
+            if stop.signal:
+                iterator.close()
+                checkpoints.close()
+                raise Stopped(
+                    f"stopped after step {step} of {config.steps}, which {workdir} holds; the "
+                    "same command goes on from there",
+                    128 + stop.signal,
+                )
         iterator.close()
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
@@ -184,7 +194,7 @@ def _train(
             log.picture(config.steps, f"val_{i:03d}", panel)
         job.leave(run, learnt, workdir)
     written = ", ".join(map(str, results))
-    log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / 'pictures'}")
+    log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / PICTURES}")
     log.close()
     return metrics
 

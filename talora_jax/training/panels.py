@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
+from talora_jax.files import replacing
 from talora_jax.tasks import Task
 
 _MARGIN, _HEADER = 4, 16
@@ -48,4 +49,5 @@ def panel(
 def save_png(picture: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
     """Writes a PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG")

@@ -55,6 +55,7 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
       UserError: the config cannot work, or not on these devices.
     """
     config_lib.check(config)
+    config_lib.check_read(config)
     Augment.from_config(config.augment, (1, 1))  # of any size, before data is prepared
     sharding.start_hosts(
         config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id

@@ -4,8 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import ml_collections
 
 from talora_jax import config as config_lib
 from talora_jax.errors import Stopped, UserError, short
-from talora_jax.files import write_atomically
+from talora_jax.files import sweep, write_atomically
 
 try:
     import fcntl
@@ -21,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None
 
 CONFIG = "config.json"
+PICTURES = "pictures"
 # What a run may go on with another value of: where it happens, and how that is computed which it
 # computes. That data and base of another path are the same ones is told by their content, when the
 # data is opened and by `check_same`.
@@ -60,7 +62,6 @@ def claim_workdir(
     """
     path = workdir / CONFIG
     _check_place(workdir)
-    ours = config_lib.plain(config)
     if not path.exists():
         if _has_checkpoints(workdir):
             raise UserError(
@@ -70,7 +71,8 @@ def claim_workdir(
         if write:
             _write(path, config)
         return
-    theirs = config_lib.read(path).to_dict()
+    config, began = as_begun(config, workdir), config_lib.read(path)
+    theirs, ours = config_lib.forget_unread(began, began).to_dict(), config_lib.plain(config)
     before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
     differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(_FREE))
     longer = differing == ["config.steps"] and theirs["steps"] < ours["steps"]
@@ -83,6 +85,16 @@ def claim_workdir(
                 stem, dot, suffix = name.rpartition(".")
                 (workdir / name).replace(workdir / f"{stem}_{theirs['steps']}_steps{dot}{suffix}")
         _write(path, config)
+
+
+def as_begun(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+    """The config, without what its data set does not read if the run in the workdir began with it.
+
+    Raises:
+      UserError: there is a config.json that cannot be read.
+    """
+    path = workdir / CONFIG
+    return config_lib.forget_unread(config, config_lib.read(path)) if path.exists() else config
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run_is: dict) -> None:
@@ -116,7 +128,8 @@ def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run
 
 @contextlib.contextmanager
 def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
-    """Keeps other processes out of a directory, which is made.
+    """Keeps other processes out of a directory, which is made; what killed ones left half written
+    in it is removed.
 
     The lock is the kernel's (flock) on the directory itself: nothing is left in it, and it is free
     when the process has gone, however it went. Where there is no such lock, there is none.
@@ -128,7 +141,10 @@ def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
         if active:
             _check_place(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
-        with _locked(workdir, active):
+        with _locked(workdir, active) as alone:
+            if alone:
+                sweep(workdir)
+                sweep(workdir / PICTURES)
             yield
 
 
@@ -191,14 +207,37 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interrupted(workdir: Path) -> Iterator[None]:
+def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
     """Tells what an interrupt that could not wait for a step leaves.
+
+    Gives a function to call where it is time to end if there was one: Python drops the exception of
+    a Ctrl-C that comes while garbage is collected, which is done, and long, before the first step.
 
     Raises:
       Stopped: with that, in place of a bare KeyboardInterrupt.
     """
+    asked = False
+
+    def note(number: int, frame) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    def tell_dropped(unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            hook(unraisable)
+
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    here = threading.current_thread() is threading.main_thread()
+    if noted := here and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = tell_dropped
     try:
-        yield
+        yield check
     except Stopped:
         raise
     except KeyboardInterrupt:
@@ -206,6 +245,10 @@ def interrupted(workdir: Path) -> Iterator[None]:
         raise Stopped(
             f"stopped; the same command goes on from {leaves} in {workdir}", 128 + signal.SIGINT
         ) from None
+    finally:
+        if noted:
+            signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
 
 
 def _check_place(workdir: Path) -> None:
@@ -224,10 +267,12 @@ def _check_place(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[None]:
+def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[bool]:
+    """Whether others are kept out."""
     if not active or fcntl is None:
-        yield
+        yield False
         return
+    locked = True
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -238,8 +283,8 @@ def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[Non
                 "--workdir"
             ) from None
         except OSError:
-            pass  # a file system without locks
-        yield
+            locked = False  # a file system without locks
+        yield locked
     finally:
         os.close(descriptor)
 

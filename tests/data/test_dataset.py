@@ -1,15 +1,18 @@
 """What datasets promise is what tasks declare; datasets by name."""
 
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_collections
 import numpy as np
 import pytest
 
-from talora_jax.data import DATASETS, class_names, open_dataset
+from talora_jax import config as config_lib
+from talora_jax.data import DATASETS, class_names, fields_read, open_dataset
 from talora_jax.data.dataset import Source, check_tasks
 from talora_jax.errors import UserError
 from talora_jax.tasks import TARGETS
@@ -69,7 +72,13 @@ sys.exit(", ".join(name for name in heavy if name in sys.modules) or 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_farthest_depth_is_not_ignored():
-    data = ml_collections.ConfigDict({"name": "rooms", "max_depth": 5.0})
-    with pytest.raises(UserError, match="max_depth is 5.0, which rooms does not read; only folder"):
-        open_dataset(data, ("depth",))
+@pytest.mark.parametrize("name", DATASETS)
+def test_fields_are_read_where_it_is_said(name):
+    package = Path(pkgutil.resolve_name(f"talora_jax.data.{name}").__file__)
+    files = package.parent.glob("*.py") if package.name == "__init__.py" else [package]
+    source = "".join(file.read_text() for file in files)
+    if name.endswith("_mtan"):
+        source += (package.parent / "mtan.py").read_text()
+    for field in set(fields_read(name)) - {"name"}:
+        assert re.search(rf"\b{field}\b", source), field
+    assert set(fields_read(name)) < set(config_lib.default().data)

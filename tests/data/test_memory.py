@@ -1,5 +1,8 @@
 """A run does not go on with other data than it began with."""
 
+import dataclasses
+import json
+
 import pytest
 
 from talora_jax.data import memory
@@ -7,7 +10,7 @@ from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
 
 BEGAN = {
-    "settings": {"class_names": ["road", "sky"], "image_size": [4, 6]},
+    "settings": {"depth_scale": None, "image_size": [4, 6]},
     "train": {"image/0.png": "a", "image/1.png": "b"},
     "val": {"image/2.png": "c"},
 }
@@ -32,8 +35,8 @@ def test_the_same_data_is_taken(workdir):
     "contents, change",
     [
         (
-            {"settings": {"class_names": ("sky", "road"), "image_size": (4, 6)}},
-            'class_names was ["road", "sky"] and is now ["sky", "road"]',
+            {"settings": {"depth_scale": None, "image_size": (4, 8)}},
+            "image_size was [4, 6] and is now [4, 8]",
         ),
         ({"train": {"image/0.png": "a", "image/1.png": "x"}}, "1 files changed (image/1.png)"),
         ({"val": {}}, "1 files gone (image/2.png)"),
@@ -68,13 +71,26 @@ def test_a_damaged_memory_is_told(workdir):
             memory.changes(dataset(), workdir)
 
 
-def test_evaluation_tells_other_data_and_refuses_other_classes(workdir):
+def test_evaluation_tells_other_data(workdir):
     lines = []
     memory.tell(dataset(), workdir, lines.append)
     assert lines == []
     memory.tell(dataset(val={}), workdir, lines.append)
     (line,) = lines
     assert line.endswith("is not what the run was trained on: 1 files gone (image/2.png)")
-    swapped = {"class_names": ["sky", "road"], "image_size": [4, 6]}
-    with pytest.raises(UserError, match="Put the class names back, in their order"):
-        memory.tell(dataset(settings=swapped), workdir, lines.append)
+
+
+def test_class_names_that_a_run_of_before_remembers_are_checked_elsewhere(workdir):
+    named = dataset(settings={**BEGAN["settings"], "class_names": ["road", "sky"]})
+    memory.remember(named, workdir, resumes=False, write=True)
+    assert memory.changes(dataset(), workdir) == []
+
+
+def test_files_of_other_targets_that_a_run_of_before_remembers_are_no_concern(workdir):
+    began = json.loads((workdir / memory.FILE_NAME).read_text())
+    began["train"]["depth/0.png"] = "d"
+    (workdir / memory.FILE_NAME).write_text(json.dumps(began))
+    assert memory.changes(dataset(), workdir) == ["1 files gone (depth/0.png)"]
+    now = dataclasses.replace(dataset(), unread=("depth/",))
+    memory.remember(now, workdir, resumes=True, write=True)
+    assert memory.changes(now, workdir) == []

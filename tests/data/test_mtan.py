@@ -197,6 +197,35 @@ def test_what_they_hold_is_looked_at(copy, tmp_path):
     assert 0.7 < found.low < found.high < 11
 
 
+def test_what_a_run_does_not_need_may_be_broken(copy, tmp_path, capsys):
+    root, name = copy("nyuv2_mtan"), "nyuv2_mtan"
+    whole = open_at(root, name, tmp_path / "whole").splits["val"][1]
+    (root / "train/depth/3.npy").write_bytes(b"")
+    (root / "val/depth/2.npy").unlink()
+    for _ in range(2):
+        dataset = open_at(root, name, tmp_path / "part", ("semantic",))
+        sample = dataset.splits["val"][1]
+        np.testing.assert_array_equal(sample["semantic"], whole["semantic"])
+        np.testing.assert_array_equal(sample["image"], whole["image"])
+    notes = [line for line in capsys.readouterr().err.splitlines() if "what this run needs" in line]
+    assert len(notes) == 1 and "prepared, without depth, normals: " in notes[0]
+    assert "val/depth lacks 2.npy" in notes[0]
+    assert len(dataset.contents["val"]) == 2 * 4
+    assert dataset.unread == ("train/depth/", "train/normal/", "val/depth/", "val/normal/")
+    assert "val/depth lacks 2.npy" in refused(root, name, tmp_path / "none", tasks=("depth",))
+    shutil.copy(root / "val/depth/1.npy", root / "val/depth/2.npy")
+    message = refused(root, name, tmp_path / "none", tasks=("semantic", "depth"))
+    assert message.startswith(f"{root}/train/depth/3.npy: cannot be read as npy")
+
+
+def test_a_blank_depth_map_is_unlabelled(copy, tmp_path):
+    root = copy("nyuv2_mtan")
+    for index, blank in ((1, 0.0), (2, np.nan)):
+        save(root, f"val/depth/{index}.npy", np.full((24, 32, 1), blank, np.float32))
+    source = open_at(root, "nyuv2_mtan", tmp_path).splits["val"]
+    assert not source[1]["depth"].any() and not source[2]["depth"].any()
+
+
 # What they note.
 
 
@@ -220,7 +249,7 @@ def test_uint8_images_and_whole_floats_as_labels(copy, tmp_path, capsys):
     root = copy("nyuv2_mtan")
     image, label = load(root, "val", "image", 1), load(root, "val", "label", 1)
     save(root, "val/image/1.npy", np.rint(image * 255).astype(np.uint8))
-    save(root, "val/label/1.npy", label.astype(np.float32))
+    save(root, "val/label/1.npy", np.where(label < 0, np.nan, label).astype(np.float32))
     sample = open_at(root, "nyuv2_mtan", tmp_path).splits["val"][1]
     np.testing.assert_array_equal(sample["image"], np.rint(image * 255))
     np.testing.assert_array_equal(sample["semantic"], label)
@@ -369,7 +398,7 @@ def pickled(root):
         (changed("image", lambda x: x[:16]), "16×32 (H×W), expected 24×32 as the first image"),
         (changed("label", put(13)), "label 13, expected 0 to 12 for the 13 classes, or -1"),
         (changed("label", put(-2)), "label -2, expected 0 to 12"),
-        (changed("label", lambda x: x + 0.5), "float64, expected whole numbers"),
+        (changed("label", lambda x: x + 0.5), "a value -0.5, expected whole numbers, or NaN"),
         (changed("label", lambda x: x > 3), "bool, expected whole numbers"),
         (changed("label", lambda x: x[..., None]), "shape (24, 32, 1), expected [H, W]"),
         (changed("depth", put(np.nan)), "1 values are NaN or infinite, expected none"),

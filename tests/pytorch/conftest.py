@@ -46,6 +46,7 @@ def make_official(
     patch: int = 16,
     window: int = 14,
     tables: bool = True,
+    biases: bool = True,
     decoder: tuple[int, int, int, int] = (256, 2, 8, 2048),
     mask_tokens: int = 4,
 ):
@@ -53,6 +54,7 @@ def make_official(
 
     Args:
       tables: whether there are relative positions.
+      biases: whether q, k and v have any.
       decoder: width, layers, heads, and width inside its MLPs.
     """
     import torch
@@ -78,6 +80,7 @@ def make_official(
             mlp_ratio=4,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             use_rel_pos=tables,
+            qkv_bias=biases,
             global_attn_indexes=global_blocks,
             window_size=window,
             out_chans=dim,

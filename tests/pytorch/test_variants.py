@@ -130,6 +130,13 @@ def test_without_relative_positions(make_small, tmp_path, capsys):
     assert_alike(official, base, 16)
 
 
+def test_without_biases_of_q_k_and_v(make_small, tmp_path, capsys):
+    official = make_small(biases=False)
+    base, told = converted(official, tmp_path, capsys)
+    assert "no biases of q, k and v, they are zeros" in told
+    assert_alike(official, base, 16)
+
+
 def test_a_model_to_train_has_its_global_blocks_where_the_base_has_them(
     make_small, tmp_path, capsys
 ):

@@ -42,11 +42,19 @@ def zeros(step):
     manifest.write_bytes(bytes(manifest.stat().st_size))
 
 
+def one_bit(step):
+    """Of an array, so that it can still be read."""
+    largest = max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
 def no_position(step):
     (step / "iterator" / "metadata").write_text("[")
 
 
-DAMAGE = (empty, cut, zeros, no_position)
+DAMAGE = (empty, cut, zeros, one_bit, no_position)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -80,6 +88,19 @@ def test_without_a_checkpoint_that_can_be_read_all_stay(saved, tmp_path):
         Checkpoints(workdir).restore(STATE)
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 600
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+
+
+def test_another_number_is_told_and_taken_of_a_checkpoint_that_does_not_say(saved, tmp_path):
+    workdir = shutil.copytree(saved, tmp_path / "run")
+    one_bit(workdir / "checkpoints" / "4")
+    told = []
+    Checkpoints(workdir, read_only=True).restore(STATE, told.append)
+    (line,) = told
+    assert "4 cannot be read (its numbers are not the ones that were saved): going on" in line
+    # As before there was a checksum.
+    (workdir / "checkpoints" / "4" / "iterator" / "metadata").write_text('{"next_index": 4}')
+    state, position = Checkpoints(workdir, read_only=True).restore(STATE)
+    assert position == {"next_index": 4} and (state["x"] != learnt(4)["x"]).sum() == 1
 
 
 def test_what_a_checkpoint_tells_is_read_without_its_state(saved):

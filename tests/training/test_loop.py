@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,11 @@ from PIL import Image
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
 from talora_jax.data.pipeline import eval_batches
-from talora_jax.errors import UserError
+from talora_jax.errors import Stopped, UserError
 from talora_jax.main import main
 from talora_jax.models.adapters import TaskParam
 from talora_jax.tasks import make_task
+from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import Evaluator, constant_baselines, evaluate
 from talora_jax.training.log import read_metrics
 from talora_jax.training.loop import train
@@ -271,6 +274,23 @@ def test_a_finished_run_goes_on_and_is_evaluated_on_other_data(config, folder, t
     ):
         with pytest.raises(UserError, match=message):
             main(["--mode=evaluate", f"--workdir={workdir}", *wrong])
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_last_step_is_saved_counts(config, tmp_path, monkeypatch):
+    def save_and_stop(self, step, *what):
+        save(self, step, *what)
+        if step == config.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    config.tasks, config.weighting.task_weights = ("semantic",), (1.0,)
+    config.adapter.kind, config.steps = "none", 2
+    with pytest.raises(Stopped, match="stopped after step 2 of 2"):
+        train(config, tmp_path)
+    assert not (tmp_path / "adapter.safetensors").exists()
+    assert "semantic/miou" in train(config, tmp_path)
 
 
 def test_another_config_may_not_use_the_workdir(config, tmp_path):

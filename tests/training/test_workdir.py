@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from talora_jax import config as config_lib
 from talora_jax.errors import Stopped, UserError, run_command
 from talora_jax.training.workdir import (
     Stop,
+    as_begun,
     check_free,
     check_same,
     claim_workdir,
@@ -47,6 +49,20 @@ def test_what_numbers_do_not_depend_on_may_change(tmp_path, field, value):
     assert read(tmp_path) == json.loads(json.dumps(config_lib.default().to_dict()))
     claim_workdir(config, tmp_path, write=True)
     assert config_lib.read(tmp_path / "config.json").to_dict() == config_lib.plain(config)
+
+
+def test_a_run_that_began_with_a_field_that_its_data_does_not_read_goes_on(tmp_path):
+    config = config_lib.default()
+    config.data.depth_scale = 1000.0
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    for ours in (config, config_lib.default()):
+        claim_workdir(ours, tmp_path, write=False)
+        assert as_begun(ours, tmp_path).data.depth_scale is None
+    config.data.depth_scale = 2.0
+    assert as_begun(config, tmp_path).data.depth_scale == 2.0
+    with pytest.raises(UserError, match="config.data.depth_scale was None and is now 2.0"):
+        claim_workdir(config, tmp_path, write=False)
+    assert as_begun(config, tmp_path / "new") is config
 
 
 def test_more_steps_are_for_those_who_ask_and_fewer_for_nobody(tmp_path):
@@ -120,6 +136,17 @@ def test_one_process_at_a_time(tmp_path):
     assert not list(workdir.iterdir())
 
 
+def test_who_has_the_workdir_removes_what_killed_ones_left(tmp_path):
+    half = ".adapter.safetensors.partial-0123456789abcdef"
+    for directory in (tmp_path, tmp_path / "pictures"):
+        directory.mkdir(exist_ok=True)
+        (directory / half).touch()
+    with held(tmp_path, active=False):
+        assert (tmp_path / half).exists()
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.rglob("*")] == ["pictures"]
+
+
 def test_what_a_disk_refuses_is_told_with_its_path(tmp_path):
     with pytest.raises(UserError, match="/x/y: No space left on device. What was saved"):
         with on_disk(tmp_path):
@@ -143,6 +170,8 @@ def test_the_first_signal_waits_and_the_second_does_not(number, capfd):
 
 
 def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
+    hook = sys.unraisablehook
+
     def main():
         with interrupted(tmp_path):
             raise KeyboardInterrupt
@@ -153,6 +182,28 @@ def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"stopped; the same command goes on from its start in {tmp_path}\n"
     )
+
+    def collected():
+        """Python drops what is raised where garbage is collected."""
+
+        class Garbage:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+
+        with interrupted(tmp_path) as check:
+            Garbage()
+            reached.append(True)
+            check()
+
+    reached = []
+    with pytest.raises(SystemExit) as end:
+        run_command(collected)
+    assert end.value.code == 130 and reached
+    errors = capsys.readouterr().err
+    assert "goes on from its start" in errors and "Traceback" not in errors
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert sys.unraisablehook is hook
 
     def terminated():
         raise Stopped("stopped after step 3", 143)

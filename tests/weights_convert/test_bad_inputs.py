@@ -68,6 +68,20 @@ def test_huggingface_problems_use_huggingface_names(refuse, saved, huggingface):
     assert "missing shared_image_embedding.positional_embedding" in refuse(saved(state))
 
 
+def test_an_encoder_without_absolute_positions(refuse, saved, official, huggingface):
+    for state in (official, huggingface):
+        rest = {key: x for key, x in state.items() if not key.endswith("encoder.pos_embed")}
+        (name,) = set(state) - set(rest)
+        assert f"missing {name}, absolute positions, which tell the image's size" in refuse(
+            saved(rest)
+        )
+
+
+def test_without_one_bias_of_q_k_and_v_it_is_missing(refuse, saved, official):
+    name = "image_encoder.blocks.1.attn.qkv.bias"
+    assert f"missing {name}" in refuse(saved({k: x for k, x in official.items() if k != name}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["image_encoder.pos_embed", "image_encoder.blocks.0.attn.rel_pos_h"]

@@ -220,3 +220,19 @@ def test_the_pixels_mean_is_every_sams_or_refused(run, official, tmp_path):
     safetensors.numpy.save_file({**official, "pixel_mean": mean / 255}, path)
     status, _, error = run(path, tmp_path / "other.safetensors")
     assert status == 2 and "unexpected pixel_mean" in error
+
+
+def test_an_encoder_without_biases_of_q_k_and_v_has_zeros(run, official, huggingface, tmp_path):
+    bias = ".attn.qkv.bias"
+    zeros = {k: np.zeros_like(x) if k.endswith(bias) else x for k, x in official.items()}
+    safetensors.numpy.save_file(zeros, tmp_path / "zeros.safetensors")
+    told = run(tmp_path / "zeros.safetensors", tmp_path / "expected.safetensors")[1]
+    assert "no biases" not in told
+    for state in (official, huggingface):
+        without = {k: x for k, x in state.items() if not k.endswith(bias)}
+        safetensors.numpy.save_file(without, tmp_path / "without.safetensors")
+        status, told, _ = run(tmp_path / "without.safetensors", tmp_path / "base.safetensors")
+        assert status == 0 and "no biases of q, k and v, they are zeros" in told
+        expected, _ = read_base(tmp_path / "expected.safetensors")
+        assert_same(read_base(tmp_path / "base.safetensors")[0], expected)
+        (tmp_path / "base.safetensors").unlink()

@@ -2,7 +2,8 @@
 
     image/     any image that Pillow opens, of one frame, or npy (uint8, or float in [0, 1]) of
                [H, W, 3]; turned upright if its EXIF says so, as its targets must be, too
-    semantic/  class indices: png (8 bit, 16 bit or palette) or npy of integers [H, W]
+    semantic/  class indices: png (8 bit, 16 bit or palette) or npy of whole numbers [H, W], NaN =
+               no label
     depth/     16-bit png, or npy of floats [H, W] or [H, W, 1], in units of 1/depth_scale metres
                (by default millimetres in a png, metres in npy); 0, non-finite or above max_depth =
                no measurement
@@ -11,7 +12,7 @@
                length is invalid
     edges/     png (0 = none, anything else = edge), or npy (1 = edge, 0 = none, -1 = no label)
     …          and so on for every task, by its name: its `Task.read` says what its files hold
-    instance/  object numbers: png or npy of integers [H, W]; 0 or negative = no label
+    instance/  object numbers: png or npy of whole numbers [H, W]; 0, negative or NaN = no label
 
 Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`; in subfolders with them,
 `image/kitchen/0001.jpg`, `depth/kitchen/0001.png`) and a size. Every image needs its file in every

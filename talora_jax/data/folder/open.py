@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,16 @@ from talora_jax.data.records import (
     fingerprint,
     kept_in,
     name_of,
+    note_left_out,
     prepare,
     prepared,
 )
-from talora_jax.errors import UserError, one_line, printable
+from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.tasks import TARGETS
 
 # Settings that files of one folder alone are read with.
 _ONLY_FOR = {
-    "class_names": "semantic",
     "depth_scale": "depth",
     "ignore_label": "semantic",
     "max_depth": "depth",
@@ -102,7 +101,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             for split, samples in splits.items()
         },
         contents={
-            SETTINGS: wanted.depends_on(class_names, (height, width)),
+            SETTINGS: wanted.depends_on((height, width)),
             **{split: wanted.contents(samples) for split, samples in splits.items()},
         },
     )
@@ -171,17 +170,13 @@ class _Part:
         ]
         return {path.relative_to(self.root).as_posix(): self.hashes[path] for path in paths}
 
-    def depends_on(
-        self, class_names: tuple[str, ...], image_size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def depends_on(self, image_size: tuple[int, int]) -> dict[str, Any]:
         """The settings that these targets depend on, with what was found where none was given."""
-        settings = dataclasses.asdict(
-            dataclasses.replace(self.settings, class_names=class_names, image_size=image_size)
-        )
+        settings = dataclasses.asdict(dataclasses.replace(self.settings, image_size=image_size))
         unused = {name for name, folder in _ONLY_FOR.items() if folder not in self.listed.folders}
         if self.made_from.get("normals") != "depth":
             unused.add("intrinsics")
-        return {k: v for k, v in settings.items() if k not in {"splits", *unused}}
+        return {k: v for k, v in settings.items() if k not in {"class_names", "splits", *unused}}
 
     def found(self) -> tfds.core.DatasetBuilder | None:
         """What an earlier run prepared that has these targets of these files, and maybe more."""
@@ -211,8 +206,8 @@ class _Part:
           UserError: with a line for all that is wrong.
         """
         if not self.listed.problems:
-            with contextlib.suppress(OSError, ValueError):
-                return json.loads(self._checked.read_text(encoding="utf-8"))
+            if (checked := self._kept()) is not None:
+                return checked
         derives_normals = self.made_from.get("normals") == "depth"
         size, num_classes = check_samples(
             self.root,
@@ -226,6 +221,16 @@ class _Part:
         checked = {"image_size": list(size), "num_classes": num_classes}
         self.keep(checked)
         return checked
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What `keep` has kept; None if there is nothing, or something else."""
+        try:
+            checked = json.loads(self._checked.read_text(encoding="utf-8"))
+            (height, width), classes = checked["image_size"], checked["num_classes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        numbers = all(type(number) is int for number in (height, width, classes))
+        return checked if numbers and min(height, width) > 0 <= classes else None
 
     def keep(self, checked: Mapping[str, Any]) -> None:
         """Keeps what `check` has found; where nothing can be kept, it is asked again."""
@@ -265,11 +270,7 @@ def _prepare(whole: _Part, wanted: _Part) -> tuple[tfds.core.DatasetBuilder, dic
     except UserError as error:
         checked = wanted.check()
         left_out = [name for name in whole.listed.folders if name not in wanted.listed.folders]
-        print(
-            f"note: of {whole.root} only what this run needs is prepared, without "
-            f"{', '.join(left_out)}: {printable(one_line(error), 400)}",
-            file=sys.stderr,
-        )
+        note_left_out(whole.root, left_out, error)
         return wanted.prepare(checked), checked
     wanted.keep(checked)
     return whole.prepare(checked), checked

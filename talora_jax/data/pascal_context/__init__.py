@@ -29,29 +29,35 @@ SimonVandenhende/Multi-Task-Learning-PyTorch and MTLoRA do while they train; AST
 stretches predictions back to each image's size first.
 """
 
+import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
+import tensorflow_datasets as tfds
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.pascal_context.classes import SEMANTIC
-from talora_jax.data.pascal_context.layout import list_splits
+from talora_jax.data.pascal_context.layout import list_splits, unread
 from talora_jax.data.pascal_context.records import TASK_NAMES, PascalContext, records_config, unpack
 from talora_jax.data.records import (
     RecordsSource,
+    SampleFiles,
     contents_of,
     fingerprint,
     prepare,
     prepared,
+    whole_or_wanted,
 )
 from talora_jax.errors import UserError
 
 
 def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
-    """Opens the PASCAL_MT under `data.path`; the first time, and after any change, prepares it.
+    """Opens the PASCAL_MT under `data.path`; the first time, and after any change, prepares it: all
+    targets together, unless something is wrong with one that is not wanted.
 
     Args:
       data: `config.data`, of which are read `path`, `dir` (where records are kept; None: TFDS's
@@ -68,25 +74,65 @@ def open_pascal_context(data: ml_collections.ConfigDict, tasks: Sequence[str]) -
             "width), the size that images are brought to, such as (512, 512)."
         )
     check_tasks(data.name, TASK_NAMES, tasks)
-    splits = list_splits(data.path)
-    root = Path(os.path.expanduser(data.path))
-    files = {
-        split: [path for sample in samples for path in sample.files.values()]
-        for split, samples in splits.items()
-    }
-    contents = contents_of(root, files, "PASCAL-Context")
-    name = f"PASCAL_MT-{fingerprint(repr(root.resolve()), json.dumps(contents))}"
-    builder = prepared(PascalContext, data.dir, name)
-    if builder is None:
-        prepare(PascalContext, data.dir, records_config(name, splits))
-        builder = prepared(PascalContext, data.dir, name)
+    others = tuple(name for name in TASK_NAMES if name not in tasks)
+    part = functools.partial(_Part, data.path, data.dir, {})
+    wanted = part(tuple(name for name in TASK_NAMES if name in tasks))
+    builder = whole_or_wanted(wanted.root, part(TASK_NAMES), wanted, others)
     return Dataset(
         name=data.name,
         tasks=TASK_NAMES,
         class_names=SEMANTIC,
         image_size=size,
         splits={
-            split: RecordsSource(builder.as_data_source(split), tasks, unpack) for split in splits
+            split: RecordsSource(builder.as_data_source(split), tasks, unpack)
+            for split in wanted.splits
         },
-        contents=contents,
+        contents=wanted.contents,
+        unread=unread(tasks),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some of the targets, and what is prepared of them.
+
+    Attributes:
+      path: `config.data.path`.
+      hashes: of the files that have been read so far, for all parts.
+    """
+
+    path: str
+    data_dir: str | None
+    hashes: dict[Path, str]
+    tasks: tuple[str, ...]
+
+    @property
+    def root(self) -> Path:
+        return Path(os.path.expanduser(self.path))
+
+    @functools.cached_property
+    def splits(self) -> dict[str, tuple[SampleFiles, ...]]:
+        return list_splits(self.path, self.tasks)
+
+    @functools.cached_property
+    def contents(self) -> dict[str, dict[str, str]]:
+        files = {
+            split: [path for sample in samples for path in sample.files.values()]
+            for split, samples in self.splits.items()
+        }
+        return contents_of(self.root, files, "PASCAL-Context", self.hashes)
+
+    @functools.cached_property
+    def _name(self) -> str:
+        """Of the records."""
+        only = () if self.tasks == TASK_NAMES else self.tasks
+        digest = fingerprint(repr(self.root.resolve()), json.dumps(self.contents), *only)
+        return f"PASCAL_MT-{digest}"
+
+    def found(self) -> tfds.core.DatasetBuilder | None:
+        return prepared(PascalContext, self.data_dir, self._name)
+
+    def prepare(self) -> tfds.core.DatasetBuilder:
+        config = records_config(self._name, self.splits, self.tasks)
+        prepare(PascalContext, self.data_dir, config)
+        return self.found()

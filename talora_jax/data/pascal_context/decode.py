@@ -10,6 +10,7 @@ What is done is what ASTMT does (facebookresearch/astmt, `fblib/dataloaders/pasc
 - A black normal is invalid wherever it is; its vector would have length √3.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from talora_jax.tasks.target_files import BadFile, open_image
 _IGNORED = 255
 
 
-def read_sample(sample: SampleFiles) -> Sample:
+def read_sample(sample: SampleFiles, tasks: Sequence[str]) -> Sample:
     """All that is stored of one image.
 
-    Returns:
+    Returns, as far as it is of the tasks:
       image        uint8 [H, W, 3]
       semantic     int8 [H, W], -1 = no label
       human_parts  int8 [H, W], 1 to 6, 0 = background; -1 everywhere if no part is annotated
@@ -55,16 +56,21 @@ def read_sample(sample: SampleFiles) -> Sample:
             raise UserError(f"{sample.files[name]}: {error}.") from error
 
     image = read("image", read_image)
-    context = read("context", read_context)
-    parts = read("human_parts", read_human_parts)
-    targets = {
-        "semantic": read("semantic", read_semantic),
-        "human_parts": np.full(image.shape[:2], -1, np.int8) if parts is None else parts,
-        "saliency": read("saliency", read_saliency),
-        "normals": read("normals", read_normals, context),
-        "edges": edges_of(context)[..., None].astype(np.int8),
-    }
     size = image.shape[:2]
+    targets = {}
+    if "semantic" in tasks:
+        targets["semantic"] = read("semantic", read_semantic)
+    if "human_parts" in tasks:
+        parts = read("human_parts", read_human_parts)
+        targets["human_parts"] = np.full(size, -1, np.int8) if parts is None else parts
+    if "saliency" in tasks:
+        targets["saliency"] = read("saliency", read_saliency)
+    if "normals" in tasks or "edges" in tasks:
+        context = read("context", read_context)
+    if "normals" in tasks:
+        targets["normals"] = read("normals", read_normals, context)
+    if "edges" in tasks:
+        targets["edges"] = edges_of(context)[..., None].astype(np.int8)
     return {"image": image} | {name: TARGETS[name].resize(x, size) for name, x in targets.items()}
 
 

@@ -1,6 +1,7 @@
 """Which files make up PASCAL_MT, and whether they are all there."""
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from talora_jax.data.records import SampleFiles
@@ -16,16 +17,26 @@ _FILES = {
 }
 # Labels of VOC 2012 where it has the image, else those made from PASCAL-Context's.
 _SEMANTIC = ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png")
+# What each target is made from, beside the image.
+NEEDS = {
+    "semantic": ("semantic",),
+    "human_parts": ("human_parts",),
+    "saliency": ("saliency",),
+    "normals": ("normals", "context"),
+    "edges": ("context",),
+}
 _SPLITS = {name: f"ImageSets/Context/{name}.txt" for name in ("train", "val")}
 _MAX_LINES = 20
 
 
-def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
+def list_splits(path: str, tasks: Sequence[str]) -> dict[str, tuple[SampleFiles, ...]]:
     """The samples of 'train' and 'val' in the order of the split files, each with its files
-    'image', 'context', 'human_parts', 'normals', 'saliency' and 'semantic'.
+    'image' and, as far as the tasks need them, 'context', 'human_parts', 'normals', 'saliency' and
+    'semantic'.
 
     Args:
       path: `config.data.path`.
+      tasks: targets that there must be files for.
 
     Raises:
       UserError: `path` is not an unpacked PASCAL_MT, a split is empty or names an image twice, or
@@ -37,7 +48,8 @@ def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
             f"config.data.path is {path!r}, which is not a directory; expected the unpacked "
             "PASCAL_MT, which holds JPEGImages."
         )
-    _check_folders(root)
+    needed = {"image", *(name for task in tasks for name in NEEDS[task])}
+    _check_folders(root, needed)
     splits = {name: _stems(root / file) for name, file in _SPLITS.items()}
     shared = sorted(set(splits["train"]) & set(splits["val"]))
     if shared:
@@ -48,7 +60,7 @@ def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
 
     samples, missing = {}, []
     for name, stems in splits.items():
-        found = [_find(root, stem) for stem in stems]
+        found = [_find(root, stem, needed) for stem in stems]
         missing += [line for _, lines in found for line in lines]
         samples[name] = tuple(sample for sample, _ in found)
     if missing:
@@ -59,9 +71,22 @@ def list_splits(path: str) -> dict[str, tuple[SampleFiles, ...]]:
     return samples
 
 
-def _check_folders(root: Path) -> None:
-    folders = [str(Path(pattern).parent) for pattern in _FILES.values()]
-    lacking = [folder for folder in (*folders, "semseg") if not (root / folder).is_dir()]
+def unread(tasks: Sequence[str]) -> tuple[str, ...]:
+    """How the names of files begin that the tasks do not need."""
+    needed = {"image", *(name for task in tasks for name in NEEDS[task])}
+    folders = [f"{folder}/" for name, folder in _folders().items() if name not in needed]
+    return tuple(folders)
+
+
+def _folders() -> dict[str, str]:
+    return {name: str(Path(pattern).parent) for name, pattern in _FILES.items()} | {
+        "semantic": "semseg"
+    }
+
+
+def _check_folders(root: Path, needed: Collection[str]) -> None:
+    folders = [folder for name, folder in _folders().items() if name in needed]
+    lacking = [folder for folder in folders if not (root / folder).is_dir()]
     lacking += [file for file in _SPLITS.values() if not (root / file).is_file()]
     if not lacking:
         return
@@ -93,10 +118,14 @@ def _stems(path: Path) -> tuple[str, ...]:
     return stems
 
 
-def _find(root: Path, stem: str) -> tuple[SampleFiles, list[str]]:
+def _find(root: Path, stem: str, needed: Collection[str]) -> tuple[SampleFiles, list[str]]:
     """The files of one image, and a line for each that is missing."""
-    files = {name: root / pattern.format(stem) for name, pattern in _FILES.items()}
+    files = {
+        name: root / pattern.format(stem) for name, pattern in _FILES.items() if name in needed
+    }
     missing = [str(path.relative_to(root)) for path in files.values() if not path.is_file()]
+    if "semantic" not in needed:
+        return SampleFiles(stem, files), missing
     choices = [pattern.format(stem) for pattern in _SEMANTIC]
     for choice in choices:
         if (root / choice).is_file():

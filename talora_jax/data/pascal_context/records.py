@@ -1,5 +1,6 @@
 """PASCAL-Context's images as stored: each of its own size, normals in the 8 bits of their files."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,14 +25,16 @@ class PascalContext(Records):
     """PASCAL-Context with the five targets of ASTMT."""
 
 
-def records_config(name: str, splits: Mapping[str, Sequence[SampleFiles]]) -> RecordsConfig:
-    """What to prepare: the samples of each split, under this name."""
+def records_config(
+    name: str, splits: Mapping[str, Sequence[SampleFiles]], tasks: Sequence[str]
+) -> RecordsConfig:
+    """What to prepare: the samples of each split with these targets, under this name."""
     return RecordsConfig(
         name=name,
         title="PASCAL-Context",
         splits=splits,
-        make=read_sample,
-        stored=_STORED,
+        make=functools.partial(read_sample, tasks=tasks),
+        stored={name: _STORED[name] for name in ("image", *tasks)},
         notes={"class_names": SEMANTIC},
     )
 

@@ -2,6 +2,9 @@
 
 Indoor scenes in the manner of NYUv2, with its 13 classes: random rooms, furnished, lit and ray-cast
 (`furniture`, `scene`, `textures`, `render`), kept as records.
+
+What they look like depends on fields of the config, which a run's config.json holds, and on this
+code: so a run remembers the version of the rooms, and does not go on with other ones unawares.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset
       UserError: a field is out of range, or the directory cannot be written.
     """
     # Imported here: `python -m talora_jax.data.rooms --help` need not wait for JAX.
+    from talora_jax.data.memory import SETTINGS
     from talora_jax.data.records import RecordsSource, prepare, prepared
     from talora_jax.data.rooms.records import Rooms, records_config, unpack
 
@@ -44,4 +48,5 @@ def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset
             split: RecordsSource(builder.as_data_source(split), tasks, unpack)
             for split in config.splits
         },
+        contents={SETTINGS: {"version": str(Rooms.VERSION)}},
     )

@@ -107,7 +107,10 @@ AWAY = np.broadcast_to(np.float32([0, 0.6, 0.8]), (*SIZE, 3))
         ("semantic", png(np.zeros((*SIZE, 3), np.uint8)), "mode RGB, expected one channel"),
         ("semantic", png(np.full(SIZE, 7, np.uint8)), "label 7, expected 0 to 1 for the 2 class"),
         ("semantic", npy(np.full(SIZE, -2)), "label -2, expected -1 (no label) or a class index"),
-        ("semantic", npy(np.zeros(SIZE)), "float64 of shape (24, 32), expected integers [H, W]"),
+        ("semantic", npy(np.full(SIZE, 0.5)), "a value 0.5, expected whole numbers, or NaN for no"),
+        ("semantic", npy(np.full(SIZE, np.inf)), "a value inf, expected whole numbers"),
+        ("semantic", npy(np.full(SIZE, 2.0**60)), "a value 1.15292e+18, expected whole numbers"),
+        ("semantic", npy(np.zeros((*SIZE, 1))), "float64 of shape (24, 32, 1), expected integers"),
         ("semantic", npy(np.array([Boom()])), "semantic/0.npy: cannot be read as npy (Object"),
         ("depth", png(np.ones(SIZE, np.uint8)), "mode L, expected a 16-bit PNG"),
         ("depth", npy(np.ones(SIZE, np.uint16)), "uint16, expected float metres"),
@@ -174,6 +177,15 @@ def test_images_of_every_kind_are_read_as_prediction_reads_them(tmp_path, suffix
     np.testing.assert_allclose(decode.read_image(path), values, atol=3)
     if mode is not None:
         np.testing.assert_array_equal(decode.read_image(path), read_rgb(path))
+
+
+def test_floating_point_that_is_whole_numbers_is_read(tmp_path):
+    values = np.array([[0, 1, np.nan], [300, -1, 2**53]])
+    np.save(tmp_path / "labels.npy", values)
+    expected = [[0, 1, -1], [300, -1, 2**53]]
+    np.testing.assert_array_equal(read_indices(tmp_path / "labels.npy"), expected)
+    np.save(tmp_path / "labels.npy", values[:, :2].astype(np.float16))
+    assert read_indices(tmp_path / "labels.npy").tolist() == [[0, 1], [300, -1]]
 
 
 def test_an_animation_is_refused(tmp_path):

@@ -95,6 +95,28 @@ sys.exit("tensorflow" in sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_another_record_of_what_was_checked_is_as_none(planes, root):
+    expected = planes.open_root(root, ("semantic",))
+    kept = list(root.parent.rglob("checked/*.json"))
+    right = [path.read_text() for path in kept]
+    assert len(kept) == 2
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        "[" * 10**5,
+        '{"image_size": 3, "num_classes": 2}',
+        '{"image_size": [0, 32], "num_classes": 2}',
+        '{"image_size": ["24", "32"], "num_classes": 2}',
+        '{"image_size": [24, 32], "num_classes": -1}',
+    ):
+        for path in kept:
+            path.write_text(content)
+        found = planes.open_root(root, ("semantic",))
+        assert (found.class_names, found.image_size) == (expected.class_names, expected.image_size)
+        assert any(path.read_text() in right for path in kept), content
+
+
 def test_contents_are_those_of_what_is_wanted(planes, root):
     planes.write_json(root, {"splits": {"train": ["0", "1"], "val": ["2"]}})
     semantic = planes.open_root(root, ("semantic",)).contents
@@ -102,7 +124,6 @@ def test_contents_are_those_of_what_is_wanted(planes, root):
         f"{kind}/{i}.png" for kind in ("image", "semantic") for i in "01"
     }
     assert semantic["settings"] == {
-        "class_names": ("class 0", "class 1"),
         "ignore_label": None,
         "image_size": planes.SIZE,
     }

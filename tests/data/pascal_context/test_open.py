@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import ml_collections
@@ -146,3 +147,25 @@ def test_a_task_it_has_not(voc, pascal_mt, tmp_path):
     assert "has no targets for depth; it has semantic" in voc.refused(
         pascal_mt, tmp_path, tasks=("depth",)
     )
+
+
+def test_what_a_run_does_not_need_may_be_broken_or_missing(
+    voc, download, samples, tmp_path, capsys
+):
+    voc.truncate(download / "sal_distill/2008_000003.png")
+    shutil.rmtree(download / "human_parts")
+    for tasks in (("semantic",), ("normals", "edges")):
+        for _ in range(2):
+            dataset = voc.open_root(download, tmp_path, tasks)
+            sample = dataset.splits["train"][0]
+            assert set(sample) == {"image", *tasks}
+            for name, values in sample.items():
+                np.testing.assert_array_equal(values, samples["2008_000002"][name])
+        told = capsys.readouterr().err
+        assert told.count("note: ") == 1 and "it lacks human_parts" in told
+        files = dataset.contents["train"]
+        assert not any(file.startswith(dataset.unread) for file in files)
+        needed = {"semantic": "semseg", "normals": "pascal-context"}[tasks[0]]
+        assert any(file.startswith(needed) for file in files) and len(files) == 3 * (1 + len(tasks))
+    for task in ("saliency", "human_parts"):
+        assert task.partition("_")[0][:3] in voc.refused(download, tmp_path, tasks=(task,))

@@ -1,5 +1,6 @@
 """Records that keep what was rendered, whole or not at all."""
 
+import dataclasses
 import pickle
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from talora_jax.data import memory
 from talora_jax.data import records as records_lib
 from talora_jax.data.rooms import CLASS_NAMES, open_rooms, records
 from talora_jax.data.rooms.render import render
@@ -45,6 +47,15 @@ def test_records_give_back_what_was_rendered(prepared):
                 assert (value.dtype, value.shape) == (frame[key].dtype, frame[key].shape)
                 tolerance = {"depth": 1.1e-4, "normals": 2e-5}.get(key, 0.0)
                 np.testing.assert_allclose(value, frame[key], rtol=0, atol=tolerance)
+
+
+def test_a_run_remembers_the_version_of_the_rooms(prepared, tmp_path):
+    _, dataset = prepared
+    memory.remember(dataset, tmp_path, resumes=False, write=True)
+    assert memory.changes(dataset, tmp_path) == []
+    later = dataclasses.replace(dataset, contents={"settings": {"version": "9.0.0"}})
+    told = f'version was "{records.Rooms.VERSION}" and is now "9.0.0"'
+    assert memory.changes(later, tmp_path) == [told]
 
 
 def test_only_what_is_asked_for_is_read(prepared):
