@@ -129,12 +129,21 @@ def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
 def _attend_rows(q, rel_h, k, v, rel_w):
     """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k [*M, K, h, w, d]."""
     scale = 1 / math.sqrt(q.shape[-1])
+    height, width = k.shape[-3:-1]
     to_rows, to_columns = relative_terms(q, rel_h, rel_w)
-    logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, preferred_element_type=jnp.float32)
+    # Queries in one axis, and keys for the softmax: no array has more than six.
+    q, to_rows, to_columns = (
+        rearrange(x, "... r w d -> ... (r w) d") for x in (q, to_rows, to_columns)
+    )
+    k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
+    logits = jnp.einsum("...qd,...nd->...qn", q * scale, k, preferred_element_type=jnp.float32)
+    logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
     logits += to_rows[..., :, None]
     logits += to_columns[..., None, :]
-    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
-    return jnp.einsum("...rwij,...ijd->...rwd", weights, v)
+    logits = rearrange(logits, "... q i j -> ... q (i j)")
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("...qn,...nd->...qd", weights, v)
+    return rearrange(out, "... (r w) d -> ... r w d", r=rel_h.shape[0])
 
 
 def relative_terms(
@@ -154,7 +163,9 @@ def split_windows(
     """Cuts grids into windows, zero-padded right and below to whole windows."""
     height, width = x.shape[2:4]
     pad = ((0, 0), (0, 0), (0, -height % window), (0, -width % window), (0, 0))
-    return rearrange(jnp.pad(x, pad), "t b (i r) (j c) d -> t (b i j) r c d", r=window, c=window)
+    # One axis after the other: no array has more than six axes.
+    rows = rearrange(jnp.pad(x, pad), "t b (i r) w d -> t (b i) r w d", r=window)
+    return rearrange(rows, "t m r (j c) d -> t (m j) r c d", c=window)
 
 
 def join_windows(
@@ -162,10 +173,10 @@ def join_windows(
 ) -> Float[Array, "T B h w D"]:
     """The inverse of `split_windows`: joins the windows and crops the padding off."""
     height, width = grid
+    rows = rearrange(
+        windows, "t (m j) r c d -> t m r (j c) d", j=math.ceil(width / windows.shape[3])
+    )
     x = rearrange(
-        windows,
-        "t (b i j) r c d -> t b (i r) (j c) d",
-        i=math.ceil(height / windows.shape[2]),
-        j=math.ceil(width / windows.shape[3]),
+        rows, "t (b i) r w d -> t b (i r) w d", i=math.ceil(height / windows.shape[2])
     )
     return x[:, :, :height, :width]
