@@ -154,7 +154,9 @@ class _Graph:
         values |= dict(zip(program.invars, inputs, strict=True))
 
         def value(atom):
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
+            return (
+                np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
+            )
 
         for equation in program.eqns:
             found = self.equation(equation, [value(x) for x in equation.invars])
@@ -182,7 +184,9 @@ class _Graph:
         if all(isinstance(x, np.ndarray) for x in given) and _is_static(out.shape):
             given = [np.broadcast_to(x, shape) for x, shape in zip(given, shapes, strict=True)]
             found = equation.primitive.bind(*given, **params)
-            return [np.asarray(x) for x in (found if equation.primitive.multiple_results else [found])]
+            return [
+                np.asarray(x) for x in (found if equation.primitive.multiple_results else [found])
+            ]
         if name in _ELEMENTWISE:
             return [self.elementwise(_ELEMENTWISE[name], given, out.dtype)]
         if name in _COMPOSED:
@@ -337,7 +341,8 @@ class _Graph:
         for i in axes:
             shape[i] = -(-(ends[i] - starts[i]) // steps[i])
         bounds = [
-            np.array([values[i] for i in axes], np.int64) for values in (starts, ends, range(len(shape)), steps)
+            np.array([values[i] for i in axes], np.int64)
+            for values in (starts, ends, range(len(shape)), steps)
         ]
         return self.node("Slice", [x, *bounds], shape, x.dtype)
 
@@ -557,9 +562,7 @@ _STRUCTURAL = {
     "split": _split,
     "squeeze": lambda graph, given, params, out: graph.reshape(given[0], out.shape),
     "stack": lambda graph, given, params, out: graph.stack(given, params["axis"]),
-    "transpose": lambda graph, given, params, out: graph.transpose(
-        given[0], params["permutation"]
-    ),
+    "transpose": lambda graph, given, params, out: graph.transpose(given[0], params["permutation"]),
 } | {name: _reduce(op) for name, op in _REDUCTIONS.items()}
 
 

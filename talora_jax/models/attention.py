@@ -176,7 +176,5 @@ def join_windows(
     rows = rearrange(
         windows, "t (m j) r c d -> t m r (j c) d", j=math.ceil(width / windows.shape[3])
     )
-    x = rearrange(
-        rows, "t (b i) r w d -> t b (i r) w d", i=math.ceil(height / windows.shape[2])
-    )
+    x = rearrange(rows, "t (b i) r w d -> t b (i r) w d", i=math.ceil(height / windows.shape[2]))
     return x[:, :, :height, :width]
