@@ -1,4 +1,4 @@
-"""Writes a trained model, or a promptable SAM, as ONNX files; the command is `talora_jax.export`."""
+"""Writes a trained model, or a promptable SAM, as ONNX files; see `talora_jax.export`."""
 
 import argparse
 import contextlib
@@ -285,13 +285,13 @@ def _timed(run: Callable[[], Arrays]) -> tuple[Arrays, float]:
 
 
 _SAM_NOTES = [
-    "The image is encoded once; the decoder then takes any number P of prompts, each of n points.",
-    "Points are (x, y) in pixels of the image. Their labels: 1 on the object, 0 off it, 2 and 3 the",
-    "upper left and the lower right corner of a box, −1 no point (each prompt without a box has",
-    "one), −2 absent (in prompts with fewer points than others). `masks` are logits as `low_res` has",
-    "them, of an earlier prediction; `has_mask` tells for which prompts they count. Of a prompt's",
-    "masks the first is for prompts that mean one thing, the others for those that can mean several.",
-    "What is above 0 in `logits` belongs to the object.",
+    "The image is encoded once; the decoder then takes any number P of prompts of n points each.",
+    "Points are (x, y) in pixels of the image. Their labels: 1 on the object, 0 off it, 2 and 3",
+    "the upper left and the lower right corner of a box, −1 no point (each prompt without a box",
+    "has one), −2 absent (in prompts with fewer points than others). `masks` are logits as",
+    "`low_res` has them, of an earlier prediction; `has_mask` tells for which prompts they count.",
+    "Of a prompt's masks the first is for prompts that mean one thing, the others for those that",
+    "can mean several. What is above 0 in `logits` belongs to the object.",
 ]
 
 
@@ -340,8 +340,8 @@ def _describe(
         "    pip install onnxruntime numpy",
         f"    {command}",
         "",
-        "The same in JavaScript (npm install onnxruntime-web), for a file of bytes, three a pixel; in a",
-        "browser they are what a canvas gives, without each fourth:",
+        "The same in JavaScript (npm install onnxruntime-web), for a file of bytes, three a pixel; in",
+        "a browser they are what a canvas gives, without each fourth:",
         "",
         "```js",
         *javascript,

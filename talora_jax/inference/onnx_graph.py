@@ -25,7 +25,10 @@ OPSET = 20
 # The oldest that may hold it.
 IR_VERSION = 9
 
-# Programs are inlined where they are called. The second name is that of the parameter.
+# Of a slice, for the end of an axis.
+_END = np.iinfo(np.int64).max
+
+# Programs are inlined where they are called: which parameter holds them.
 _CALLS = {
     "jit": "jaxpr",
     "remat2": "jaxpr",
@@ -340,6 +343,12 @@ class _Graph:
         shape = list(x.shape)
         for i in axes:
             shape[i] = -(-(ends[i] - starts[i]) // steps[i])
+        if not _is_static([starts[i] for i in axes]):
+            raise NotImplementedError("slice that begins at a free length")
+        # What ends where the axis does may end beyond it: the axis may have a free length.
+        ends = [_END if end == dim else end for end, dim in zip(ends, x.shape, strict=True)]
+        if not _is_static([ends[i] for i in axes]):
+            raise NotImplementedError("slice that ends at a free length")
         bounds = [
             np.array([values[i] for i in axes], np.int64)
             for values in (starts, ends, range(len(shape)), steps)

@@ -122,7 +122,7 @@ def test_lengths_that_are_free():
     prompts, number = jax.export.symbolic_shape("P, n")
 
     def function(x, y):
-        tokens = jnp.concatenate([jnp.broadcast_to(y, (len(x), 2, 4)), x], axis=1)
+        tokens = jnp.concatenate([jnp.broadcast_to(y, (x.shape[0], 2, 4)), x], axis=1)
         weights = jax.nn.softmax(jnp.einsum("pnd,pmd->pnm", tokens, tokens))
         merged = jnp.einsum("pnm,pmd->pnd", weights, tokens).reshape(-1, 2, 2)
         return merged.reshape(*tokens.shape)[:, 1:]
