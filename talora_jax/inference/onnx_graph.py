@@ -317,7 +317,7 @@ class _Graph:
 
     def _entry(self, x: _Value, index: int) -> _Value:
         if isinstance(x, np.ndarray):
-            return x[index]
+            return np.asarray(x[index])
         return self.node("Gather", [x, np.array(index, np.int64)], x.shape[1:], x.dtype, axis=0)
 
     def stack(self, given: list[_Value], axis: int) -> _Value:

@@ -96,7 +96,7 @@ def test_what_is_told_of_the_files(sam_files):
     assert told["opset"] == 20 and told["image_size"] == [60, 80]
     decoder = told["files"]["decoder.onnx"]
     assert decoder["inputs"][1] == {"name": "points", "dtype": "float32", "shape": ["P", "n", 2]}
-    assert [x["name"] for x in decoder["outputs"]] == ["logits", "low_res", "iou"]
+    assert [x["name"] for x in decoder["outputs"]] == ["iou", "logits", "low_res"]
     text = (sam_files / "README.md").read_text()
     assert "opset 20" in text and "python run_onnx.py image.npy X Y masks.npy" in text
     assert "| `encoder.onnx` | input | `image` | uint8 [60, 80, 3] |" in text
