@@ -111,11 +111,19 @@ def attend_in_tiles(
     """
     units = rel_h.shape[0] // unit
     rows = unit * _rows_per_tile(units, logits // units, max_logits)
-    tile = functools.partial(attend_rows, k=k, v=v, rel_w=rel_w)
-    q = rearrange(q, "... (n r) w d -> n ... r w d", r=rows)
+    width = q.shape[-2]
+
+    # A row's tokens and channels share an axis meanwhile: no array has more than six.
+    def tile(args):
+        q, rel_h = args
+        q = rearrange(q, "... r (w d) -> ... r w d", w=width)
+        out = attend_rows(q, rel_h, k=k, v=v, rel_w=rel_w)
+        return rearrange(out, "... r w d -> ... r (w d)")
+
+    q = rearrange(rearrange(q, "... w d -> ... (w d)"), "... (n r) e -> n ... r e", r=rows)
     rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
-    out = jax.lax.map(jax.checkpoint(lambda args: tile(*args)), (q, rel_h))
-    return rearrange(out, "n ... r w d -> ... (n r) w d")
+    out = rearrange(jax.lax.map(jax.checkpoint(tile), (q, rel_h)), "n ... r e -> ... (n r) e")
+    return rearrange(out, "... (w d) -> ... w d", w=width)
 
 
 def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:

@@ -85,7 +85,11 @@ def test_prompts_with_masks_beside_prompts_without(onnxruntime, sam_files, shelf
     for row, mask in enumerate((None, masks[None, 1:])):
         part = slice(row, row + 1)
         expected = sam.decode(
-            embeddings, square[None, part], labels[None, part], mask, multimask=None
+            jnp.asarray(embeddings),
+            square[None, part],
+            jnp.asarray(labels[None, part]),
+            None if mask is None else jnp.asarray(mask),
+            multimask=None,
         )
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours[row], theirs[0, 0], rtol=1e-4, atol=1e-4)
