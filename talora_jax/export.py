@@ -14,9 +14,18 @@ A merged file is a base with the one task's decoder. Train on from it with
 --config.model.weights=FILE --config.tasks="('TASK',)", or, of a run that began with a SAM, write it
 under the official code's names: python -m weights_convert OUT/merged/TASK.safetensors TASK.pth
 
+With --format onnx it writes ONNX files, checked in onnxruntime (pip install 'talora_jax[onnx]'):
+
+  OUT/model.onnx                      of a run; it takes as many images at once as --batch-size says
+  OUT/encoder.onnx, OUT/decoder.onnx  of a base, such as sam_small: a promptable SAM for images of
+                                      one size, and any number of prompts
+  OUT/model.json, OUT/README.md, OUT/run_onnx.py
+
   python -m talora_jax.export /tmp/rooms_tiny exported
   python -m talora_jax.export /tmp/rooms_tiny exported --platforms tpu --tasks depth --size 480 640
   python -m talora_jax.export /tmp/rooms_tiny exported --parts merged --base sam_vit_b.safetensors
+  python -m talora_jax.export /tmp/rooms_tiny exported --format onnx
+  python -m talora_jax.export sam_small exported --format onnx --size 480 640
 """
 
 from collections.abc import Sequence
@@ -27,6 +36,7 @@ from talora_jax.errors import ArgumentParser, run_command
 # As jax.export calls them.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 PARTS = ("program", "merged")
+FORMATS = ("jaxexport", "onnx")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,16 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, "python -m talora_jax.export")
     parser.add_argument(
-        "workdir", type=Path, metavar="WORKDIR", help="of a finished run, or its adapter file"
+        "workdir",
+        type=Path,
+        metavar="WORKDIR",
+        help="of a finished run, or its adapter file; with --format onnx it may be a base",
     )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty"
     )
     parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help=f"of the programs, of {', '.join(FORMATS)} (default: {FORMATS[0]})",
+    )
+    parser.add_argument(
         "--platforms",
         nargs="+",
         choices=PLATFORMS,
-        default=["cpu", "cuda", "tpu"],
         metavar="PLATFORM",
         help=f"what to write programs for, of {', '.join(PLATFORMS)}; none need be here. With "
         "config.model.dtype=auto they compute in float32 on cpu, else in bfloat16 "
@@ -66,20 +84,20 @@ def _parser() -> ArgumentParser:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of the images that the program takes, and of its arrays (default: the run's)",
+        help="of the images that the program takes, and of its arrays (default: the run's; of a "
+        "base, its square)",
     )
     parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
         help="compute exactly N images at once, which may be faster on an accelerator (default: "
-        "any number of images, one after the other)",
+        "any number of images, one after the other; of ONNX, one image)",
     )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=list(PARTS),
         metavar="PART",
         help="what to write: program, merged (default: both)",
     )

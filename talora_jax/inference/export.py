@@ -32,6 +32,9 @@ from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.build import merged
 from talora_jax.weights.state import filled, name_of
 
+# What is written unless the command line says otherwise.
+PLATFORMS = ("cpu", "cuda", "tpu")
+PARTS = ("program", "merged")
 WEIGHTS = "weights.safetensors"
 # Of float32 on a CPU, between program and model: far above rounding, which is 1e-5 but for
 # directions of short vectors, and far below what any mistake would make.
@@ -74,6 +77,20 @@ def export(args: argparse.Namespace) -> None:
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not empty: name another OUT, or remove it first")
 
+    if args.format == "onnx":
+        # Imported here: they import this file.
+        from talora_jax.inference import export_onnx
+
+        for flag in ("platforms", "parts"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} is for --format jaxexport; ONNX files run everywhere")
+        export_onnx.check_installed()
+        if export_onnx.is_base(args.workdir):
+            export_onnx.export_sam(args)
+            return
+    args.platforms = args.platforms or PLATFORMS
+    args.parts = args.parts or PARTS
+
     path = find(args.workdir)
     file = AdapterFile.read(path)
     chosen = _choose(tasks_of(file), args.tasks)
@@ -82,6 +99,9 @@ def export(args: argparse.Namespace) -> None:
         raise UserError("--size is missing: the run's images have sizes of their own; give H W")
 
     trained = load(file, path, args.base)
+    if args.format == "onnx":
+        export_onnx.export_tasks(trained, chosen, size, args)
+        return
     with replacing(args.out) as folder:
         folder.mkdir(parents=True)
         if "program" in args.parts:
@@ -187,9 +207,9 @@ def write_program(
     safetensors.flax.save_file(weights, folder / WEIGHTS)
     # safetensors makes files for their owner alone.
     (folder / WEIGHTS).chmod(0o644)
-    described = _describe(trained, tasks, size, batch_size)
-    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
-    (folder / "README.md").write_text(_readme(tasks, described))
+    tells = described(trained, tasks, size, batch_size)
+    (folder / "model.json").write_text(json.dumps(tells, indent=2) + "\n")
+    (folder / "README.md").write_text(_readme(tasks, tells))
     shutil.copyfile(run_exported.__file__, folder / "run.py")
 
 
@@ -217,7 +237,7 @@ def _choose(tasks: tuple[Task, ...], names: Sequence[str] | None) -> tuple[Task,
     return tuple(known[name] for name in dict.fromkeys(names or known))
 
 
-def _describe(
+def described(
     trained: Trained, tasks: Sequence[Task], size: tuple[int, int], batch_size: int | None
 ) -> dict:
     """What `model.json` tells: everything one must know to use what the program gives."""
@@ -242,22 +262,27 @@ def _describe(
     }
 
 
-def _readme(tasks: Sequence[Task], described: dict) -> str:
-    height, width = described["image_size"]
-    number = described["batch_size"] or "any number of them at once"
+def task_rows(tells: dict) -> list[str]:
+    """Of `described`, a table of the arrays that the tasks' users get."""
+    lines = ["| array | of each image | |", "|---|---|---|"]
+    for task in tells["tasks"].values():
+        for name, x in task["arrays"].items():
+            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {task['meaning']} |")
+        if task["class_names"]:
+            lines.append(f"| | | classes: {', '.join(task['class_names'])} |")
+    return lines
+
+
+def _readme(tasks: Sequence[Task], tells: dict) -> str:
+    height, width = tells["image_size"]
+    number = tells["batch_size"] or "any number of them at once"
     lines = [
         f"# {', '.join(task.name for task in tasks)}",
         "",
         f"Takes uint8 RGB images of {height}×{width} pixels (batch: {number}) and gives",
         "",
-        "| array | of each image | |",
-        "|---|---|---|",
+        *task_rows(tells),
     ]
-    for described_task in described["tasks"].values():
-        for name, x in described_task["arrays"].items():
-            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {described_task['meaning']} |")
-        if described_task["class_names"]:
-            lines.append(f"| | | classes: {', '.join(described_task['class_names'])} |")
     return "\n".join(
         [
             *lines,

@@ -111,11 +111,19 @@ def attend_in_tiles(
     """
     units = rel_h.shape[0] // unit
     rows = unit * _rows_per_tile(units, logits // units, max_logits)
-    tile = functools.partial(attend_rows, k=k, v=v, rel_w=rel_w)
-    q = rearrange(q, "... (n r) w d -> n ... r w d", r=rows)
+    width = q.shape[-2]
+
+    # A row's tokens and channels share an axis meanwhile: no array has more than six.
+    def tile(args):
+        q, rel_h = args
+        q = rearrange(q, "... r (w d) -> ... r w d", w=width)
+        out = attend_rows(q, rel_h, k=k, v=v, rel_w=rel_w)
+        return rearrange(out, "... r w d -> ... r (w d)")
+
+    q = rearrange(rearrange(q, "... w d -> ... (w d)"), "... (n r) e -> n ... r e", r=rows)
     rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
-    out = jax.lax.map(jax.checkpoint(lambda args: tile(*args)), (q, rel_h))
-    return rearrange(out, "n ... r w d -> ... (n r) w d")
+    out = rearrange(jax.lax.map(jax.checkpoint(tile), (q, rel_h)), "n ... r e -> ... (n r) e")
+    return rearrange(out, "... (w d) -> ... w d", w=width)
 
 
 def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
@@ -129,12 +137,21 @@ def _rows_per_tile(height: int, logits_per_row: int, max_logits: int) -> int:
 def _attend_rows(q, rel_h, k, v, rel_w):
     """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k [*M, K, h, w, d]."""
     scale = 1 / math.sqrt(q.shape[-1])
+    height, width = k.shape[-3:-1]
     to_rows, to_columns = relative_terms(q, rel_h, rel_w)
-    logits = jnp.einsum("...rwd,...ijd->...rwij", q * scale, k, preferred_element_type=jnp.float32)
+    # Queries in one axis, and keys for the softmax: no array has more than six.
+    q, to_rows, to_columns = (
+        rearrange(x, "... r w d -> ... (r w) d") for x in (q, to_rows, to_columns)
+    )
+    k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
+    logits = jnp.einsum("...qd,...nd->...qn", q * scale, k, preferred_element_type=jnp.float32)
+    logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
     logits += to_rows[..., :, None]
     logits += to_columns[..., None, :]
-    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
-    return jnp.einsum("...rwij,...ijd->...rwd", weights, v)
+    logits = rearrange(logits, "... q i j -> ... q (i j)")
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("...qn,...nd->...qd", weights, v)
+    return rearrange(out, "... (r w) d -> ... r w d", r=rel_h.shape[0])
 
 
 def relative_terms(
@@ -154,7 +171,9 @@ def split_windows(
     """Cuts grids into windows, zero-padded right and below to whole windows."""
     height, width = x.shape[2:4]
     pad = ((0, 0), (0, 0), (0, -height % window), (0, -width % window), (0, 0))
-    return rearrange(jnp.pad(x, pad), "t b (i r) (j c) d -> t (b i j) r c d", r=window, c=window)
+    # One axis after the other: no array has more than six axes.
+    rows = rearrange(jnp.pad(x, pad), "t b (i r) w d -> t (b i) r w d", r=window)
+    return rearrange(rows, "t m r (j c) d -> t (m j) r c d", c=window)
 
 
 def join_windows(
@@ -162,10 +181,8 @@ def join_windows(
 ) -> Float[Array, "T B h w D"]:
     """The inverse of `split_windows`: joins the windows and crops the padding off."""
     height, width = grid
-    x = rearrange(
-        windows,
-        "t (b i j) r c d -> t b (i r) (j c) d",
-        i=math.ceil(height / windows.shape[2]),
-        j=math.ceil(width / windows.shape[3]),
+    rows = rearrange(
+        windows, "t (m j) r c d -> t m r (j c) d", j=math.ceil(width / windows.shape[3])
     )
+    x = rearrange(rows, "t (b i) r w d -> t b (i r) w d", i=math.ceil(height / windows.shape[2]))
     return x[:, :, :height, :width]

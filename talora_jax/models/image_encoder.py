@@ -136,7 +136,10 @@ class Attention(nnx.Module):
         if window:
             qkv = split_windows(qkv, window)
         qkv += self.qkv.bias[...].astype(x.dtype)
-        q, k, v = rearrange(qkv, "t m h w (three k d) -> three t m k h w d", three=3, k=self.heads)
+        q, k, v = (
+            rearrange(x, "t m h w (k d) -> t m k h w d", k=self.heads)
+            for x in jnp.split(qkv, 3, axis=-1)
+        )
         out = KERNELS[self.attention](q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
         out = rearrange(out, "t m k h w d -> t m h w (k d)")
         out = join_windows(out, grid) if window else out

@@ -202,12 +202,22 @@ class Upscaling(nnx.Module):
     def __call__(self, image, hyper, grid):
         """image [B, C, N, D] and hyper [B, C, m, D/8] → maps [B, C, m, 4h, 4w]."""
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
-        x = jnp.einsum("bcnd,dije->bcnije", image, cast(self.kernel1[...]))
+        # A 2×2 block's rows and columns (i, j, then x, y) share an axis, p, then q, until they are
+        # put in their places in two steps: no array has more than six axes.
+        kernel1, kernel2 = (
+            rearrange(cast(kernel[...]), "d i j e -> d (i j) e")
+            for kernel in (self.kernel1, self.kernel2)
+        )
+        x = jnp.einsum("bcnd,dpe->bcnpe", image, kernel1)
         x = jax.nn.gelu(self.norm(x + cast(self.bias1[...])), approximate=False)
-        x = jnp.einsum("bcnije,exyf->bcnijxyf", x, cast(self.kernel2[...]))
+        x = jnp.einsum("bcnpe,eqf->bcnpqf", x, kernel2)
         x = jax.nn.gelu(x + cast(self.bias2[...]), approximate=False)
-        maps = jnp.einsum("bcnijxyf,bcmf->bcmnijxy", x, hyper)
-        return rearrange(maps, "b c m (h w) i j x y -> b c m (h i x) (w j y)", h=grid[0], w=grid[1])
+        maps = jnp.einsum("bcnpqf,bcmf->bcmnpq", x, hyper)
+        shape = dict(zip("bcm", maps.shape, strict=False))
+        maps = rearrange(maps, "b c m n p q -> (b c m) n p q")
+        maps = rearrange(maps, "l n (i j) (x y) -> l n (i x) (j y)", i=2, x=2)
+        maps = rearrange(maps, "l (h w) u v -> l (h u) (w v)", h=grid[0], w=grid[1])
+        return rearrange(maps, "(b c m) y x -> b c m y x", **shape)
 
 
 class MLP(nnx.Module):

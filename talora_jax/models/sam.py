@@ -9,7 +9,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
@@ -145,6 +145,7 @@ class Sam(nnx.Module):
         labels: Int[Array, "B P n"],
         masks: Float[Array, "B P Y X"] | None = None,
         *,
+        has_mask: Bool[Array, "B P"] | None = None,
         multimask: bool | None = True,
     ) -> tuple[Float[Array, "B P m Y X"], Float[Array, "B P m"]]:
         """Mask logits of P prompts for each image, at a quarter of its side, and predicted IoUs.
@@ -154,11 +155,14 @@ class Sam(nnx.Module):
           points: points and box corners, (x, y) in pixels of the padded square.
           labels: what each point is, see `prompt_encoder`. ABSENT ones change nothing.
           masks: logits of an earlier prediction, one for each prompt; None for no mask prompts.
+          has_mask: which prompts' masks count, the others have no mask prompt; None means all.
           multimask: m = 3 masks for prompts that can mean several things, or m = 1; None gives
             m = 4, that one before those three.
         """
         encoder = self.prompt_encoder
         dense = encoder.no_mask_embed[0] if masks is None else encoder.masks(masks)
+        if has_mask is not None:
+            dense = jnp.where(has_mask[..., None, None, None], dense, encoder.no_mask_embed[0])
         return self.mask_decoder(
             embeddings,
             encoder.positions.grid(*embeddings.shape[1:3], self.config.encoder.grid),
