@@ -1,13 +1,12 @@
 """Writes a trained model as programs and as merged files; the command is `talora_jax.export`."""
 
 import argparse
-import dataclasses
 import functools
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,19 +17,24 @@ import safetensors
 import safetensors.flax
 import safetensors.numpy
 from flax import nnx
-from jaxtyping import Array, UInt8
 
 from talora_jax.errors import UserError
 from talora_jax.files import replacing
-from talora_jax.inference import run_exported
+from talora_jax.inference import export_onnx, run_exported
 from talora_jax.inference.model import tasks_of
-from talora_jax.models.msam import MSam
+from talora_jax.inference.programs import (
+    Trained,
+    described,
+    load,
+    make_program,
+    outputs_of,
+    task_rows,
+    weights_of,
+)
 from talora_jax.tasks import Task
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import Base, assemble, model_of, read_base_of, resolve_dtype
 from talora_jax.weights.base_file import Description, write_base
 from talora_jax.weights.build import merged
-from talora_jax.weights.state import filled, name_of
 
 # What is written unless the command line says otherwise.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -39,25 +43,6 @@ WEIGHTS = "weights.safetensors"
 # Of float32 on a CPU, between program and model: far above rounding, which is 1e-5 but for
 # directions of short vectors, and far below what any mistake would make.
 TOLERANCE = 1e-3
-
-Weights = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A finished run.
-
-    Attributes:
-      file, path: the adapter.
-      tasks: in the order of U3's rows.
-      model: both together, float32.
-    """
-
-    file: AdapterFile
-    path: Path
-    tasks: tuple[Task, ...]
-    base: Base
-    model: MSam
 
 
 def export(args: argparse.Namespace) -> None:
@@ -78,9 +63,6 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} exists and is not empty: name another OUT, or remove it first")
 
     if args.format == "onnx":
-        # Imported here: they import this file.
-        from talora_jax.inference import export_onnx
-
         for flag in ("platforms", "parts"):
             if getattr(args, flag):
                 raise UserError(f"--{flag} is for --format jaxexport; ONNX files run everywhere")
@@ -111,62 +93,6 @@ def export(args: argparse.Namespace) -> None:
                 write_merged(trained, folder / "merged" / f"{task.name}.safetensors", task)
         _report(trained, folder, args)
     print(f"wrote {args.out}")
-
-
-def load(file: AdapterFile, path: Path, base: Path | None) -> Trained:
-    """The model of an adapter file and its base; no data set is opened.
-
-    Raises:
-      UserError: the base is missing, or it is another one than the adapter was trained on.
-    """
-    found = read_base_of(file, path, base)
-    model = assemble(file, path, found, dtype=resolve_dtype(file.dtype))
-    return Trained(file, path, tasks_of(file), found, model)
-
-
-def make_program(
-    trained: Trained, tasks: Sequence[Task], dtype: str, batch_size: int | None
-) -> Callable[[Weights, UInt8[Array, "B H W 3"]], dict[str, Array]]:
-    """The function (weights, images) → arrays by name that is exported; it computes in `dtype`.
-
-    Without a batch size images are computed one after the other: memory does not grow with their
-    number, and no shape depends on it.
-    """
-    graphdef, abstract = nnx.split(
-        nnx.eval_shape(
-            lambda: model_of(trained.file, trained.base.sam, dtype=jnp.dtype(dtype), remat="none")
-        )
-    )
-
-    def predict(weights, images):
-        return _outputs(nnx.merge(graphdef, filled(abstract, weights)), tasks, images)
-
-    if batch_size:
-        return predict
-
-    def in_turn(weights, images):
-        def one(image):
-            return {name: x[0] for name, x in predict(weights, image[None]).items()}
-
-        return jax.lax.map(one, images)
-
-    return in_turn
-
-
-def _outputs(
-    model: MSam, tasks: Sequence[Task], images: UInt8[Array, "B H W 3"]
-) -> dict[str, Array]:
-    """What the users of these tasks want of a batch of images."""
-    maps = model(images.astype(jnp.float32) / 255, tuple(task.name for task in tasks))
-    arrays: dict[str, Array] = {}
-    for task in tasks:
-        arrays |= task.outputs(maps[task.name])
-    return arrays
-
-
-def weights_of(model: MSam) -> Weights:
-    """All parameters by their path in the model."""
-    return {name_of(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model))}
 
 
 def write_program(
@@ -237,42 +163,6 @@ def _choose(tasks: tuple[Task, ...], names: Sequence[str] | None) -> tuple[Task,
     return tuple(known[name] for name in dict.fromkeys(names or known))
 
 
-def described(
-    trained: Trained, tasks: Sequence[Task], size: tuple[int, int], batch_size: int | None
-) -> dict:
-    """What `model.json` tells: everything one must know to use what the program gives."""
-
-    def arrays(task):
-        maps = jax.ShapeDtypeStruct((*size, task.channels), jnp.float32)
-        shapes = jax.eval_shape(task.outputs, maps)
-        return {k: {"dtype": str(x.dtype), "shape": list(x.shape)} for k, x in shapes.items()}
-
-    return {
-        "image_size": list(size),
-        "batch_size": batch_size,
-        "tasks": {
-            task.name: {
-                "meaning": task.meaning,
-                "arrays": arrays(task),
-                "class_names": list(getattr(task, "class_names", ())),
-            }
-            for task in tasks
-        },
-        "trained_with": trained.file.config,
-    }
-
-
-def task_rows(tells: dict) -> list[str]:
-    """Of `described`, a table of the arrays that the tasks' users get."""
-    lines = ["| array | of each image | |", "|---|---|---|"]
-    for task in tells["tasks"].values():
-        for name, x in task["arrays"].items():
-            lines.append(f"| `{name}` | {x['dtype']} {x['shape']} | {task['meaning']} |")
-        if task["class_names"]:
-            lines.append(f"| | | classes: {', '.join(task['class_names'])} |")
-    return lines
-
-
 def _readme(tasks: Sequence[Task], tells: dict) -> str:
     height, width = tells["image_size"]
     number = tells["batch_size"] or "any number of them at once"
@@ -331,7 +221,7 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
     print(f"{here}: loads in {loaded - start:.2f} s, the first call took {ended - loaded:.2f} s")
 
     tasks = [task for task in trained.tasks if task.name in described["tasks"]]
-    live = nnx.jit(lambda model, images: _outputs(model, tasks, images))
+    live = nnx.jit(lambda model, images: outputs_of(model, tasks, images))
     expected = jax.device_get(live(trained.model, jnp.asarray(images)))
     distance = {
         name: _distance(found[name], x) for name, x in expected.items() if x.dtype.kind == "f"

@@ -17,7 +17,13 @@ from flax import nnx
 
 from talora_jax.errors import UserError
 from talora_jax.files import replacing
-from talora_jax.inference.export import Trained, described, make_program, task_rows, weights_of
+from talora_jax.inference.programs import (
+    Trained,
+    described,
+    make_program,
+    task_rows,
+    weights_of,
+)
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task
 from talora_jax.weights.base_file import base_path, read_description
