@@ -18,7 +18,7 @@ _FILES = {
 # Labels of VOC 2012 where it has the image, else those made from PASCAL-Context's.
 _SEMANTIC = ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png")
 # What each target is made from, beside the image.
-NEEDS = {
+_NEEDS = {
     "semantic": ("semantic",),
     "human_parts": ("human_parts",),
     "saliency": ("saliency",),
@@ -48,7 +48,7 @@ def list_splits(path: str, tasks: Sequence[str]) -> dict[str, tuple[SampleFiles,
             f"config.data.path is {path!r}, which is not a directory; expected the unpacked "
             "PASCAL_MT, which holds JPEGImages."
         )
-    needed = {"image", *(name for task in tasks for name in NEEDS[task])}
+    needed = {"image", *(name for task in tasks for name in _NEEDS[task])}
     _check_folders(root, needed)
     splits = {name: _stems(root / file) for name, file in _SPLITS.items()}
     shared = sorted(set(splits["train"]) & set(splits["val"]))
@@ -73,7 +73,7 @@ def list_splits(path: str, tasks: Sequence[str]) -> dict[str, tuple[SampleFiles,
 
 def unread(tasks: Sequence[str]) -> tuple[str, ...]:
     """How the names of files begin that the tasks do not need."""
-    needed = {"image", *(name for task in tasks for name in NEEDS[task])}
+    needed = {"image", *(name for task in tasks for name in _NEEDS[task])}
     folders = [f"{folder}/" for name, folder in _folders().items() if name not in needed]
     return tuple(folders)
 
