@@ -67,7 +67,7 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
         before = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
             raise ValueError("expected objects in an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}), and with it what data the run had: put it "
             "back, or remove it if the data is the same."

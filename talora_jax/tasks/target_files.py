@@ -11,6 +11,7 @@ from jaxtyping import Int32, Integer, UInt8
 from PIL import Image
 
 from talora_jax.errors import one_line
+from talora_jax.rgb import check_png
 
 # NumPy reads a header by `ast.literal_eval`, which some Pythons break when two threads are in it.
 _ONE_HEADER_AT_A_TIME = threading.Lock()
@@ -61,6 +62,7 @@ def open_image(path: Path) -> Image.Image:
       BadFile: it is no whole PNG or JPEG.
     """
     try:
+        check_png(path)
         image = Image.open(path, formats=("PNG", "JPEG"))
         image.load()
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
