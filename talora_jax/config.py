@@ -305,7 +305,7 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
         # Checked here: the library's own words for it are the whole config.
         _check_sections(fields, config)
         config.update(fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"a config that this talora_jax does not understand ({one_line(error)})"
         ) from None
@@ -363,6 +363,9 @@ def _check_sections(fields: Any, config: ml_collections.ConfigDict, section: str
             raise ValueError(no_field(path))
         if isinstance(config[name], ml_collections.ConfigDict):
             _check_sections(value, config[name], path)
+        elif isinstance(value, bool) and config.get_type(name) in (int, float):
+            # The library would make 1 of it.
+            raise ValueError(f"its {path} is {value}, expected a number")
 
 
 def no_field(name: str, near: str | None = None) -> str:

@@ -149,4 +149,6 @@ def read_plane(path: Path) -> np.ndarray:
 
 def span(values: np.ndarray) -> str:
     """What there is, for an error."""
+    if values.dtype.kind not in "biuf":
+        return str(values.dtype)
     return f"{values.dtype} from {values.min():g} to {values.max():g}"

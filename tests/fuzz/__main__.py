@@ -11,11 +11,12 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse  # noqa: E402
+import math  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 
-from tests.fuzz.kinds import KINDS  # noqa: E402
+from tests.fuzz.kinds import NAMES, SHARES, kind  # noqa: E402
 from tests.fuzz.runner import Tally, run, table  # noqa: E402
 
 # An input that asks for more than this is one that takes a machine down.
@@ -28,16 +29,17 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed is other cases")
     parser.add_argument("--cases", type=int, default=5000, help="over all kinds. Default: 5000")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="this case of each kind alone")
     args = parser.parse_args()
 
     began, computed = time.monotonic(), time.process_time()
     tallies: list[Tally] = []
-    count = -(-args.cases // len(args.kinds))
-    numbers = range(count) if args.only is None else [args.only]
+    shares = sum(SHARES[name] for name in args.kinds)
     for name in args.kinds:
-        tallies.append(run(KINDS[name], args.seed, numbers, limit=limited))
+        count = math.ceil(args.cases * SHARES[name] / shares)
+        numbers = range(count) if args.only is None else [args.only]
+        tallies.append(run(kind(name), args.seed, numbers, limit=limited))
         last = tallies[-1]
         print(f"{name}: {last.cases} cases, {last.seconds:.1f} s", file=sys.stderr, flush=True)
     for tally in tallies:

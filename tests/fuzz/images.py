@@ -5,6 +5,7 @@ written anew here. A flipped bit in the pixels of a format without checksums is 
 colour, which nobody can know. PNG has checksums.
 """
 
+import functools
 import io
 import math
 import random
@@ -217,6 +218,7 @@ _SUFFIXES = {
 }
 
 
+@functools.cache
 def _saved() -> dict[str, bytes]:
     """Small images in all that Pillow writes and reads back, by format, mode and size."""
     files = {}

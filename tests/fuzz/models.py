@@ -1,6 +1,7 @@
 """The smallest SAM and adapter with random numbers in them; nothing is compiled for either."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from talora_jax.weights.state import name_of
 from tests.micro import NANO
 
 TASKS = {"depth": 1, "semantic": 3}
+_ADAPTER = AdapterConfig(ranks=(4, 4, 2))
 
 
 def drawn(state: nnx.State, seed: int) -> dict[str, np.ndarray]:
@@ -30,25 +32,32 @@ def drawn(state: nnx.State, seed: int) -> dict[str, np.ndarray]:
     }
 
 
+@functools.cache
+def _base() -> dict[str, np.ndarray]:
+    return drawn(nnx.state(nnx.eval_shape(lambda: Sam(NANO, rngs=nnx.Rngs(0)))), 0)
+
+
+@functools.cache
+def _learnt() -> dict[str, np.ndarray]:
+    model = nnx.eval_shape(lambda: MSam(NANO, _ADAPTER, TASKS, rngs=nnx.Rngs(0)))
+    return drawn(nnx.split(model, trainable(_ADAPTER), ...)[1], 1)
+
+
 def write_nano_base(path: Path) -> dict[str, np.ndarray]:
     """Writes a base of the size `nano`; its tensors."""
-    tensors = drawn(nnx.state(nnx.eval_shape(lambda: Sam(NANO, rngs=nnx.Rngs(0)))), 0)
-    write_base(path, tensors, Description(NANO, None, {"file": "sam_nano.pth"}))
-    return tensors
+    write_base(path, _base(), Description(NANO, None, {"file": "sam_nano.pth"}))
+    return _base()
 
 
-def nano_adapter(base: Path, tensors: dict[str, np.ndarray], **fields: Any) -> AdapterFile:
+def nano_adapter(base: Path, tensors: dict[str, np.ndarray]) -> AdapterFile:
     """An adapter of two tasks on a base.
 
     Args:
       tensors: of the base.
     """
-    adapter = AdapterConfig(ranks=(4, 4, 2))
-    model = nnx.eval_shape(lambda: MSam(NANO, adapter, TASKS, rngs=nnx.Rngs(0)))
-    learnt = drawn(nnx.split(model, trainable(adapter), ...)[1], 1)
     file = AdapterFile(
-        learnt,
-        json.loads(json.dumps(dataclasses.asdict(adapter))),
+        _learnt(),
+        json.loads(json.dumps(dataclasses.asdict(_ADAPTER))),
         TASKS,
         {"semantic": ["a", "b", "c"]},
         "sam_nano.safetensors, made of sam_nano.pth",
@@ -57,7 +66,6 @@ def nano_adapter(base: Path, tensors: dict[str, np.ndarray], **fields: Any) -> A
         sam=json.loads(json.dumps(NANO.fields())),
         config={"steps": 4, "data": {"name": "folder"}},
     )
-    file = dataclasses.replace(file, **fields)
     own = base_of(file, "adapter", tensors, NANO, "base").fingerprint
     return dataclasses.replace(file, base_fingerprint=own)
 

@@ -133,6 +133,9 @@ class FolderSource:
         if name == "image":
             return record[name]
         if drawn_when_read(name, self._made_from[name]):
-            return edges_from_ids(self._unpack("semantic", record))
+            return edges_from_ids(self._stored("semantic", record))
+        return self._stored(name, record)
+
+    def _stored(self, name: str, record: Sample) -> Num[np.ndarray, "H W *c"]:
         target = TARGETS[name].restore(record[name])
         return labels_of(target, self._ignore_label) if name == "semantic" else target
