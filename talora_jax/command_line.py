@@ -137,9 +137,10 @@ def override(
         section, _, name = field.rpartition(".")
         text = argument.partition("=")[2]
         # The library would make a tuple of its keys.
-        if text.lstrip().startswith("{") and (config[section] if section else config).get_type(
-            name
-        ) is tuple:
+        if (
+            text.lstrip().startswith("{")
+            and (config[section] if section else config).get_type(name) is tuple
+        ):
             raise UserError(f"config.{field} is {short(text, 80)}, expected values in brackets")
     unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
     argv = ["", *(a for a in overrides if a not in unset)]

@@ -17,6 +17,7 @@ import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
 from talora_jax.errors import UserError, check_choice, nearest, one_line, short
+from talora_jax.files import distinct
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
@@ -278,7 +279,7 @@ def read(path: Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise UserError(f"{path.parent} holds no run: {path} is missing")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {one_line(error)}. Put it back as the run wrote it, or choose "

@@ -60,7 +60,7 @@ _ITEM = {
 
 
 class _Nothing(_Setting):
-    """Stands for whatever else a pickle makes, of which no more is asked than what it is made of."""
+    """Stands for whatever else a pickle makes: it can be filled and called, and does nothing."""
 
     def __call__(self, *args):
         return self

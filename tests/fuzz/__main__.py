@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse  # noqa: E402
+import importlib.util  # noqa: E402
 import math  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
@@ -29,7 +30,11 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed is other cases")
     parser.add_argument("--cases", type=int, default=5000, help="over all kinds. Default: 5000")
-    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=NAMES)
+    with_torch = importlib.util.find_spec("torch") is not None
+    known = [name for name in NAMES if with_torch or name != "pth"]
+    parser.add_argument(
+        "--kinds", nargs="+", choices=known, default=known, help="pth where there is PyTorch"
+    )
     parser.add_argument("--only", type=int, metavar="NUMBER", help="this case of each kind alone")
     args = parser.parse_args()
 

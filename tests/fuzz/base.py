@@ -44,7 +44,9 @@ class Base:
                     raise Silent("other tensors than were written")
             elif not mutate.alike(x, wanted[name]):
                 raise Silent(f"{name} is {x!r}, and {wanted[name]!r} was written")
-        return SAME if wanted is self._undamaged or data_alike(wanted, self._undamaged) else ACCEPTED
+        return (
+            SAME if wanted is self._undamaged or data_alike(wanted, self._undamaged) else ACCEPTED
+        )
 
     @property
     def _undamaged(self) -> dict[str, Any]:
@@ -101,7 +103,9 @@ class Base:
         seal = rng.random() < 0.7
         if seal:
             head = models.resealed(head, tensors)
-        given = {n: x.astype(np.float32) if x.dtype == np.float16 else x for n, x in tensors.items()}
+        given = {
+            n: x.astype(np.float32) if x.dtype == np.float16 else x for n, x in tensors.items()
+        }
         wanted = {**self._undamaged, "tensors": given} if seal else self._undamaged
         return f"{what}: {a}, sealed: {seal}", models.joined(head, data), wanted
 
@@ -137,5 +141,7 @@ def _convert(path: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(path)
     check_finite(checkpoint)
     sam = checkpoint.architecture
-    tensors = {n: x.astype(np.float32) if x.itemsize == 2 else x for n, x in our_tensors(checkpoint)}
+    tensors = {
+        n: x.astype(np.float32) if x.itemsize == 2 else x for n, x in our_tensors(checkpoint)
+    }
     return {"tensors": tensors, "config": sam.sam, "tasks": sam.tasks, "source": checkpoint.source}

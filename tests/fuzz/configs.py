@@ -21,16 +21,17 @@ from tests.fuzz import mutate
 from tests.fuzz.runner import ACCEPTED, SAME, Silent, Trial
 
 _TEXTS = (
-    "", "None", "none", "null", "True", "False", "true", "1", "0", "-1", "2", "7", "255", "256", "-0",
-    "1.5", "0.5", "1.0", "1e3", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "0x10",
-    "1_000", " 3", "3 ", "٣", "2147483647", "2147483648", "9" * 5000, "(1,2)", "(1, 2)", "(1,)",
-    "[1, 2]", "1,2", "(1,2,3)", "(1.0, 2.0)", "(1.0, nan)", "(0, 0)", "(-1, 5)", "()", "(())", "((1,),)",
-    "(True, False, True)", "(True,True,1)", "('a','b')", "('a',)", "(b'x',)", "{}", "{'a': 1}", "'x'",
-    '"x"', "x", "x" * 3000, "\x1b[31mred", "é", "two\nlines", "\0", "a=b", "--x", "../..", "*", "%s",
-    "(1e400, 2)", "(10**9,)", "semantic", "('semantic',)", "('semantic','depth')", "('edges','edges')",
-    "(32, 32, 4)", "(8, 8, 2)", "(0, 8, 2)", "(4, 4, 2.0)", "(1.2, 1.5)", "(2.0, 1.0)", "(64, 64)",
-    "(9" + "9" * 5000 + ",)", "(" * 300, "lambda: 0", "folder", "rooms", "tiny", "vit_b", "float32",
-    "bfloat16", "float16", "adam", "prompts", "equal", "lora_shared", "none", "full", "auto", "xla",
+    "", "None", "none", "null", "True", "False", "true", "1", "0", "-1", "2", "7", "255", "256",
+    "-0", "1.5", "0.5", "1.0", "1e3", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400",
+    "0x10", "1_000", " 3", "3 ", "٣", "2147483647", "2147483648", "9" * 5000, "(1,2)", "(1, 2)",
+    "(1,)", "[1, 2]", "1,2", "(1,2,3)", "(1.0, 2.0)", "(1.0, nan)", "(0, 0)", "(-1, 5)", "()",
+    "(())", "((1,),)", "(True, False, True)", "(True,True,1)", "('a','b')", "('a',)", "(b'x',)",
+    "{}", "{'a': 1}", "'x'", '"x"', "x", "x" * 3000, "\x1b[31mred", "é", "two\nlines", "\0",
+    "a=b", "--x", "../..", "*", "%s", "(1e400, 2)", "(10**9,)", "semantic", "('semantic',)",
+    "('semantic','depth')", "('edges','edges')", "(32, 32, 4)", "(8, 8, 2)", "(0, 8, 2)",
+    "(4, 4, 2.0)", "(1.2, 1.5)", "(2.0, 1.0)", "(64, 64)", "(9" + "9" * 5000 + ",)", "(" * 300,
+    "lambda: 0", "folder", "rooms", "tiny", "vit_b", "float32", "bfloat16", "float16", "adam",
+    "prompts", "equal", "lora_shared", "none", "full", "auto", "xla",
 )  # fmt: skip
 _RAN = "made"
 
@@ -55,7 +56,9 @@ class Configs:
             text = f"__import__('os').mkdir({str(place / _RAN)!r})"
         argument = f"--config.{field}={text}"
         if rng.random() < 0.1:
-            odd = rng.choice((f"{field}x", field.upper(), f"{field}.x", f"{field}[0]", "", ".", "\x1b[2J"))
+            odd = rng.choice(
+                (f"{field}x", field.upper(), f"{field}.x", f"{field}[0]", "", ".", "\x1b[2J")
+            )
             argument, text = f"--config.{odd}={text}", None
         elif rng.random() < 0.03:
             argument, text = f"--noconfig.{field}", "False"
@@ -67,7 +70,9 @@ class Configs:
                 raise Silent("accepted, and there is no such field")
             return self._judge(found, {field: text} if text is not None else {}, _means)
 
-        return Trial(argument[:300], lambda: _checked(override(config_lib.default(), [argument])), judge)
+        return Trial(
+            argument[:300], lambda: _checked(override(config_lib.default(), [argument])), judge
+        )
 
     def _json(self, rng: random.Random, place: Path) -> Trial:
         """A config.json, with something else in it."""
@@ -75,7 +80,9 @@ class Configs:
         if rng.random() < 0.5:
             # Of the field's own kind, mostly.
             path = tuple(rng.choice(sorted(self._fields)).split("."))
-            value = rng.choice((0, 1, 2, -1, 0.5, 1e-9, True, [1, 2], [4, 4, 2], "auto", ["semantic"], ""))
+            value = rng.choice(
+                (0, 1, 2, -1, 0.5, 1e-9, True, [1, 2], [4, 4, 2], "auto", ["semantic"], "")
+            )
             what, told = f"{path} = {value!r}", mutate.put(self._whole, path, value)
         data = json.dumps(told).encode()
         if rng.random() < 0.2:
@@ -131,8 +138,10 @@ def _says(found: Any, text: str) -> bool:
         return found == text
     if isinstance(found, bool):
         return text.lower() in (("true", "1", "t") if found else ("false", "0", "f"))
-    if isinstance(found, tuple) and len(found) == 1 and _says(found[0], text):
-        return True  # one alone needs no brackets
+    if isinstance(found, tuple) and len(found) == 1:
+        # One alone needs no brackets, and no quotation marks.
+        if _says(found[0], text) or text.strip() in (f"'{found[0]}'", f'"{found[0]}"'):
+            return True
     try:
         if isinstance(found, int):
             return int(text, 0) == found

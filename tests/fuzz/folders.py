@@ -1,8 +1,8 @@
 """Folder data sets with something wrong in them, opened as a run opens them.
 
-The oracle lists and reads the files anew, with Pillow and NumPy: every sample of both splits must be
-what its files say, and none may be missing. npy files have no checksums, so that another value in
-one is what it says; PNGs have.
+The oracle lists and reads the files anew, with Pillow and NumPy: every sample of both splits must
+be what its files say, and none may be missing. npy files have no checksums, so that another value
+in one is what it says; PNGs have.
 """
 
 import collections
@@ -60,16 +60,14 @@ class Folders:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(data)
         damage = (
-            self._bytes, self._bytes, _other_array, _other_array, _other_image, _lost, _added, _link,
-            _moved, _no_file, _settings,
+            self._bytes, self._bytes, _other_array, _other_array, _other_image, _lost, _added,
+            _link, _moved, _no_file, _settings,
         )  # fmt: skip
         how = rng.choices(damage, k=rng.choice((1, 1, 1, 2)))
         what = "; ".join(f"{one.__name__}: {one(rng, root)}" for one in how)
         tasks = tuple(rng.sample(_TASKS, rng.randint(1, 3)))
         config = config_lib.default()
-        config.data.update(
-            name="folder", path=str(root), dir=str(place / "kept"), image_size=None
-        )
+        config.data.update(name="folder", path=str(root), dir=str(place / "kept"), image_size=None)
 
         def act() -> dict[str, list[dict[str, np.ndarray]]]:
             dataset = open_dataset(config.data, tasks)
@@ -296,10 +294,14 @@ def _other_array(rng: random.Random, root: Path) -> str:
     folder = rng.choice(("semantic", "depth", "normals", "image"))
     path = _some(rng, root, (f"{folder}/",))
     values = np.random.default_rng(rng.getrandbits(32))
-    shape = rng.choice(((6, 8), (6, 8), (6, 8, 1), (6, 8, 3), (8, 6), (6, 7), (3, 6, 8), (0, 8), ()))
+    shape = rng.choice(
+        ((6, 8), (6, 8), (6, 8, 1), (6, 8, 3), (8, 6), (6, 7), (3, 6, 8), (0, 8), ())
+    )
     if folder in ("normals", "image") and rng.random() < 0.7:
         shape = (6, 8, 3)
-    dtype = rng.choice(("u1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", "?", ">f4", "O", "c8", "U2"))
+    dtype = rng.choice(
+        ("u1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", "?", ">f4", "O", "c8", "U2")
+    )
     top = rng.choice((1, 2, 3, 200, 300, 70000, 2**33, 2**63, 1e39, 1e300))
     x = np.asarray(values.uniform(0, top, shape))
     odd = rng.choice((None, None, -1, -2, 0, 255, 1e5, np.nan, np.inf, -np.inf, -0.0))
@@ -347,7 +349,9 @@ def _other_image(rng: random.Random, root: Path) -> str:
         image.save(path, kind, **how)
     except (OSError, ValueError):
         image.convert("RGB").save(path, kind, **how)
-    return f"{path.relative_to(root)}: {kind} {mode} {size}, exif {list(how.get('exif', {}).values())}"
+    return (
+        f"{path.relative_to(root)}: {kind} {mode} {size}, exif {list(how.get('exif', {}).values())}"
+    )
 
 
 def _lost(rng: random.Random, root: Path) -> str:
@@ -365,7 +369,9 @@ def _lost(rng: random.Random, root: Path) -> str:
 
 
 def _added(rng: random.Random, root: Path) -> str:
-    folder = rng.choice(("image", "semantic", "depth", "normals", "", "other", "image/b", "saliency"))
+    folder = rng.choice(
+        ("image", "semantic", "depth", "normals", "", "other", "image/b", "saliency")
+    )
     name = rng.choice(_ODD_NAMES)
     path = root / folder / name
     if path.is_dir() or path.parent.is_file():
@@ -378,9 +384,19 @@ def _added(rng: random.Random, root: Path) -> str:
 def _link(rng: random.Random, root: Path) -> str:
     path = _some(rng, root)
     target = rng.choice(
-        (path, _some(rng, root), root / "nowhere", root, root / "image", Path("/dev/zero"), "\x1b[2J")
+        (
+            path,
+            _some(rng, root),
+            root / "nowhere",
+            root,
+            root / "image",
+            Path("/dev/zero"),
+            "\x1b[2J",
+        )
     )
-    where = rng.choice((path, root / "image" / "more", root / "semantic" / "b" / "more", root / "depth"))
+    where = rng.choice(
+        (path, root / "image" / "more", root / "semantic" / "b" / "more", root / "depth")
+    )
     if where.is_dir() or not where.parent.is_dir():
         return "nothing"
     where.unlink(missing_ok=True)

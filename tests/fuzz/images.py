@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from talora_jax import rgb
 from talora_jax.data.folder.decode import read_image
-from talora_jax.tasks.target_files import BadFile
 from talora_jax.errors import UserError
+from talora_jax.tasks.target_files import BadFile
 from tests.fuzz import mutate
 from tests.fuzz.runner import ACCEPTED, SAME, Silent, Trial
 
@@ -30,7 +30,23 @@ _SIZES = ((1, 1), (7, 5), (16, 16), (33, 2))  # width, height
 # megabytes.
 NOT_HERE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "PCD", "MCIDAS", "FTEX", "FLI", "IPTC"}
 _LARGEST = 40_000  # bytes
-_DTYPES = ("u1", "u1", "u2", "i4", "i8", "f2", "f4", "f8", "?", ">u2", ">f4", "c8", "U3", "O", "M8[s]")
+_DTYPES = (
+    "u1",
+    "u1",
+    "u2",
+    "i4",
+    "i8",
+    "f2",
+    "f4",
+    "f8",
+    "?",
+    ">u2",
+    ">f4",
+    "c8",
+    "U3",
+    "O",
+    "M8[s]",
+)
 _SHAPES = (
     (4, 5, 3), (4, 5, 3), (4, 5), (4, 5, 1), (4, 5, 4), (4, 5, 2), (3, 4, 5), (0, 5, 3), (5,), (),
     (1, 1), (1, 4, 5, 3), (4, 5, 3, 1), (1, 1, 3), (0,),
@@ -55,9 +71,10 @@ class Images:
         for _ in range(rng.choice((0, 1, 1, 1, 2))):
             what, data = mutate.damaged(data, rng, 64)
         if rng.random() < 0.05:
-            what, data = "of another format's end", data[: len(data) // 2] + self._files[
-                rng.choice(sorted(self._files))
-            ]
+            what, data = (
+                "of another format's end",
+                data[: len(data) // 2] + self._files[rng.choice(sorted(self._files))],
+            )
         suffix = rng.choice(_SUFFIXES.get(kind, (".png",)) * 3 + (".jpg", ".png", ""))
         path = place / f"image{suffix}"
         path.write_bytes(data)
@@ -92,7 +109,9 @@ def _array(rng: random.Random) -> Trial:
         except (ValueError, TypeError):
             x = np.empty(shape, dtype)
     if rng.random() < 0.05:
-        x = rng.choice((None, 3, "no such file", b"\x89PNG", [], [[1, 2], [3]], [[[0, 0, 0]]], {}, x))
+        x = rng.choice(
+            (None, 3, "no such file", b"\x89PNG", [], [[1, 2], [3]], [[[0, 0, 0]]], {}, x)
+        )
     how = rng.choice(("", "", "", "turned", "read-only", "masked"))
     if isinstance(x, np.ndarray) and x.ndim:
         if how == "turned":
@@ -285,13 +304,19 @@ def _written_by_hand() -> dict[str, bytes]:
     rng = np.random.default_rng(1)
     rows = rng.integers(0, 256, (6, 8, 3), np.uint8)
     grey = rows[..., 0].tobytes()
-    icon = _encoded(Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)), "ICO", bitmap_format="bmp")
+    icon = _encoded(
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)), "ICO", bitmap_format="bmp"
+    )
     pcx = _encoded(Image.fromarray(rows), "PCX")
     fits = [b"SIMPLE  =                    T", b"BITPIX  =                    8"]
     fits += [b"NAXIS   =                    2", b"NAXIS1  =                    8"]
     fits += [b"NAXIS2  =                    6", b"END"]
     pixar = bytearray(1024)
-    pixar[:4], pixar[416:420], pixar[424:428] = b"\x80\xe8\0\0", struct.pack("<HH", 6, 8), b"\x0e\0\x02\0"
+    pixar[:4], pixar[416:420], pixar[424:428] = (
+        b"\x80\xe8\0\0",
+        struct.pack("<HH", 6, 8),
+        b"\x0e\0\x02\0",
+    )
     planes = b"".join(rows[..., i].tobytes() for i in range(3))
     colours = "\n".join(f'"{"ab"[i]} c #{i * 40 + 10:02x}{200 - i * 40:02x}30",' for i in range(2))
     cells = ",\n".join('"' + "".join("ab"[(x + y) % 2] for x in range(8)) + '"' for y in range(6))
@@ -318,5 +343,3 @@ def _opens(data: bytes, kind: str) -> bool:
             return image.format.upper() == kind
     except Exception:
         return False
-
-

@@ -64,7 +64,9 @@ def damaged(data: bytes, rng: random.Random, head: int = 0) -> tuple[str, bytes]
     at = rng.randrange(min(end, len(data)))
     length = rng.choice((1, 2, 4, 16, 256))
     piece = data[at : at + length]
-    how = rng.choice(("bit", "bit", "bit", "byte", "zeros", "noise", "cut", "lost", "twice", "more"))
+    how = rng.choice(
+        ("bit", "bit", "bit", "byte", "zeros", "noise", "cut", "lost", "twice", "more")
+    )
     new = bytearray(data)
     if how == "bit":
         new[at] ^= 1 << rng.randrange(8)

@@ -1,8 +1,9 @@
 """PyTorch files: zips of a pickle and of the tensors' bytes, and the older single pickle.
 
-The oracle reads them with `zipfile` and a pickle reader that makes nothing, and tells where a tensor
-lies in its record by arithmetic: a record whose checksum is wrong, that stands there twice, or that
-is shorter than its tensor, must be refused. In the older format nothing tells of a flipped bit.
+The oracle reads them with `zipfile` and a pickle reader that makes nothing, and tells where a
+tensor lies in its record by arithmetic: a record whose checksum is wrong, that stands there twice,
+or that is shorter than its tensor, must be refused. In the older format nothing tells of a flipped
+bit.
 
 What a pickle would call is one of the functions below, which note that they were called.
 """
@@ -149,7 +150,9 @@ class Pth:
         a, b = rng.sample(names, 2)
         if rng.random() < 0.2:
             a = "data.pkl"
-        what = rng.choice(("lost", "twice", "renamed", "cut", "longer", "exchanged", "packed", "more"))
+        what = rng.choice(
+            ("lost", "twice", "renamed", "cut", "longer", "exchanged", "packed", "more")
+        )
         pairs = list(entries.items())
         compression = zipfile.ZIP_STORED
         if what == "lost":
@@ -158,7 +161,9 @@ class Pth:
             other = mutate.damaged(entries[a], rng)[1]
             pairs.insert(rng.randrange(len(pairs) + 1), (a, other))
         elif what == "renamed":
-            new = rng.choice((f"{a}x", f"../{a}", a.upper(), "data/00", "\x1b[31m", "constants.pkl"))
+            new = rng.choice(
+                (f"{a}x", f"../{a}", a.upper(), "data/00", "\x1b[31m", "constants.pkl")
+            )
             pairs = [(new if name == a else name, x) for name, x in pairs]
         elif what == "cut":
             pairs = [(n, x[: rng.randrange(len(x))] if n == a else x) for n, x in pairs]
@@ -222,15 +227,24 @@ class Pth:
         saved: Any = {f"{prefix}{name}": x for name, x in self._spec.items()}
         how = []
         for _ in range(rng.randrange(6)):
-            key = rng.choice(("state_dict", "model", "ema", "a.b", "", "\x1b[2J", 7, None, "x" * 900))
+            key = rng.choice(
+                ("state_dict", "model", "ema", "a.b", "", "\x1b[2J", 7, None, "x" * 900)
+            )
             beside = rng.choice(
-                ({}, {"step": 4}, {"optimizer": {"state": [1.5, None]}}, {key: 1, "args": "x" * 900})
+                (
+                    {},
+                    {"step": 4},
+                    {"optimizer": {"state": [1.5, None]}},
+                    {key: 1, "args": "x" * 900},
+                )
                 + ({"other": dict(saved) if isinstance(saved, dict) else 1}, {"loss": (1, [2])})
             )
             saved = {**beside, key: saved}
             how.append(str(key)[:20])
         if rng.random() < 0.2:
-            saved = rng.choice(([saved], (saved, saved), None, 3, "weights", {}, {"a": {}}, [[]] * 9))
+            saved = rng.choice(
+                ([saved], (saved, saved), None, 3, "weights", {}, {"a": {}}, [[]] * 9)
+            )
         if rng.random() < 0.1:
             for _ in range(5000):
                 saved = [saved]
@@ -264,7 +278,10 @@ class Pth:
             )
         )
         state = rng.choice((None, None, {"x": 1}, (1, 2), {"__class__": 3}))
-        call, where = Calls(function, args, state), rng.choice(("beside", "key", "tensor", "all", "in"))
+        call, where = (
+            Calls(function, args, state),
+            rng.choice(("beside", "key", "tensor", "all", "in")),
+        )
         saved: Any = dict(self._spec)
         if where == "beside":
             saved = {"model": saved, "args": call}
@@ -281,7 +298,12 @@ class Pth:
 
     def _entries_of(self, saved: Any, protocol: int = 2) -> dict[str, bytes]:
         data = {f"data/{name}": x for name, x in self._records.items()}
-        return {"data.pkl": _pickled(saved, protocol), "byteorder": b"little", **data, "version": b"3\n"}
+        return {
+            "data.pkl": _pickled(saved, protocol),
+            "byteorder": b"little",
+            **data,
+            "version": b"3\n",
+        }
 
     def _zip(self, entries: Any, compression: int = zipfile.ZIP_STORED) -> bytes:
         pairs = entries.items() if isinstance(entries, Mapping) else entries
@@ -334,7 +356,13 @@ def _opcodes(root: Any) -> Iterator[bytes]:
             parts = (_Raw(b"("), *storage, _Raw(b"tQ"), x.offset, x.size, x.stride, False)
             empty = (_Global("collections.OrderedDict"), _Raw(b")R"))
             ahead += reversed(
-                (_Global("torch._utils._rebuild_tensor_v2"), _Raw(b"("), *parts, *empty, _Raw(b"tR"))
+                (
+                    _Global("torch._utils._rebuild_tensor_v2"),
+                    _Raw(b"("),
+                    *parts,
+                    *empty,
+                    _Raw(b"tR"),
+                )
             )
         elif isinstance(x, Calls):
             state = () if x.state is None else (x.state, _Raw(b"b"))

@@ -123,7 +123,7 @@ def run(
         with _captured():
             cases = kind(made)
         limit()
-        # What is there now need not be looked through whenever the code under test collects garbage.
+        # What is there now need not be looked through whenever a case collects garbage.
         gc.freeze()
         for number in numbers:
             place = Path(folder) / "case"

@@ -56,9 +56,13 @@ class Workdirs:
         self._adapter = models.nano_adapter(base, models.write_nano_base(base))
         self._adapter.write(self._run / FILE_NAME)
         rows = [{"step": 0, "split": "model", "trainable_parameters": 1234}]
-        rows += [{"step": i, "split": "train", "loss": 1 / i, "step_time": 0.5 * i} for i in (1, 2, 3, 4)]
+        rows += [
+            {"step": i, "split": "train", "loss": 1 / i, "step_time": 0.5 * i} for i in (1, 2, 3, 4)
+        ]
         for step in _STEPS:
-            rows.append({"step": step, "split": "val", "semantic/miou": step / 10, "depth/pooled/rmse": 1.5})
+            rows.append(
+                {"step": step, "split": "val", "semantic/miou": step / 10, "depth/pooled/rmse": 1.5}
+            )
         rows.sort(key=lambda row: row["step"])
         (self._run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         checkpoints = Checkpoints(self._run)
@@ -66,7 +70,9 @@ class Workdirs:
             checkpoints.save(step, state_of(step), {"next_index": step})
         checkpoints.close()
         checkpoints = self._run / "checkpoints"
-        self._parts = sorted(p.relative_to(self._run) for p in checkpoints.rglob("*") if p.is_file())
+        self._parts = sorted(
+            p.relative_to(self._run) for p in checkpoints.rglob("*") if p.is_file()
+        )
 
     def trial(self, rng: random.Random, place: Path) -> Trial:
         draws = (
@@ -103,7 +109,7 @@ class Workdirs:
             return config_lib.flat_fields(config_lib.read(path).to_dict())
 
         def judge(found: dict[str, Any]) -> str:
-            fields = config_lib.flat_fields(mutate.strict_json(data))
+            fields = config_lib.flat_fields(_json(data))
             ours = config_lib.flat_fields(config_lib.plain(self._config))
             for name, x in found.items():
                 given = fields.get(name, ours[name])
@@ -144,7 +150,9 @@ class Workdirs:
                     kept.pop((resume, "val"), None)
                 lines = rows_of(found)[0]
                 if not mutate.alike(lines, list(kept.values())):
-                    raise Silent(f"the log goes on from {lines}, and {list(kept.values())} was there")
+                    raise Silent(
+                        f"the log goes on from {lines}, and {list(kept.values())} was there"
+                    )
             else:
                 final = [r for r in rows if r["split"] == "val" and r["step"] == _STEPS[-1]][-1]
                 wanted = {name: x for name, x in final.items() if "/" in name}
@@ -177,7 +185,7 @@ class Workdirs:
 
         def judge(found: list[str]) -> str:
             # `remember` refuses what has changed.
-            if not mutate.alike(mutate.strict_json(data), json.loads(whole)) or found:
+            if not mutate.alike(_json(data), json.loads(whole)) or found:
                 raise Silent(f"other data, and the run goes on: {found}")
             return SAME
 
@@ -238,7 +246,9 @@ class Workdirs:
                 (workdir / "config.json").write_bytes(data)
 
         def act() -> AdapterFile:
-            describe(find(workdir), rich.console.Console(file=io.StringIO(), width=100, markup=False))
+            describe(
+                find(workdir), rich.console.Console(file=io.StringIO(), width=100, markup=False)
+            )
             return AdapterFile.read(find(workdir))
 
         def judge(found: AdapterFile) -> str:
@@ -273,7 +283,9 @@ class Workdirs:
             (workdir / "config.json").unlink()
             (workdir / "config.json").mkdir()
         elif what == "other":
-            field = rng.choice(("batch_size", "seed", "adapter.scale", "data.train_frames", "tasks"))
+            field = rng.choice(
+                ("batch_size", "seed", "adapter.scale", "data.train_frames", "tasks")
+            )
             config.update_from_flattened_dict({field: ("depth",) if field == "tasks" else 3})
         elif what == "results are folders":
             config.steps, refused = 9, False
@@ -288,7 +300,9 @@ class Workdirs:
                     descriptor = os.open(workdir, os.O_RDONLY)
                     stack.callback(os.close, descriptor)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                with contextlib.suppress(UserError) if what == "other" else contextlib.nullcontext():
+                with (
+                    contextlib.suppress(UserError) if what == "other" else contextlib.nullcontext()
+                ):
                     check_free(workdir)
                 with held(workdir):
                     if what == "told":
@@ -336,6 +350,18 @@ def rows_of(data: bytes) -> tuple[list[dict], int]:
         else:
             others += bool(line)
     return rows, others
+
+
+def _json(data: bytes) -> Any:
+    """What a file that was read says.
+
+    Raises:
+      Silent: it is no JSON.
+    """
+    try:
+        return mutate.strict_json(data)
+    except (ValueError, RecursionError) as error:
+        raise Silent(f"read, though it is no JSON: {error}") from None
 
 
 def _number(x: Any) -> bool:
