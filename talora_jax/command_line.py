@@ -24,6 +24,7 @@ from talora_jax.errors import (
     nearest,
     one_line,
     run_command,
+    short,
 )
 
 
@@ -125,8 +126,8 @@ def fields_of(overrides: Sequence[str]) -> list[str]:
     known, fields = config_lib.named(config_lib.default()), []
     for argument in overrides:
         if not re.match(r"--config\..+=|--(no)?config\.[^=]+$", argument):
-            raise UserError(f"unexpected argument {argument!r}; see --help")
-        fields.append(re.match(r"--(?:no)?config\.([^=\[]+)", argument)[1])
+            raise UserError(f"unexpected argument {short(argument, 80)}; see --help")
+        fields.append(re.match(r"--(?:no)?config\.([^=\[]*)", argument)[1])
         if fields[-1] not in known:
             raise UserError(config_lib.no_field(fields[-1]))
     return fields
@@ -136,7 +137,15 @@ def override(
     config: ml_collections.ConfigDict, overrides: Sequence[str]
 ) -> ml_collections.ConfigDict:
     """The config with changes, see `load_config`."""
-    fields_of(overrides)
+    for field, argument in zip(fields_of(overrides), overrides, strict=True):
+        section, _, name = field.rpartition(".")
+        text = argument.partition("=")[2]
+        # The library would make a tuple of its keys.
+        if (
+            text.lstrip().startswith("{")
+            and (config[section] if section else config).get_type(name) is tuple
+        ):
+            raise UserError(f"config.{field} is {short(text, 80)}, expected values in brackets")
     unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
     argv = ["", *(a for a in overrides if a not in unset)]
     values = flags.FlagValues()

@@ -17,6 +17,7 @@ import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
 from talora_jax.errors import UserError, check_choice, nearest, one_line, short
+from talora_jax.files import distinct
 
 DTYPES = ("auto", "float32", "bfloat16")
 # Parameter groups that `optimizer.lr_scale` tells apart; see `talora_jax.training.optim`.
@@ -278,7 +279,7 @@ def read(path: Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise UserError(f"{path.parent} holds no run: {path} is missing")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {one_line(error)}. Put it back as the run wrote it, or choose "
@@ -305,7 +306,7 @@ def from_fields(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
         # Checked here: the library's own words for it are the whole config.
         _check_sections(fields, config)
         config.update(fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"a config that this talora_jax does not understand ({one_line(error)})"
         ) from None
@@ -363,6 +364,9 @@ def _check_sections(fields: Any, config: ml_collections.ConfigDict, section: str
             raise ValueError(no_field(path))
         if isinstance(config[name], ml_collections.ConfigDict):
             _check_sections(value, config[name], path)
+        elif isinstance(value, bool) and config.get_type(name) in (int, float):
+            # The library would make 1 of it.
+            raise ValueError(f"its {path} is {value}, expected a number")
 
 
 def no_field(name: str, near: str | None = None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 _LONGEST = 300  # characters
+_SHOWN = 80  # characters of a value
 
 
 class UserError(Exception):
@@ -94,7 +95,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = did_you_mean(flag, self._option_string_actions) or "; see --help"
-            raise UserError(f"unexpected argument {unknown[0]!r}{hint}")
+            raise UserError(f"unexpected argument {short(unknown[0], _SHOWN)}{hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None:
@@ -119,10 +120,10 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
     Raises:
       UserError: tells `name`, the value, what is allowed, and which of it is nearest.
     """
-    if value not in allowed:
+    if value not in list(allowed):  # what is no key can be looked up in no dict
         names = [str(choice) for choice in allowed]
         raise UserError(
-            f"{name}: unknown {value!r}, expected one of {', '.join(names)}"
+            f"{name}: unknown {short(value, _SHOWN)}, expected one of {', '.join(names)}"
             f"{did_you_mean(str(value), names)}"
         )
 

@@ -105,6 +105,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             raise UserError("a folder; expected an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError("the file is empty (0 bytes)")
+        check_png(path)
         with Image.open(path) as image:
             return as_rgb(image)
     except UnidentifiedImageError:
@@ -113,6 +114,24 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
         reason = getattr(error, "strerror", None) or one_line(error)
     raise UserError(f"{printable(path)}: {reason}")
+
+
+def check_png(path: Path) -> None:
+    """Refuses a PNG that is not as it was written, by its checksums: Pillow's decoder passes over
+    those of the pixels. Of other files nothing is told.
+
+    Raises:
+      UserError: one is wrong.
+    """
+    try:
+        image = Image.open(path, formats=("PNG",))
+    except Exception:  # as in `read_rgb`; who decodes it tells
+        return
+    with image:
+        try:
+            image.verify()
+        except Exception as error:
+            raise UserError(f"a damaged PNG ({one_line(error)}): copy it again") from None
 
 
 def _is_row(x) -> bool:

@@ -5,9 +5,11 @@ tensors and plain containers and refuses everything else before anything has run
 """
 
 import collections
+import io
+import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,47 @@ class _Setting:
         del state
 
 
+# Bytes of a number, by the kind of storage that a pickle tells.
+_ITEM = {
+    "FloatStorage": 4,
+    "DoubleStorage": 8,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "UntypedStorage": 1,
+}
+
+
+class _Nothing(_Setting):
+    """Stands for whatever else a pickle makes: it can be filled and called, and does nothing."""
+
+    def __call__(self, *args):
+        return self
+
+    append = extend = __setitem__ = __call__
+
+
+class _Storages(pickle.Unpickler):
+    """Goes through a pickle for the records that it tells of. Nothing that it names is made.
+
+    Attributes:
+      needed: the bytes of each record that its tensors are views of.
+    """
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file)
+        self.needed: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return name if module == "torch" and name in _ITEM else _Nothing
+
+    def persistent_load(self, told: Any) -> _Nothing:
+        _, kind, key, _, numel = told
+        # Kinds that are no strings are of numbers that no weight is.
+        size = _ITEM.get(kind, 0) * numel if isinstance(kind, str) else 0
+        self.needed[key] = max(self.needed.get(key, 0), size)
+        return _Nothing()
+
+
 def read_pytorch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of a PyTorch file by name, mapped into memory, and what is to be told about it.
 
@@ -71,7 +114,6 @@ def read_pytorch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarr
                 f"{path} has tensors of {what}, {printable(name)} the first: expected dense ones "
                 "of float32, float16, bfloat16 or float64"
             )
-    _check_storages(path, state)
     return {name: _to_numpy(x.detach(), torch) for name, x in state.items()}, notes
 
 
@@ -95,13 +137,19 @@ def _load(path: Path, torch) -> Any:
             with zipfile.ZipFile(path) as archive:
                 # PyTorch does not look at them when it maps a file.
                 broken = archive.testzip()
+                names = collections.Counter(archive.namelist())
                 # And it cannot map what is compressed, or the older format.
                 mapped = all(x.compress_type == zipfile.ZIP_STORED for x in archive.infolist())
-                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+                script = any(name.endswith("/constants.pkl") for name in names)
             if broken:
                 raise UserError(
                     f"{path} is damaged: the checksum of {printable(broken)} in it is wrong; "
                     "download or copy it again"
+                )
+            if twice := [name for name, times in names.items() if times > 1]:
+                raise UserError(
+                    f"{path} is damaged: it has {listed(twice)} twice, and nothing tells which is "
+                    "meant; download or copy it again"
                 )
             if script:
                 raise UserError(
@@ -112,8 +160,13 @@ def _load(path: Path, torch) -> Any:
             if path.suffix == ".safetensors":
                 # By its name alone, PyTorch would take it for one.
                 with open(path, "rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                    saved = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if is_zip(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_records(path, archive)
+        return saved
     except UserError:
         raise
     except Exception as error:
@@ -148,21 +201,21 @@ def _oddity(x, torch) -> str | None:
     return None if x.dtype in plain else str(x.dtype)
 
 
-def _check_storages(path: Path, state: Mapping) -> None:
+def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
     """Refuses a file whose records are shorter than its tensors: PyTorch would read on behind them.
 
     Raises:
       UserError: some are.
     """
-    if not is_zip(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        records = collections.Counter(x.file_size for x in archive.infolist())
-    storages = {
-        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in state.values()
-    }
-    if collections.Counter(storages.values()) - records:
-        raise UserError(_cut_short(path))
+    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    for name in sizes:
+        folder, _, file = name.rpartition("/")
+        if file != "data.pkl":
+            continue
+        reader = _Storages(io.BytesIO(archive.read(name)))
+        reader.load()
+        if any(sizes.get(f"{folder}/data/{key}", 0) < n for key, n in reader.needed.items()):
+            raise UserError(_cut_short(path))
 
 
 def _cut_short(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError, one_line, printable
-from talora_jax.files import write_atomically
+from talora_jax.files import distinct, write_atomically
 
 FILE_NAME = "data.json"
 SETTINGS = "settings"
@@ -60,10 +60,10 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
             raise ValueError("expected objects in an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}), and with it what data the run had: put it "
             "back, or remove it if the data is the same."

@@ -108,5 +108,7 @@ def _read_rows(workdir: Path) -> list[dict]:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     for number, row in enumerate(rows, 1):
         if not is_row(row):
-            raise UserError(f"{path}: line {number} is not of a run: no step and split")
+            raise UserError(
+                f"{path}: line {number} is not of a run: expected a step, a split and numbers"
+            )
     return rows

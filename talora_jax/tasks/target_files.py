@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int32, Integer, Num, UInt8
 from PIL import Image
 
 from talora_jax.errors import one_line
+from talora_jax.rgb import check_png
 
 # NumPy reads a header by `ast.literal_eval`, which some Pythons break when two threads are in it.
 _ONE_HEADER_AT_A_TIME = threading.Lock()
@@ -63,6 +64,7 @@ def open_image(path: Path) -> Image.Image:
       BadFile: it is no whole PNG or JPEG.
     """
     try:
+        check_png(path)
         image = Image.open(path, formats=("PNG", "JPEG"))
         image.load()
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
@@ -165,4 +167,6 @@ def read_plane(path: Path) -> np.ndarray:
 
 def span(values: np.ndarray) -> str:
     """What there is, for an error."""
+    if values.dtype.kind not in "biuf":
+        return str(values.dtype)
     return f"{values.dtype} from {values.min():g} to {values.max():g}"

@@ -1,6 +1,7 @@
 """What a run tells: lines on the terminal, `metrics.jsonl` and TensorBoard."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,13 +34,11 @@ class RunLog:
         if not active:
             return
         path = workdir / "metrics.jsonl"
-        rows, damaged = _read_lines(path) if resume_step else ([], 0)
+        values, damaged = _read_lines(path) if resume_step else ([], 0)
+        rows = [value for value in values if is_row(value)]
+        damaged += len(values) - len(rows)
         # By step and split, for none stands twice.
-        kept = {
-            (row["step"], row["split"]): row
-            for row in rows
-            if is_row(row) and row["step"] <= resume_step
-        }
+        kept = {(row["step"], row["split"]): row for row in rows if row["step"] <= resume_step}
         if resume_step == last_step:
             kept.pop((last_step, "val"), None)
         if damaged:
@@ -168,9 +167,15 @@ def read_metrics(path: Path) -> list[dict]:
 
 def is_row(value: Any) -> bool:
     """Whether a line's value is what `RunLog.write` writes."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
         return False
-    return type(value.get("step")) is int and isinstance(value.get("split"), str)
+    numbers = (x for name, x in value.items() if name != "split")
+    return isinstance(value.get("split"), str) and all(map(_is_number, numbers))
+
+
+def _is_number(x: Any) -> bool:
+    """Whether it is a float, or a whole number that can be one."""
+    return type(x) is float or (type(x) is int and abs(x) <= sys.float_info.max)
 
 
 def _read_lines(path: Path) -> tuple[list[Any], int]:

@@ -37,6 +37,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     applied."""
     if path.suffix.lower() != ".npy":
         try:
+            rgb.check_png(path)
             with Image.open(path) as image:
                 one_frame(image)
                 image.load()  # All of it, so that a truncated file is found out.

@@ -15,7 +15,13 @@ import tensorflow_datasets as tfds
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.folder.check import check_samples
 from talora_jax.data.folder.listing import Listing, list_samples, split_samples
-from talora_jax.data.folder.records import SAMPLES, Folder, FolderSource, records_config
+from talora_jax.data.folder.records import (
+    SAMPLES,
+    Folder,
+    FolderSource,
+    drawn_when_read,
+    records_config,
+)
 from talora_jax.data.folder.settings import Settings, read_settings
 from talora_jax.data.memory import SETTINGS
 from talora_jax.data.records import (
@@ -75,7 +81,10 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
 
     hashes: dict[Path, str] = {}
     part = functools.partial(_Part, root, data.dir, settings, listed, stems, hashes)
-    whole, wanted = part(available), part({task: available[task] for task in tasks})
+    wanted_from = {task: available[task] for task in tasks}
+    # What is drawn when it is read is made of what must be there.
+    needed = {name: name for task, name in wanted_from.items() if drawn_when_read(task, name)}
+    whole, wanted = part(available), part({**wanted_from, **needed})
     builder = wanted.found()
     if builder is None:
         builder, checked = _prepare(whole, wanted)
@@ -95,7 +104,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             split: FolderSource(
                 records,
                 [rows[sample.stem] for sample in samples],
-                wanted.made_from,
+                wanted_from,
                 settings.ignore_label,
             )
             for split, samples in splits.items()

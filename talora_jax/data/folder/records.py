@@ -51,7 +51,7 @@ def records_config(
       image_size: H, W to store.
       notes: kept beside the samples.
     """
-    tasks = tuple(task for task in made_from if not _drawn_when_read(task, made_from))
+    tasks = tuple(task for task in made_from if not drawn_when_read(task, made_from[task]))
     return RecordsConfig(
         name=name,
         title=title,
@@ -68,9 +68,9 @@ def records_config(
     )
 
 
-def _drawn_when_read(task: str, made_from: Mapping[str, str]) -> bool:
-    """Whether a target is made of stored ones: edges of labels depend on which means none."""
-    return task == "edges" and made_from[task] == "semantic"
+def drawn_when_read(task: str, made_from: str) -> bool:
+    """Whether a target is made of a stored one: edges of labels depend on which means none."""
+    return task == "edges" and made_from == "semantic"
 
 
 def _make_sample(
@@ -132,7 +132,10 @@ class FolderSource:
     def _unpack(self, name: str, record: Sample) -> Num[np.ndarray, "H W *c"]:
         if name == "image":
             return record[name]
-        if _drawn_when_read(name, self._made_from):
-            return edges_from_ids(self._unpack("semantic", record))
+        if drawn_when_read(name, self._made_from[name]):
+            return edges_from_ids(self._stored("semantic", record))
+        return self._stored(name, record)
+
+    def _stored(self, name: str, record: Sample) -> Num[np.ndarray, "H W *c"]:
         target = TARGETS[name].restore(record[name])
         return labels_of(target, self._ignore_label) if name == "semantic" else target

@@ -34,6 +34,7 @@ from typing import Any
 import ml_collections
 
 from talora_jax.errors import UserError, one_line, printable
+from talora_jax.files import distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,23 +105,13 @@ def _there_is(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         # Some editors begin a file with a mark of its byte order.
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=distinct)
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it in that encoding.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {one_line(error)}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object.")
-    return values
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no field may stand there twice."""
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise ValueError(f"{name!r} stands there twice")
-        values[name] = value
     return values
 
 
