@@ -44,6 +44,7 @@ COMMANDS = {
     "sweep": Command("talora_jax.experiments.sweep", "main", "train methods, seeds, ablations"),
     "report": Command("talora_jax.experiments.report", "main", "finished runs side by side"),
     "masks": Command("talora_jax.masks", "main", "masks of everything in images, and their names"),
+    "demo": Command("talora_jax.demo", "main", "a page to look, click and point at what it sees"),
     "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"

@@ -23,13 +23,24 @@ MAY_IMPORT = {
     "config": GROUND | {"data", "models", "tasks", "weighting"},
     "command_line": {"errors", "config"},
     "inference": GROUND | {"models", "tasks", "weights"},
+    "page": GROUND | {"inference", "tasks"},
     "prompting": {"models"},
     "training": GROUND | {"config", "data", "models", "prompting", "tasks", "weighting", "weights"},
     "experiments": GROUND
     | {"command_line", "config", "data", "models", "tasks", "training", "weighting", "weights"},
 }
 # Entrances: they may import anything.
-ENTRANCES = {"__init__", "__main__", "main", "adapter", "export", "masks", "report", "sweep"}
+ENTRANCES = {
+    "__init__",
+    "__main__",
+    "main",
+    "adapter",
+    "demo",
+    "export",
+    "masks",
+    "report",
+    "sweep",
+}
 
 
 def imports_of(path):
