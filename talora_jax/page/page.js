@@ -49,6 +49,7 @@ const post = async (path, question) =>
 // Images in.
 
 async function send(blob) {
+  if (!await ready) return;
   const image = await during("Reading the image …", async () =>
     (await ask("images", { method: "POST", body: blob })).json());
   if (!image) return;
@@ -360,11 +361,14 @@ document.addEventListener("paste", (event) => {
   if (file) send(file);
 });
 
-try {
+// An image may come before the server has told what there is.
+const ready = during("Asking what there is …", async () => {
   state.models = await (await ask("models")).json();
   $("model").replaceChildren(...state.models.map((model, i) =>
     element("option", { value: i, textContent: `${model.name} (${model.tasks.join(", ")})` })));
   $("choice").hidden = state.models.length < 2;
-} catch (error) {
-  say(error.message, "wrong");
-}
+  return true;
+}).then((done) => {
+  if (done) say("Drop an image anywhere on the page.");
+  return state.models.length > 0;
+});

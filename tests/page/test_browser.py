@@ -1,0 +1,126 @@
+"""The page in a browser, as a person uses it."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from talora_jax.page.answers import Answers
+from talora_jax.page.server import Server
+
+pytestmark = pytest.mark.slow
+# Calls into the page, as `evaluate` makes them, are not strings that the page runs.
+DRAWN = "canvas => canvas.getContext('2d').getImageData(0, 0, 80, 60).data.some(x => x > 0)"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'"
+    )
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, shelf):
+    answers = Answers([shelf / "adapter.safetensors", shelf / "other.safetensors"])
+    with Server("127.0.0.1", 0, answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        # What a page gets wrong is told in its console alone.
+        page.wrong = []
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.goto(server.address)
+        yield page
+        page.close()
+        server.shutdown()
+
+
+def test_an_image_in_maps_out_a_click_a_box_everything(page, shelf):
+    page.set_input_files("#file", shelf / "photo.jpg")
+    for task in ("semantic", "depth", "normals"):
+        page.wait_for_selector(f"figure[data-task={task}] img.map")
+    loaded = "images => images.every(image => image.complete && image.naturalWidth === 80)"
+    page.wait_for_load_state("networkidle")
+    assert page.eval_on_selector_all(".stack img", loaded)
+
+    # Beside the words there are numbers: of the pixel under the pointer, in every tile.
+    stack = page.locator(".ask")
+    stack.hover()
+    texts = page.locator(".value").all_text_contents()
+    assert texts[1] in ("red", "green", "blue")
+    assert texts[2].endswith(" m") and np.isfinite(float(texts[2].removesuffix(" m")))
+    assert texts[3].count(",") == 2
+
+    # The slider moves the edge between map and image.
+    page.locator("#slider").fill("0")
+    assert page.locator("#tiles").get_attribute("style") == "--shown: 0%;"
+
+    assert not page.eval_on_selector("#mask", DRAWN)
+    stack.click()
+    page.wait_for_selector("#status:not(.busy)")
+    assert page.locator(".dot").count() == 1 and "wrong" not in page.locator(
+        "#status"
+    ).get_attribute("class")
+    clicked = page.eval_on_selector("#mask", "canvas => canvas.toDataURL()")
+    stack.click(modifiers=["Shift"], position={"x": 5, "y": 5})
+    page.wait_for_selector("#status:not(.busy)")
+    assert page.locator(".dot").count() == 2
+    page.click("#clear")
+    assert page.locator(".dot").count() == 0 and not page.eval_on_selector("#mask", DRAWN)
+
+    box = stack.bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 120, box["y"] + 90)
+    page.mouse.up()
+    page.wait_for_selector("#status:not(.busy)")
+    assert page.eval_on_selector("#mask", DRAWN)
+    assert page.eval_on_selector("#mask", "canvas => canvas.toDataURL()") != clicked
+
+    page.locator("#iou").fill("0")
+    page.click("#everything")
+    page.wait_for_selector("#status:not(.busy)")
+    assert "masks: point at one" in page.text_content("#status")
+
+    # By the keyboard, too.
+    page.click("#clear")
+    stack.press("ArrowLeft")
+    stack.press("Enter")
+    page.wait_for_selector("#status:not(.busy)")
+    assert page.eval_on_selector("#mask", DRAWN)
+    assert not page.wrong
+
+
+def test_another_model_sees_something_else(page, shelf):
+    page.set_input_files("#file", shelf / "photo.jpg")
+    depth = page.locator("figure[data-task=depth] img.map")
+    depth.wait_for()
+    assert "/0/depth/" in depth.get_attribute("src")
+    page.select_option("#model", "1")
+    page.wait_for_selector("figure[data-task=depth] img.map[src*='/1/depth/']")
+    assert not page.wrong
+
+
+def test_a_file_that_is_no_image_is_refused(page):
+    page.set_input_files(
+        "#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"a text of mine"}
+    )
+    page.wait_for_selector("#status.wrong")
+    assert "is not an image" in page.text_content("#status")
+    assert page.locator("#main").is_hidden() and not page.wrong
+
+
+def test_a_server_that_has_gone_is_told(page, shelf):
+    page.route("**/images", lambda route: route.abort())
+    page.set_input_files("#file", shelf / "photo.jpg")
+    page.wait_for_selector("#status.wrong")
+    assert "does not answer" in page.text_content("#status") and not page.wrong
