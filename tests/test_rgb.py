@@ -1,5 +1,6 @@
 """Images of every kind to 8-bit RGB."""
 
+import contextlib
 import io
 import struct
 
@@ -60,12 +61,17 @@ def test_files_that_are_no_image(content, told, tmp_path):
 
 
 def flipped(path):
-    """A grey PNG, stored without compression, one bit of whose pixels is another."""
-    Image.fromarray(np.zeros((4, 9), np.uint8)).save(path, compress_level=0)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"IDAT") + 4 + 2 + 5 + 3] ^= 1
-    path.write_bytes(content)
-    return path
+    """A PNG with one bit of its pixels otherwise, which Pillow decodes to other pixels."""
+    values = np.random.default_rng(0).integers(0, 3, (6, 8)).astype(np.uint8)
+    Image.fromarray(values).save(path)
+    whole = path.read_bytes()
+    for bit in range(8 * (whole.index(b"IDAT") + 4), 8 * whole.index(b"IEND")):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with contextlib.suppress(Exception):
+            if (np.asarray(Image.open(path)) != values).any():
+                return path
 
 
 def test_a_png_of_which_a_checksum_is_wrong(tmp_path):
