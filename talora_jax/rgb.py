@@ -105,9 +105,10 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             raise UserError("a folder; expected an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError("the file is empty (0 bytes)")
-        check_png(path)
         with Image.open(path) as image:
-            return as_rgb(image)
+            found = as_rgb(image)
+        check_png(path)
+        return found
     except UnidentifiedImageError:
         way_on = _OTHER_READERS.get(path.suffix.lower(), "")
         reason = f"not an image that Pillow can read{way_on}"

@@ -249,12 +249,21 @@ def test_every_field_that_is_none_can_be_unset():
         ("--config.adapter.ranks[7]=1", "index out of range"),
         ("--confg.steps=1", "unexpected argument '--confg.steps=1'"),
         ("steps=1", "unexpected argument 'steps=1'"),
+        ("steps=" + "1" * 1000, "unexpected argument 'steps=1"),
+        ("--config.=1", "unexpected argument '--config.=1'"),
+        ("--config.=a=b", "the config has no field"),
+        (
+            "--config.tasks={'depth': 1}",
+            "config.tasks is \"{'depth': 1}\", expected values in brac",
+        ),
+        ("--config.data.class_names={}", "config.data.class_names is '{}', expected values in"),
     ],
 )
 def test_wrong_overrides_are_told_in_one_line(override, message):
     with pytest.raises(UserError) as error:
         load_config("rooms_tiny", [override])
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize(

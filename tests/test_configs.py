@@ -42,6 +42,8 @@ def test_configs_pass_their_checks_and_are_locked(name):
     [
         ("tasks", ("semantic", "flow"), "config.tasks: unknown 'flow', expected one of semantic"),
         ("tasks", ("depth", "depth"), "names a task twice"),
+        ("tasks", ("depth", ["edges"]), r"config.tasks: unknown \['edges'\], expected one of"),
+        ("trains", "x" * 3000, "config.trains: unknown 'x{79}…, expected one of tasks, prompts"),
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
         ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
@@ -106,6 +108,13 @@ def test_values_that_cannot_work(field, value, told):
         (b'{"model": null}', "its model is a NoneType, expected fields by their names"),
         (b'{"model": {"sise": 1}}', "no field sise; did you mean size?"),
         (b'{"learning_rate": 1}', "no field learning_rate; did you mean optimizer.learning_rate?"),
+        (b'{"steps": 1, "seed": 0, "steps": 2}', "is damaged: 'steps' stands there twice"),
+        (
+            b'{"optimizer": {"clip_norm": true}}',
+            "its optimizer.clip_norm is True, expected a number",
+        ),
+        (b'{"steps": true}', "its steps is True, expected a number"),
+        (b'{"adapter": {"scale": 1' + b"0" * 400 + b"}}", "int too large to convert to float"),
         (b"{}", "it lacks tasks, data, model, adapter, optimizer, batch_size, steps"),
     ],
 )

@@ -1,5 +1,6 @@
 """Images of every kind to 8-bit RGB."""
 
+import contextlib
 import io
 import struct
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talora_jax.data.folder import decode
 from talora_jax.errors import UserError
-from talora_jax.rgb import as_rgb, each_rgb, read_rgb
+from talora_jax.rgb import as_rgb, check_png, each_rgb, read_rgb
+from talora_jax.tasks import target_files
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -55,6 +58,34 @@ def test_files_that_are_no_image(content, told, tmp_path):
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: .*{told}"):
         read_rgb(path)
+
+
+def flipped(path):
+    """A PNG with one bit of its pixels otherwise, which Pillow decodes to other pixels."""
+    values = np.random.default_rng(0).integers(0, 3, (6, 8)).astype(np.uint8)
+    Image.fromarray(values).save(path)
+    whole = path.read_bytes()
+    for bit in range(8 * (whole.index(b"IDAT") + 4), 8 * whole.index(b"IEND")):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with contextlib.suppress(Exception):
+            if (np.asarray(Image.open(path)) != values).any():
+                return path
+
+
+def test_a_png_of_which_a_checksum_is_wrong(tmp_path):
+    path = flipped(tmp_path / "a.png")
+    told = "a damaged PNG .*: copy it again"
+    with pytest.raises(UserError, match=f"^{path}: {told}"):
+        read_rgb(path)
+    for read in (decode.read_image, target_files.read_indices):
+        with pytest.raises(target_files.BadFile, match=told):
+            read(path)
+    # What is no PNG, or is not there, is for others to tell.
+    Image.fromarray(RGB).save(tmp_path / "b.png", "JPEG")
+    check_png(tmp_path / "b.png")
+    check_png(tmp_path / "c.png")
 
 
 def test_palette_images_give_their_colours():

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -205,9 +205,17 @@ def prepare(dataset: type[Records], data_dir: str | None, config: RecordsConfig)
 
 
 def prepared(
-    dataset: type[Records], data_dir: str | None, name: str
+    dataset: type[Records],
+    data_dir: str | None,
+    name: str,
+    *,
+    splits: Collection[str] = (),
+    notes: Collection[str] = (),
 ) -> tfds.core.DatasetBuilder | None:
     """Reads what `prepare` wrote for the config of that name; None if it has not yet.
+
+    Args:
+      splits, notes: the names of what must be there.
 
     Raises:
       UserError: what is there cannot be read, or was not written by `prepare`.
@@ -218,7 +226,9 @@ def prepared(
     try:
         _check_features(directory / "features.json")
         builder = tfds.builder_from_directory(directory)
-        _ = builder.info.metadata  # Read now.
+        lacking = {*splits} - {*builder.info.splits} | {*notes} - {*builder.info.metadata}
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except Exception as error:  # TFDS raises many kinds, from OSError to protobuf's.
         raise UserError(
             f"{directory} does not hold samples as they were prepared ({one_line(error)}); remove "

@@ -64,9 +64,9 @@ def open_image(path: Path) -> Image.Image:
       BadFile: it is no whole PNG or JPEG.
     """
     try:
-        check_png(path)
         image = Image.open(path, formats=("PNG", "JPEG"))
         image.load()
+        check_png(path)
     except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.
         raise BadFile(f"cannot be decoded as PNG or JPEG ({one_line(error)})") from error
     one_frame(image)

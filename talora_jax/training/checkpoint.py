@@ -10,6 +10,7 @@ checkpoint tells, beside the position in the data, the SHA-256 of its arrays. Ol
 import contextlib
 import gc
 import hashlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ class Checkpoints:
         Raises:
           UserError: the disk refuses this one, or the last; those before stay.
         """
-        digest = _digest(state)
+        digest = _digest(state, iterator)
         if digest:
             iterator = {**iterator, _DIGEST: digest}
         with self._saving():
@@ -138,7 +139,7 @@ class Checkpoints:
         if not isinstance(restored.iterator, dict):
             raise ValueError("its position in the data is missing")
         digest = restored.iterator.pop(_DIGEST, None)
-        if digest and _digest(restored.state) not in (digest, None):
+        if digest and _digest(restored.state, restored.iterator) not in (digest, None):
             raise ValueError("its numbers are not the ones that were saved")
         return restored.state, restored.iterator
 
@@ -168,8 +169,9 @@ class Checkpoints:
             ) from error
 
 
-def _digest(state: PyTree) -> str | None:
-    """SHA-256 over the values of a state's arrays; None where this process has not all of them.
+def _digest(state: PyTree, iterator: dict) -> str | None:
+    """SHA-256 over the values of a state's arrays and the position in the data; None where this
+    process has not all of the arrays.
 
     Without their names and order, which are the libraries' and may be others in a later version.
     """
@@ -178,7 +180,8 @@ def _digest(state: PyTree) -> str | None:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return None
         digests.append(hashlib.sha256(np.ascontiguousarray(x)).digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    position = json.dumps(iterator, sort_keys=True).encode()
+    return hashlib.sha256(b"".join(sorted(digests)) + position).hexdigest()
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

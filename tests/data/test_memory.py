@@ -65,7 +65,7 @@ def test_runs_of_before_remember_from_now_on(tmp_path):
 
 
 def test_a_damaged_memory_is_told(workdir):
-    for content in ("{", "[]", '{"train": []}'):
+    for content in ("{", "[]", '{"train": []}', "[" * 100_000, '{"val": {}, "val": {}}'):
         (workdir / memory.FILE_NAME).write_text(content)
         with pytest.raises(UserError, match=r"data.json cannot be read"):
             memory.changes(dataset(), workdir)

@@ -59,25 +59,31 @@ class Folders:
         for name, data in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(data)
-        damage = (
+        prepared = rng.random() < 0.15
+        damage = () if prepared else (
             self._bytes, self._bytes, _other_array, _other_array, _other_image, _lost, _added,
             _link, _moved, _no_file, _settings,
         )  # fmt: skip
-        how = rng.choices(damage, k=rng.choice((1, 1, 1, 2)))
-        what = "; ".join(f"{one.__name__}: {one(rng, root)}" for one in how)
+        how = rng.choices(damage, k=rng.choice((1, 1, 1, 2))) if damage else ()
+        what = "; ".join(f"{one.__name__}: {one(rng, root)}" for one in how) or "what is prepared"
         tasks = tuple(rng.sample(_TASKS, rng.randint(1, 3)))
         config = config_lib.default()
         config.data.update(name="folder", path=str(root), dir=str(place / "kept"), image_size=None)
 
-        def act() -> dict[str, list[dict[str, np.ndarray]]]:
+        def act() -> tuple[tuple[str, ...], dict[str, list[dict[str, np.ndarray]]]]:
+            if prepared:
+                open_dataset(config.data, tasks)
+                path = rng.choice(sorted(p for p in (place / "kept").rglob("*") if p.is_file()))
+                path.write_bytes(mutate.damaged(path.read_bytes(), rng)[1])
             dataset = open_dataset(config.data, tasks)
             survey(dataset, tasks)
-            return {
+            return dataset.class_names, {
                 split: [source[i] for i in range(len(source))]
                 for split, source in dataset.splits.items()
             }
 
-        def judge(found: dict[str, list[dict[str, np.ndarray]]]) -> str:
+        def judge(given: tuple[tuple[str, ...], dict[str, list[dict[str, np.ndarray]]]]) -> str:
+            class_names, found = given
             wanted = says(root, tasks)
             left = list(wanted.values())
             for sample in (sample for samples in found.values() for sample in samples):
@@ -87,6 +93,10 @@ class Folders:
                 left = [x for x in left if x is not same[0]]
             if left and not (root / "dataset.json").exists():
                 raise Silent(f"{len(left)} of {len(wanted)} samples are in no split")
+            if "semantic" in tasks and not (root / "dataset.json").exists():
+                highest = max(x["semantic"].max() for x in wanted.values())
+                if class_names != tuple(f"class {i}" for i in range(highest + 1)):
+                    raise Silent(f"the classes are {class_names}, the highest label {highest}")
             whole = says_of(self._files, tasks)
             alike = whole.keys() == wanted.keys() and all(
                 _same(whole[stem], wanted[stem]) for stem in whole

@@ -139,6 +139,24 @@ def test_a_record_cut_short_inside_the_zip_file(path, tmp_path):
     assert "cut short inside" in refusal(tmp_path / "cut.pth")
 
 
+def test_a_record_that_is_shorter_than_what_is_read_of_it(path, tmp_path):
+    """Also where another record is as long as this one should be."""
+    torch.save({"image_encoder.a": torch.arange(8.0), "image_encoder.b": torch.arange(16.0)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "other.pth", "w") as new:
+        for name in old.namelist():
+            other = {"sam/data/0": "sam/data/1", "sam/data/1": "sam/data/0"}.get(name, name)
+            new.writestr(name, old.read(other))
+    assert "cut short inside" in refusal(tmp_path / "other.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_record_that_is_there_twice(path):
+    torch.save(state(), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("sam/data/0", archive.read("sam/data/0"))
+    assert "it has sam/data/0 twice, and nothing tells which is meant" in refusal(path)
+
+
 def test_a_zip_file_packed_again_is_read(path, tmp_path):
     torch.save(state(), path)
     again = tmp_path / "again.pth"

@@ -4,6 +4,7 @@ import io
 import json
 
 import numpy as np
+import pytest
 import rich.console
 
 from talora_jax.training import log
@@ -42,6 +43,12 @@ def test_damaged_lines_cost_no_others(tmp_path):
     assert log.read_metrics(path) == [row(1), row(3), row(4)]
 
 
+@pytest.mark.parametrize("value", ["0.5", None, True, [1], {}, 10**400])
+def test_a_row_has_numbers_alone(value):
+    assert log.is_row(row(1, loss=0.5, images=3)) and log.is_row(row(1, loss=float("nan")))
+    assert not log.is_row(row(1, loss=value))
+
+
 def test_a_resumed_log_has_every_row_once(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     kept = [row(0, "model"), row(1, loss=1.0), row(2, "val"), row(2)]
@@ -50,7 +57,7 @@ def test_a_resumed_log_has_every_row_once(tmp_path, capsys):
     with open(path, "a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines[2:])
     run_log = log.RunLog(tmp_path, resume_step=2, last_step=4, active=True)
-    assert "metrics.jsonl: 1 damaged line(s) left out" in capsys.readouterr().out
+    assert "metrics.jsonl: 2 damaged line(s) left out" in capsys.readouterr().out
     run_log.write(3, "train", {})
     run_log.close()
     assert log.read_metrics(path) == [kept[0], row(1, loss=2.0), *kept[2:], row(3)]

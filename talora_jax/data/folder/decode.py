@@ -37,11 +37,12 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     applied."""
     if path.suffix.lower() != ".npy":
         try:
-            rgb.check_png(path)
             with Image.open(path) as image:
                 one_frame(image)
                 image.load()  # All of it, so that a truncated file is found out.
-                return rgb.as_rgb(image)
+                found = rgb.as_rgb(image)
+            rgb.check_png(path)
+            return found
         except (BadFile, UserError) as error:
             raise BadFile(str(error)) from error
         except Exception as error:  # Pillow raises many kinds, from OSError to SyntaxError.

@@ -193,7 +193,7 @@ class _Part:
             return None
         kept = kept_in(Folder, self.data_dir)
         for directory in sorted(kept.glob(f"{self._kind}-*")) if kept.is_dir() else []:
-            builder = prepared(Folder, self.data_dir, directory.name)
+            builder = self._prepared(directory.name)
             if builder is not None and self._is_in(builder.info.metadata):
                 return builder
         return None
@@ -215,8 +215,10 @@ class _Part:
           UserError: with a line for all that is wrong.
         """
         if not self.listed.problems:
-            if (checked := self._kept()) is not None:
-                return checked
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                kept = json.loads(self._checked.read_text(encoding="utf-8"))
+                if kept["fingerprint"] == fingerprint(json.dumps(kept["checked"])):
+                    return kept["checked"]
         derives_normals = self.made_from.get("normals") == "depth"
         size, num_classes = check_samples(
             self.root,
@@ -231,21 +233,12 @@ class _Part:
         self.keep(checked)
         return checked
 
-    def _kept(self) -> dict[str, Any] | None:
-        """What `keep` has kept; None if there is nothing, or something else."""
-        try:
-            checked = json.loads(self._checked.read_text(encoding="utf-8"))
-            (height, width), classes = checked["image_size"], checked["num_classes"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        numbers = all(type(number) is int for number in (height, width, classes))
-        return checked if numbers and min(height, width) > 0 <= classes else None
-
     def keep(self, checked: Mapping[str, Any]) -> None:
         """Keeps what `check` has found; where nothing can be kept, it is asked again."""
         with contextlib.suppress(OSError, UserError):
             self._checked.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._checked, json.dumps(checked).encode())
+            kept = {"checked": checked, "fingerprint": fingerprint(json.dumps(checked))}
+            write_atomically(self._checked, json.dumps(kept).encode())
 
     @functools.cached_property
     def _checked(self) -> Path:
@@ -266,7 +259,11 @@ class _Part:
             notes=notes,
         )
         prepare(Folder, self.data_dir, config)
-        return prepared(Folder, self.data_dir, config.name)
+        return self._prepared(config.name)
+
+    def _prepared(self, name: str) -> tfds.core.DatasetBuilder | None:
+        notes = ("made_from", "stems", "files")
+        return prepared(Folder, self.data_dir, name, splits=(SAMPLES,), notes=notes)
 
 
 def _prepare(whole: _Part, wanted: _Part) -> tuple[tfds.core.DatasetBuilder, dict[str, Any]]:

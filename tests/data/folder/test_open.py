@@ -62,6 +62,14 @@ def test_edges_come_from_instances_before_semantics(planes, root):
     np.testing.assert_array_equal(edges, expected)
 
 
+def test_edges_of_labels_alone_beside_a_folder_that_cannot_be_used(planes, root):
+    expected = planes.open_root(root, ("edges",)).splits["train"][0]["edges"]
+    (root / "depth/0.png").write_bytes(b"")
+    sample = planes.open_root(root, ("edges",)).splits["train"][0]
+    assert set(sample) == {"image", "edges"}
+    np.testing.assert_array_equal(sample["edges"], expected)
+
+
 def test_without_depth_and_labels_only_the_rest_is_offered(planes, root):
     for index in range(5):
         (root / f"depth/{index}.png").unlink()
