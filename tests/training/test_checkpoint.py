@@ -54,7 +54,14 @@ def no_position(step):
     (step / "iterator" / "metadata").write_text("[")
 
 
-DAMAGE = (empty, cut, zeros, one_bit, no_position)
+def other_position(step):
+    path = step / "iterator" / "metadata"
+    text = path.read_text().replace('"next_index": 4', '"next_index": 5')
+    assert text != path.read_text()
+    path.write_text(text)
+
+
+DAMAGE = (empty, cut, zeros, one_bit, no_position, other_position)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

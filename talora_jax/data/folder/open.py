@@ -215,7 +215,7 @@ class _Part:
           UserError: with a line for all that is wrong.
         """
         if not self.listed.problems:
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
                 kept = json.loads(self._checked.read_text(encoding="utf-8"))
                 if kept["fingerprint"] == fingerprint(json.dumps(kept["checked"])):
                     return kept["checked"]
