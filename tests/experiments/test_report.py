@@ -46,8 +46,9 @@ def write(workdir, tasks, values, *, step=1000, parameters=100, times=(0.0, 0.2,
         for parent in parents:
             node = node[parent]
         node[last] = value
+    counted = {} if parameters is None else {"trainable_parameters": parameters}
     rows = [
-        {"step": 0, "split": "model", "trainable_parameters": parameters, "parameters": 1000},
+        {"step": 0, "split": "model", **counted, "parameters": 1000},
         {"step": 0, "split": "val_constant", "semantic/miou": 0.01},
         *({"step": i, "split": "train", "step_time": t} for i, t in enumerate(times, 1)),
         {"step": step, "split": "val", **values},
