@@ -21,7 +21,9 @@ import http.server
 import ipaddress
 import json
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +61,6 @@ class Refusal(Exception):
 class Server(http.server.ThreadingHTTPServer):
     """Serves the page.
 
-    >>> server = Server("127.0.0.1", 0, answers)  # doctest: +SKIP
-    >>> server.serve_forever()  # doctest: +SKIP
-
     Attributes:
       answers: to the questions.
     """
@@ -85,6 +84,11 @@ class Server(http.server.ThreadingHTTPServer):
                 "--host and --port choose others"
             ) from None
         self.alone = _is_loopback(host)
+
+    def handle_error(self, request, client_address) -> None:
+        """A browser that has gone away is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
@@ -117,6 +121,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, sentence = http.HTTPStatus.NOT_FOUND, str(error)
         except UserError as error:
             status, sentence = http.HTTPStatus.BAD_REQUEST, str(error)
+        except Exception as error:
+            # The browser is told, too, and the server goes on for the next request.
+            traceback.print_exc()
+            status = http.HTTPStatus.INTERNAL_SERVER_ERROR
+            sentence = f"the server failed: {one_line(error)}; its terminal tells more"
         if status != http.HTTPStatus.OK:
             body, kind = _json({"error": sentence})
             # What was sent with it may be unread, and would be taken for the next request.

@@ -248,6 +248,18 @@ def test_pages_of_other_sites_are_refused(ask, photo):
     assert ask("GET", "/models", Host="localhost:8000")[0] == 200
 
 
+def test_what_fails_unforeseen_is_told_and_the_server_goes_on(ask, answers, monkeypatch, capfd):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(answers, "models", fail)
+    status, told = ask("GET", "/models")
+    assert status == 500 and "the server failed: out of memory" in told["error"]
+    assert "RuntimeError" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert ask("GET", "/models")[0] == 200
+
+
 def test_the_oldest_image_is_let_go(ask, photo, answers, monkeypatch):
     monkeypatch.setattr(asked, "HELD", 2)
     ids = [ask("POST", "/images", photo)[1]["id"] for _ in range(3)]
