@@ -225,6 +225,8 @@ def prepared(
     try:
         _check_features(directory / "features.json")
         builder = tfds.builder_from_directory(directory)
+        for split in builder.info.splits.values():
+            _ = split.filepaths
         lacking = {*splits} - {*builder.info.splits} | {*notes} - {*builder.info.metadata}
         if lacking:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")

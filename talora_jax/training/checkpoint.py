@@ -1,11 +1,14 @@
 """The checkpoints that a run resumes from (Orbax).
 
 They are written atomically: a killed run leaves the last whole checkpoint, never half of one. One
-that a disk has damaged since is passed over for the one before it, and kept.
+that a disk has damaged since is passed over for the one before it, and kept: a checksum over its
+numbers, which Orbax has none of, stands beside its position in the data.
 """
 
 import contextlib
 import gc
+import hashlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -13,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from talora_jax.errors import UserError, one_line
+
+# Beside the iterator's state; checkpoints of earlier versions have none.
+_CHECKSUM = "sha256"
 
 
 class Checkpoints:
@@ -58,7 +65,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     # Every process reads its own part of the data, yet all positions are the same.
-                    iterator=ocp.args.JsonSave(iterator),
+                    iterator=ocp.args.JsonSave({**iterator, _CHECKSUM: _checksum(state, iterator)}),
                 ),
             )
 
@@ -72,6 +79,7 @@ class Checkpoints:
                 args = ocp.args.Composite(iterator=ocp.args.JsonRestore())
                 found = self._manager.restore(step, args=args).iterator
                 if isinstance(found, dict):
+                    found.pop(_CHECKSUM, None)
                     return found
         return {}
 
@@ -126,6 +134,9 @@ class Checkpoints:
         )
         if not isinstance(restored.iterator, dict):
             raise ValueError("its position in the data is missing")
+        wanted = restored.iterator.pop(_CHECKSUM, None)
+        if wanted not in (None, _checksum(restored.state, restored.iterator)):
+            raise ValueError("its numbers are not those that were saved")
         return restored.state, restored.iterator
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -152,6 +163,18 @@ class Checkpoints:
                 f"{'no space left on the disk' if full else one_line(error)}. What was saved "
                 "before stays, and the same command goes on from there"
             ) from error
+
+
+def _checksum(state: PyTree, iterator: dict) -> str | None:
+    """SHA-256 over all that a checkpoint holds; None of arrays that no one process has whole."""
+    digest = hashlib.sha256(json.dumps(iterator, sort_keys=True).encode())
+    for x in jax.tree.leaves(state):
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return None
+        value = np.asarray(x)
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -214,15 +214,15 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def png_is_whole(data: bytes) -> bool:
-    """Whether the checksums of all chunks of a PNG up to its last are right."""
+    """Whether the checksums of all chunks of a PNG are right but of its last, which is empty."""
     at = 8
     while at + 12 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
         body, check = data[at + 4 : at + 8 + length], data[at + 8 + length : at + 12 + length]
-        if len(check) < 4 or zlib.crc32(body) != struct.unpack(">I", check)[0]:
-            return False
         if body[:4] == b"IEND":
             return True
+        if len(check) < 4 or zlib.crc32(body) != struct.unpack(">I", check)[0]:
+            return False
         at += 12 + length
     return False
 

@@ -1,12 +1,15 @@
 """Damaged checkpoints are passed over, told in one line, and kept."""
 
+import contextlib
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from talora_jax.errors import UserError
+from talora_jax.training import checkpoint
 from talora_jax.training.checkpoint import Checkpoints
 
 STATE = {"x": jnp.zeros(1000)}
@@ -46,7 +49,30 @@ def no_position(step):
     (step / "iterator" / "metadata").write_text("[")
 
 
-DAMAGE = (empty, cut, zeros, no_position)
+def other_position(step):
+    path = step / "iterator" / "metadata"
+    path.write_text(path.read_text().replace('"next_index": 4', '"next_index": 5'))
+    assert '"next_index": 5' in path.read_text()
+
+
+def flipped(step):
+    """One bit of the numbers that Orbax reads all the same."""
+    wanted, abstract = learnt(4)["x"], {"state": ocp.args.StandardRestore(STATE)}
+    for file in sorted((step / "state" / "ocdbt.process_0" / "d").iterdir()):
+        whole = file.read_bytes()
+        for place in range(len(whole) // 4, len(whole), len(whole) // 7):
+            content = bytearray(whole)
+            content[place] ^= 1
+            file.write_bytes(content)
+            with contextlib.suppress(Exception), ocp.CheckpointManager(step.parent) as manager:
+                read = manager.restore(int(step.name), args=ocp.args.Composite(**abstract))
+                if (read.state["x"] != wanted).any():
+                    return
+        file.write_bytes(whole)
+    raise AssertionError("Orbax tells by itself")
+
+
+DAMAGE = (empty, cut, zeros, no_position, other_position, flipped)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -70,6 +96,16 @@ def test_the_one_before_a_damaged_checkpoint_serves(saved, tmp_path, damage, cap
     assert Checkpoints(workdir, read_only=True).restore(STATE)[1] == {"next_index": 4}
     out, errors = capfd.readouterr()
     assert not out and "Traceback" not in errors
+
+
+def test_checkpoints_of_before_they_had_checksums_are_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "_checksum", lambda state, iterator: None)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, learnt(2), {"next_index": 2})
+    checkpoints.close()
+    monkeypatch.undo()
+    state, position = Checkpoints(tmp_path, read_only=True).restore(STATE)
+    assert position == {"next_index": 2} and (state["x"] == learnt(2)["x"]).all()
 
 
 def test_without_a_checkpoint_that_can_be_read_all_stay(saved, tmp_path):
