@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from talora_jax.data.folder.edges import edges_from_ids
+from talora_jax.errors import UserError
 
 
 def test_samples_are_what_the_contract_says(planes, root):
@@ -84,6 +85,28 @@ def test_normals_need_intrinsics(planes, root):
     message = planes.refused(root)
     assert "dataset.json" in message and "--config.data.intrinsics" in message
     assert planes.open_root(root, ("depth",)).tasks == ("semantic", "depth", "edges")
+
+
+def test_what_is_prepared_and_damaged_is_told_or_made_anew(planes, root):
+    names = planes.open_root(root).class_names
+    kept = root.parent
+    (checked,) = kept.rglob("checked/*.json")
+    for damaged in (checked.read_text().replace('"num_classes": ', '"num_classes": 1'), "3", "{}"):
+        checked.write_text(damaged)
+        assert planes.open_root(root).class_names == names
+        assert checked.read_text() != damaged
+    for name, old, new in (
+        ("metadata.json", '"stems"', '"sterns"'),
+        ("dataset_info.json", '"samples"', '"sampels"'),
+        ("dataset_info.json", "{SHARD_X_OF_Y}", "{SHARD_Y_OF_X}"),
+    ):
+        (path,) = kept.rglob(name)
+        whole = path.read_text()
+        assert old in whole
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(UserError, match="does not hold samples as they were prepared .*remove"):
+            planes.open_root(root)
+        path.write_text(whole)
 
 
 def test_preparing_is_quiet_on_standard_output(planes, root, capfd):
