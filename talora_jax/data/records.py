@@ -210,12 +210,13 @@ def prepared(
     name: str,
     *,
     splits: Collection[str] = (),
-    notes: Collection[str] = (),
+    notes_fit: Callable[[Mapping[str, Any]], bool] = lambda notes: True,
 ) -> tfds.core.DatasetBuilder | None:
     """Reads what `prepare` wrote for the config of that name; None if it has not yet.
 
     Args:
-      splits, notes: the names of what must be there.
+      splits: those that must be there.
+      notes_fit: whether the notes are those that were kept.
 
     Raises:
       UserError: what is there cannot be read, or was not written by `prepare`.
@@ -228,9 +229,8 @@ def prepared(
         builder = tfds.builder_from_directory(directory)
         for split in builder.info.splits.values():
             _ = split.filepaths
-        lacking = {*splits} - {*builder.info.splits} | {*notes} - {*builder.info.metadata}
-        if lacking:
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        if not {*splits} <= {*builder.info.splits} or not notes_fit(builder.info.metadata):
+            raise ValueError("its splits or its notes are others")
     except Exception as error:  # TFDS raises many kinds, from OSError to protobuf's.
         raise UserError(
             f"{directory} does not hold samples as they were prepared ({one_line(error)}); remove "

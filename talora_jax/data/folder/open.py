@@ -250,7 +250,7 @@ class _Part:
         """Prepares the samples, which have been checked."""
         notes = {"made_from": self.made_from, "stems": self.stems, "files": self.files}
         config = records_config(
-            name=f"{self._kind}-{fingerprint(json.dumps(notes))}",
+            name=self._name(notes),
             title=printable(self.root.name),
             samples=self.samples,
             settings=self.settings,
@@ -262,8 +262,17 @@ class _Part:
         return self._prepared(config.name)
 
     def _prepared(self, name: str) -> tfds.core.DatasetBuilder | None:
-        notes = ("made_from", "stems", "files")
-        return prepared(Folder, self.data_dir, name, splits=(SAMPLES,), notes=notes)
+        return prepared(
+            Folder,
+            self.data_dir,
+            name,
+            splits=(SAMPLES,),
+            notes_fit=lambda notes: self._name(notes) == name,
+        )
+
+    def _name(self, notes: Mapping[str, Any]) -> str:
+        """Of what is prepared: its notes are told by it."""
+        return f"{self._kind}-{fingerprint(json.dumps(notes))}"
 
 
 def _prepare(whole: _Part, wanted: _Part) -> tuple[tfds.core.DatasetBuilder, dict[str, Any]]:

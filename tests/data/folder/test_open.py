@@ -97,6 +97,7 @@ def test_what_is_prepared_and_damaged_is_told_or_made_anew(planes, root):
         assert checked.read_text() != damaged
     for name, old, new in (
         ("metadata.json", '"stems"', '"sterns"'),
+        ("metadata.json", '"depth": "depth"', '"depth": "dept"'),
         ("dataset_info.json", '"samples"', '"sampels"'),
         ("dataset_info.json", "{SHARD_X_OF_Y}", "{SHARD_Y_OF_X}"),
     ):
