@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "config": GROUND | {"data", "models", "tasks", "weighting"},
     "command_line": {"errors", "config"},
     "inference": GROUND | {"models", "tasks", "weights"},
-    "page": GROUND | {"inference", "tasks"},
+    "page": GROUND | {"inference", "models", "tasks", "weights"},
     "prompting": {"models"},
     "training": GROUND | {"config", "data", "models", "prompting", "tasks", "weighting", "weights"},
     "experiments": GROUND

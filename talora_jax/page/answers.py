@@ -23,9 +23,11 @@ from talora_jax.inference.automatic_masks import AutomaticMasks
 from talora_jax.inference.model import TrainedModel, load
 from talora_jax.inference.named_masks import name_masks, numbered
 from talora_jax.inference.prompts import SamPredictor
+from talora_jax.models.prompt_encoder import ABSENT
 from talora_jax.rgb import as_rgb
 from talora_jax.tasks import Semantic, Task, palette
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
+from talora_jax.weights.adapter_file import AdapterFile, find
 
 # Pixels of an image: more are refused, unread; a longer side than this is made shorter.
 MOST_PIXELS = 50_000_000
@@ -36,8 +38,10 @@ HELD = 8
 COMMON_SHAPES = ((480, 640), (640, 480), (360, 640), (640, 640))
 # The grid of *Everything*, and how stable masks must be; how well they must fit the page asks.
 _POINTS_PER_SIDE, _STABILITY = 16, 0.5
-# Points and boxes of one question.
-_MOST_POINTS = 64
+# Points of one question; up to the first of these, beside a box, they share a program.
+_ONE_PROGRAM, _MOST_POINTS = 14, 64
+# What browsers send, and cameras. Other readers of Pillow's start programs of other people.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclasses.dataclass
@@ -61,7 +65,9 @@ class Answers:
         Raises:
           UserError: as of `talora_jax.load`.
         """
-        self._models: list[TrainedModel] = [load(source, base) for source in sources]
+        self._models: list[TrainedModel] = []
+        for source in sources:
+            self._models.append(self._load(source, base))
         self._names = [source.expanduser().resolve().name for source in sources]
         # Adapters of one base share its predictor, and which image that has embedded.
         self._predictors: dict[str, SamPredictor | None] = {}
@@ -69,13 +75,22 @@ class Answers:
         self._held: collections.OrderedDict[str, Held] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    def _load(self, source: Path, base: str | None) -> TrainedModel:
+        """A model; it shares its base with one that is there, if both have the same."""
+        fingerprint = AdapterFile.read(find(source)).base_fingerprint
+        for model in self._models:
+            if model.file.base_fingerprint == fingerprint:
+                return model.with_adapter(source)
+        return load(source, base)
+
     def warm_up(self, shape: tuple[int, int]) -> None:
         """Compiles what an image of this shape needs."""
         key = self.hold(np.zeros((*shape, 3), np.uint8))["id"]
         for number, model in enumerate(self._models):
             self.maps(key, number)
             if self._predictor(model) is not None:
-                self.mask(key, number, {"points": [[1, 1]], "labels": [1]})
+                for points in ([[1, 1]], [[1, 1]] * 2):
+                    self.mask(key, number, {"points": points, "labels": [1] * len(points)})
         with self._lock:
             self._held.pop(key, None)
 
@@ -98,7 +113,7 @@ class Answers:
           UserError: it is none, or too large.
         """
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise UserError(
@@ -186,6 +201,12 @@ class Answers:
             raise UserError(f"a prompt of {short(dict(asked), 80)}; expected points or a box")
         if len(points) > _MOST_POINTS:
             raise UserError(f"{len(points)} points; expected at most {_MOST_POINTS}")
+        if len(points) != len(labels):
+            raise UserError(f"{len(labels)} labels for {len(points)} points; expected one for each")
+        several = len(points) + 2 * bool(box) > 1
+        if points:
+            absent = max(_ONE_PROGRAM - len(points), 0)
+            points, labels = points + [[0, 0]] * absent, labels + [ABSENT] * absent
         held, model = self._of(key), self._model(number)
         with self._lock:
             predictor = self._embed(key, held, model)
@@ -195,7 +216,7 @@ class Answers:
             if box:
                 prompts |= {"boxes": [box]}
             # What several prompts mean is plain, and the single mask is made for that.
-            found = predictor.predict(**prompts, multimask=len(points) + 2 * bool(box) < 2)
+            found = predictor.predict(**prompts, multimask=not several)
         best = int(found.iou[0].argmax())
         mask = found.masks()[0, best]
         return {
@@ -225,9 +246,9 @@ class Answers:
         )
         with self._lock:
             found = masks.generate(held.image)
-        named = []
-        if any(isinstance(task, Semantic) for task in model.tasks):
-            named = name_masks(found, self._predicted(key, number)[1], model.tasks)
+            named = []
+            if any(isinstance(task, Semantic) for task in model.tasks):
+                named = name_masks(found, model.predict(held.image), model.tasks)
         return {
             "numbers": _base64(numbered(found, held.image.shape[:2]).astype("<u2")),
             "colours": [_hex(colour) for colour in palette(len(found))],
@@ -255,7 +276,7 @@ class Answers:
         held, model = self._of(key), self._model(number)
         with self._lock:
             if number not in held.predictions:
-                held.predictions[number] = model.predict(held.image)
+                held.predictions[number] = model.predict(held.image, probabilities=False)
         return model, held.predictions[number]
 
     def _task(self, key: str, number: int, name: str) -> tuple[Task, dict[str, np.ndarray]]:

@@ -15,7 +15,6 @@ person's browser on the same machine: requests of other sites' pages are refused
 """
 
 import argparse
-import functools
 import http
 import http.server
 import ipaddress
@@ -27,7 +26,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from talora_jax.errors import UserError, one_line, printable, short
 from talora_jax.page.answers import COMMON_SHAPES, Answers, NotThere
@@ -83,7 +82,15 @@ class Server(http.server.ThreadingHTTPServer):
                 f"cannot listen at {printable(host)}, port {port}: {one_line(error)}; "
                 "--host and --port choose others"
             ) from None
-        self.alone = _is_loopback(host)
+        self._host = host
+
+    def is_called(self, name: str) -> bool:
+        """Whether a browser that asks for this host means this server.
+
+        Any name can be made to lead here, so none counts but those that are known: addresses, which
+        no site has, `localhost`, and the host that the server was told to be.
+        """
+        return name in ("localhost", self._host) or _is_address(name)
 
     def handle_error(self, request, client_address) -> None:
         """A browser that has gone away is no error."""
@@ -109,11 +116,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self._post)
 
+    def do_PUT(self) -> None:
+        self._answer(self._refuse_method)
+
+    do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_PUT
+
     def _answer(self, find: Callable[[list[str]], tuple[bytes, str]]) -> None:
         status = http.HTTPStatus.OK
         try:
             self._check_who_asks()
-            path = urlsplit(self.path).path
+            path = _parts(self.path).path
             body, kind = find([unquote(part) for part in path.split("/")[1:]])
         except Refusal as error:
             status, sentence = error.status, str(error)
@@ -173,6 +185,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return _json(answers.everything(key, _number(model), self._asked()))
         self._refuse_path("/" + "/".join(parts))
 
+    def _refuse_method(self, parts: list[str]) -> None:
+        del parts
+        raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command}: expected GET or POST")
+
     def _refuse_path(self, path: str) -> None:
         raise Refusal(
             http.HTTPStatus.NOT_FOUND, f"{self.command} {printable(path, 80)}: there is nothing"
@@ -182,10 +198,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             raise Refusal(http.HTTPStatus.LENGTH_REQUIRED, "the request does not tell its length")
-        if int(length) > most:
+        if len(length) > 12 or int(length) > most:
+            # A browser hears nothing before all is sent; what is far too much is cut off.
+            left = 10 * most if len(length) > 12 else min(int(length), 10 * most)
+            while left > 0 and (part := self.rfile.read(min(left, 2**20))):
+                left -= len(part)
             raise Refusal(
                 http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"{int(length) / 1e6:.1f} MB were sent; expected at most {most / 1e6:.1f} MB",
+                f"more was sent than {most / 1e6:.1f} MB, which is what is expected at most",
             )
         body = self.rfile.read(int(length))
         if len(body) < int(length):
@@ -205,13 +225,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _check_who_asks(self) -> None:
         """A page of another site may send requests here: it must not, under whatever name."""
         host = self.headers.get("Host", "")
-        if self.server.alone and not _is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.server.is_called(_parts(f"//{host}").hostname or ""):
             raise Refusal(
                 http.HTTPStatus.FORBIDDEN,
-                f"the host {printable(host, 80)} is not this machine: open {self.server.address}",
+                f"the host {printable(host, 80)} is not this server: open it by its address, as "
+                f"{self.server.address}",
             )
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parts(origin).netloc != host:
             raise Refusal(http.HTTPStatus.FORBIDDEN, "the request comes from another site's page")
 
     def log_message(self, *_) -> None:
@@ -253,9 +274,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-@functools.lru_cache
-def _is_loopback(host: str) -> bool:
+def _is_address(host: str) -> bool:
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return bool(ipaddress.ip_address(host))
     except ValueError:
         return False
+
+
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise Refusal(
+            http.HTTPStatus.BAD_REQUEST, f"{printable(address, 80)} is no address"
+        ) from None
