@@ -37,7 +37,7 @@ from tests.fuzz.runner import ACCEPTED, SAME, Silent, Trial
 
 _STEPS = (2, 4)
 _CONTENTS = {
-    "settings": {"class_names": ["a", "b"], "image_size": [24, 32]},
+    "settings": {"intrinsics": [500.5, 400.5], "image_size": [24, 32]},
     "train": {"image/0.png": "0123456789abcdef", "depth/0.npy": "0123456789abcde0"},
     "val": {"image/1.png": "1123456789abcdef", "depth/1.npy": "1123456789abcde0"},
 }
