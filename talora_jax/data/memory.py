@@ -75,7 +75,7 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
 def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     was, is_now = before.get(SETTINGS, {}), now.get(SETTINGS, {})
     return [
-        f"{name} was {_shown(was.get(name))} and is now {_shown(is_now.get(name))}"
+        f"{printable(name, 60)} was {_shown(was.get(name))} and is now {_shown(is_now.get(name))}"
         for name in sorted({*was, *is_now} - {_CLASS_NAMES})
         if was.get(name) != is_now.get(name)
     ]
@@ -95,7 +95,9 @@ def _files(before: Mapping[str, Any], now: Mapping[str, Any], unread: tuple[str,
             if digest != new_digest:
                 found["changed"].append(file)
             if split != new_split:
-                found[f"moved from {split} to {new_split}"].append(file)
+                found[f"moved from {printable(split, 60)} to {printable(new_split, 60)}"].append(
+                    file
+                )
     return [f"{len(files)} files {how} ({_some(files)})" for how, files in found.items()]
 
 

@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 
 from talora_jax.errors import UserError, one_line
 
-_DIGEST = "state_sha256"
+_POSITION, _DIGEST = "position", "sha256"
 
 
 class Checkpoints:
@@ -60,16 +60,14 @@ class Checkpoints:
         Raises:
           UserError: the disk refuses this one, or the last; those before stay.
         """
-        digest = _digest(state, iterator)
-        if digest:
-            iterator = {**iterator, _DIGEST: digest}
+        told = {_POSITION: iterator, _DIGEST: _digest(state, iterator)}
         with self._saving():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     # Every process reads its own part of the data, yet all positions are the same.
-                    iterator=ocp.args.JsonSave(iterator),
+                    iterator=ocp.args.JsonSave(told),
                 ),
             )
 
@@ -82,9 +80,7 @@ class Checkpoints:
             with _quiet(), contextlib.suppress(Exception):  # as in `restore`, which tells them
                 args = ocp.args.Composite(iterator=ocp.args.JsonRestore())
                 found = self._manager.restore(step, args=args).iterator
-                if isinstance(found, dict):
-                    found.pop(_DIGEST, None)
-                    return found
+                return _position(found)[0]
         return {}
 
     def restore(
@@ -136,12 +132,10 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(target), iterator=ocp.args.JsonRestore()
             ),
         )
-        if not isinstance(restored.iterator, dict):
-            raise ValueError("its position in the data is missing")
-        digest = restored.iterator.pop(_DIGEST, None)
-        if digest and _digest(restored.state, restored.iterator) not in (digest, None):
+        position, digest = _position(restored.iterator)
+        if digest and _digest(restored.state, position) not in (digest, None):
             raise ValueError("its numbers are not the ones that were saved")
-        return restored.state, restored.iterator
+        return restored.state, position
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
@@ -167,6 +161,22 @@ class Checkpoints:
                 f"{'no space left on the disk' if full else one_line(error)}. What was saved "
                 "before stays, and the same command goes on from there"
             ) from error
+
+
+def _position(told: Any) -> tuple[dict[str, Any], str | None]:
+    """The position in the data, and the digest; of earlier versions' checkpoints without one.
+
+    Raises:
+      ValueError: it is neither's.
+    """
+    position, digest = told, None
+    if isinstance(told, dict) and {_POSITION, _DIGEST} & told.keys():
+        # A key of another name is a damaged one.
+        whole = told.keys() == {_POSITION, _DIGEST}
+        position, digest = (told[_POSITION], told[_DIGEST]) if whole else (None, None)
+    if not isinstance(position, dict):
+        raise ValueError("its position in the data is missing")
+    return position, digest
 
 
 def _digest(state: PyTree, iterator: dict) -> str | None:

@@ -61,7 +61,14 @@ def other_position(step):
     path.write_text(text)
 
 
-DAMAGE = (empty, cut, zeros, one_bit, no_position, other_position)
+def another_key(step):
+    path = step / "iterator" / "metadata"
+    text = path.read_text().replace('"sha256"', '"shb256"')
+    assert text != path.read_text()
+    path.write_text(text)
+
+
+DAMAGE = (empty, cut, zeros, one_bit, no_position, other_position, another_key)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
