@@ -154,7 +154,7 @@ class AutomaticMasks:
             ("crop_n_layers", 0, _MAX_LAYERS),
             ("crop_n_points_downscale_factor", 1, math.inf),
         ):
-            _check_number(name, getattr(self, name), least, most, whole=True)
+            check_number(name, getattr(self, name), least, most, whole=True)
         for name, most in (
             ("pred_iou_thresh", 1),
             ("stability_score_thresh", 1),
@@ -164,7 +164,7 @@ class AutomaticMasks:
             ("stability_score_offset", math.inf),
             ("min_mask_region_area", math.inf),
         ):
-            _check_number(name, getattr(self, name), 0, most)
+            check_number(name, getattr(self, name), 0, most)
         # Made at once, so that what is wrong with them is told before any image is looked at.
         object.__setattr__(self, "_grids", self._made_grids())
 
@@ -277,7 +277,7 @@ class AutomaticMasks:
         if (self.points_per_side is None) == (self.point_grids is None):
             raise UserError("AutomaticMasks needs points_per_side or point_grids, one of them")
         if self.point_grids is None:
-            _check_number("points_per_side", self.points_per_side, 1, math.inf, whole=True)
+            check_number("points_per_side", self.points_per_side, 1, math.inf, whole=True)
             factor = self.crop_n_points_downscale_factor
             sides = [int(self.points_per_side / factor**layer) for layer in range(layers)]
             if min(sides) < 1:
@@ -369,7 +369,12 @@ def _with_sides(box: Int[np.ndarray, "4"]) -> list[int]:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
-def _check_number(name: str, x, least: float, most: float, *, whole: bool = False) -> None:
+def check_number(name: str, x: Any, least: float, most: float, *, whole: bool = False) -> float:
+    """A number within bounds.
+
+    Raises:
+      UserError: it is something else.
+    """
     kind = "a whole number" if whole else "a number"
     within = f"at least {least}" if most == math.inf else f"from {least} to {most}"
     try:
@@ -380,3 +385,4 @@ def _check_number(name: str, x, least: float, most: float, *, whole: bool = Fals
     if not known or number == math.inf:
         given = x if isinstance(x, (int, float, np.number)) else in_words(x)
         raise UserError(f"{name}: {given}; expected {kind} {within}")
+    return number

@@ -7,6 +7,7 @@ answered at a time.
 import base64
 import collections
 import dataclasses
+import functools
 import io
 import secrets
 import threading
@@ -19,11 +20,12 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from talora_jax.errors import UserError, one_line, short
-from talora_jax.inference.automatic_masks import AutomaticMasks
+from talora_jax.inference.automatic_masks import AutomaticMasks, check_number
 from talora_jax.inference.model import TrainedModel, load
 from talora_jax.inference.named_masks import name_masks, numbered
 from talora_jax.inference.prompts import SamPredictor
 from talora_jax.models.prompt_encoder import ABSENT
+from talora_jax.models.sam import Sam
 from talora_jax.rgb import as_rgb
 from talora_jax.tasks import Semantic, Task, palette
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
@@ -69,8 +71,8 @@ class Answers:
         for source in sources:
             self._models.append(self._load(source, base))
         self._names = [source.expanduser().resolve().name for source in sources]
-        # Adapters of one base share its predictor, and which image that has embedded.
-        self._predictors: dict[str, SamPredictor | None] = {}
+        # Adapters of one base share what asks it, and which image that has embedded.
+        self._prompted: dict[str, _Prompted | UserError] = {}
         self._embedded: dict[str, str] = {}
         self._held: collections.OrderedDict[str, Held] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -88,7 +90,7 @@ class Answers:
         key = self.hold(np.zeros((*shape, 3), np.uint8))["id"]
         for number, model in enumerate(self._models):
             self.maps(key, number)
-            if self._predictor(model) is not None:
+            if self._answers_prompts(model):
                 for points in ([[1, 1]], [[1, 1]] * 2):
                     self.mask(key, number, {"points": points, "labels": [1] * len(points)})
         with self._lock:
@@ -100,7 +102,7 @@ class Answers:
             {
                 "name": name,
                 "tasks": [task.name for task in model.tasks],
-                "promptable": self._predictor(model) is not None,
+                "promptable": self._answers_prompts(model),
                 "names": any(isinstance(task, Semantic) for task in model.tasks),
             }
             for name, model in zip(self._names, self._models, strict=True)
@@ -236,16 +238,12 @@ class Answers:
           UserError: the base answers no prompts, or `expected_iou` is no number from 0 to 1.
         """
         held, model = self._of(key), self._model(number)
-        if self._predictor(model) is None:
-            self._refuse(model)
-        masks = AutomaticMasks(
-            model.promptable(),
-            points_per_side=_POINTS_PER_SIDE,
-            pred_iou_thresh=asked.get("expected_iou", 0.5),
-            stability_score_thresh=_STABILITY,
-        )
+        least = check_number("pred_iou_thresh", asked.get("expected_iou", 0.5), 0, 1)
         with self._lock:
-            found = masks.generate(held.image)
+            # All of them: how sure is sure enough changes no program. A mask takes no better one
+            # away with it, so that it may go afterwards as well.
+            found = self._prompts(model).masks.generate(held.image)
+            found = [mask for mask in found if mask.predicted_iou > least or not least]
             named = []
             if any(isinstance(task, Semantic) for task in model.tasks):
                 named = name_masks(found, model.predict(held.image), model.tasks)
@@ -286,27 +284,51 @@ class Answers:
                 return task, prediction
         raise NotThere(f"this model has no task {short(name, 40)}")
 
-    def _predictor(self, model: TrainedModel) -> SamPredictor | None:
-        """Answers prompts with the model's base; None where that has no decoder for them."""
+    def _prompts(self, model: TrainedModel) -> "_Prompted":
+        """What asks the model's base.
+
+        Raises:
+          UserError: the base answers no prompts, and why.
+        """
         base = model.file.base_fingerprint
-        if base not in self._predictors:
+        if base not in self._prompted:
             try:
-                self._predictors[base] = SamPredictor(model.promptable())
-            except UserError:
-                self._predictors[base] = None
-        return self._predictors[base]
+                self._prompted[base] = _Prompted(model.promptable())
+            except UserError as error:
+                self._prompted[base] = error
+        found = self._prompted[base]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _answers_prompts(self, model: TrainedModel) -> bool:
+        try:
+            return bool(self._prompts(model))
+        except UserError:
+            return False
 
     def _embed(self, key: str, held: Held, model: TrainedModel) -> SamPredictor:
-        predictor, base = self._predictor(model), model.file.base_fingerprint
-        if predictor is None:
-            self._refuse(model)
+        predictor, base = self._prompts(model).predictor, model.file.base_fingerprint
         if self._embedded.get(base) != key:
             predictor.set_image(held.image)
             self._embedded[base] = key
         return predictor
 
-    def _refuse(self, model: TrainedModel) -> None:
-        model.promptable()  # says why
+
+class _Prompted:
+    """A SAM that is asked by clicks and boxes, and for everything; programs are compiled once."""
+
+    def __init__(self, sam: Sam):
+        self._sam, self.predictor = sam, SamPredictor(sam)
+
+    @functools.cached_property
+    def masks(self) -> AutomaticMasks:
+        return AutomaticMasks(
+            self._sam,
+            points_per_side=_POINTS_PER_SIDE,
+            pred_iou_thresh=0,
+            stability_score_thresh=_STABILITY,
+        )
 
 
 def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
