@@ -61,9 +61,7 @@ def of_adapter(
         use,
         {
             "Tasks": _table(("task", "channels", "classes"), tasks),
-            "Validation": _table(
-                ("metric", "value"), [(metric, f"{x:.4g}") for metric, x in metrics.items()]
-            ),
+            "Validation": _validation(metrics),
             "Made of": _table(("what", "which"), about.items()),
         },
     )
@@ -117,9 +115,7 @@ def of_base(
         picture,
         use,
         {
-            "Validation": _table(
-                ("metric", "value"), [(metric, f"{x:.4g}") for metric, x in metrics.items()]
-            ),
+            "Validation": _validation(metrics),
             "Made of": _table(("what", "which"), about.items()),
         },
     )
@@ -143,6 +139,10 @@ def _card(
         if section:
             lines += [f"## {title}", "", section, ""]
     return "\n".join(lines)
+
+
+def _validation(metrics: Mapping[str, float]) -> str:
+    return _table(("metric", "value"), [(metric, f"{x:.4g}") for metric, x in metrics.items()])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,15 +4,13 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-import safetensors
-
 from talora_jax.errors import UserError
 from talora_jax.experiments import card
 from talora_jax.experiments.finished_run import read_run
 from talora_jax.weights import adapter_file, base_file, hub
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import read_base_of
-from talora_jax.weights.header import UNREADABLE, tensors_sha256
+from talora_jax.weights.header import tensors_sha256
 
 PICTURE = "picture"  # and how its file ends
 
@@ -64,7 +62,7 @@ def push(
     picture_name = picture and f"{PICTURE}{picture.suffix.lower()}"
     about = {"picture": picture_name, "license": license}
     with tempfile.TemporaryDirectory() as folder:
-        if _is_base(path):
+        if base_file.is_base(path):
             if base is not None:
                 raise UserError(f"{path} is a base and has none: base= is of adapters")
             tensors, description = base_file.read_base(path)
@@ -93,11 +91,3 @@ def _file_of(source: str | Path) -> tuple[Path, Path | None]:
         return place, None
     base = place / base_file.FILE_NAME
     return base if base.is_file() else adapter_file.find(place), place
-
-
-def _is_base(path: Path) -> bool:
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            return base_file.HEADER_KEY in (file.metadata() or {})
-    except UNREADABLE:
-        return False  # `AdapterFile.read` tells what is wrong with it.

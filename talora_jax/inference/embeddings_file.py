@@ -25,6 +25,7 @@ from talora_jax.weights.header import (
     check,
     check_metadata,
     check_tensors,
+    check_version,
     is_whole,
     parsed,
     read_tensors,
@@ -94,13 +95,7 @@ class EmbeddingsFile:
         cls, fields: Any, tensors: dict[str, np.ndarray], path: str | Path
     ) -> "EmbeddingsFile":
         check(path, HEADER_KEY, fields, isinstance(fields, dict), "its fields by name")
-        version = fields.get("version")
-        check(path, "version", version, is_whole(version, 1, 2**31), "a number from 1")
-        if version > VERSION:
-            raise UserError(
-                f"{path} has embeddings of version {version}, but this talora_jax reads up to "
-                f"{VERSION}: update it"
-            )
+        check_version(path, fields.get("version"), VERSION, "has embeddings")
         native, encoder = fields.get("native_aspect"), fields.get("encoder_fingerprint")
         check(path, "native_aspect", native, type(native) is bool, "true or false")
         check(path, "encoder_fingerprint", encoder, isinstance(encoder, str), "a string")

@@ -67,7 +67,7 @@ def export(args: argparse.Namespace) -> None:
             if getattr(args, flag):
                 raise UserError(f"--{flag} is for --format jaxexport; ONNX files run everywhere")
         export_onnx.check_installed()
-        if export_onnx.is_base(args.workdir):
+        if export_onnx.names_base(args.workdir):
             export_onnx.export_sam(args)
             return
     args.platforms = args.platforms or PLATFORMS

@@ -26,7 +26,7 @@ from talora_jax.inference.programs import (
 )
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task
-from talora_jax.weights.base_file import base_path, read_description
+from talora_jax.weights.base_file import base_path, is_base
 from talora_jax.weights.build import load_sam
 
 # Of float32 between onnxruntime and JAX: of one channel, metres among them, and of other numbers.
@@ -77,10 +77,10 @@ def check_installed() -> None:
         ) from None
 
 
-def is_base(source: Path) -> bool:
-    """Whether this is a base, by its path or name, and not what a run left."""
-    with contextlib.suppress(UserError):
-        return base_path(source).is_file() and bool(read_description(source))
+def names_base(source: Path) -> bool:
+    """Whether this means a base, by its path or name, and not what a run left."""
+    with contextlib.suppress(UserError):  # the Hub has none
+        return is_base(base_path(source))
     return False
 
 

@@ -31,8 +31,8 @@ from talora_jax.weights.header import (
     check_metadata,
     check_sizes,
     check_tensors,
+    check_version,
     is_strings,
-    is_whole,
     parsed,
     read_tensors,
     sealed,
@@ -90,13 +90,7 @@ class Description:
         check_metadata(metadata, (HEADER_KEY,), path)
         fields = parsed(metadata[HEADER_KEY], "header", path)
         check(path, HEADER_KEY, fields, isinstance(fields, dict), "its fields by name")
-        version = fields.get("version")
-        check(path, "version", version, is_whole(version, 1, 2**31), "a number from 1")
-        if version > VERSION:
-            raise UserError(
-                f"{path} is a base of version {version}, but this talora_jax reads "
-                f"up to {VERSION}: update it"
-            )
+        check_version(path, fields.get("version"), VERSION, "is a base")
         tasks, native = fields.get("tasks"), fields.get("native_aspect", False)
         fits = tasks is None or (is_strings(tasks) and 0 < len(set(tasks)) == len(tasks))
         check(path, "tasks", tasks, fits and "tasks" in fields, "null, or names")
@@ -121,6 +115,15 @@ def sam_config(fields: Any, path: str | Path) -> SamConfig:
     if encoder.get("global_blocks") is not None:
         encoder["global_blocks"] = tuple(encoder["global_blocks"])
     return SamConfig(ImageEncoderConfig(**encoder), MaskDecoderConfig(**fields["decoder"]))
+
+
+def is_base(path: str | Path) -> bool:
+    """Whether a file is a base, by its header alone; `read_base` tells what is wrong with it."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return HEADER_KEY in (file.metadata() or {})
+    except UNREADABLE:
+        return False
 
 
 def base_path(name: str | Path) -> Path:

@@ -154,6 +154,23 @@ def check(path: str | Path, name: str, value: Any, fits: bool, expected: str) ->
         raise UserError(f"{path}: its header is damaged: {name} is {told}, expected {expected}")
 
 
+def check_version(path: str | Path, version: Any, newest: int, what: str) -> None:
+    """Refuses a file of a version that is not known yet.
+
+    Args:
+      what: the file is, such as `is a base`.
+
+    Raises:
+      UserError: it is newer, or no version.
+    """
+    check(path, "version", version, is_whole(version, 1, 2**31), "a number from 1")
+    if version > newest:
+        raise UserError(
+            f"{path} {what} of version {version}, but this talora_jax reads up to {newest}: update "
+            "it"
+        )
+
+
 def is_whole(value: Any, low: int, high: int) -> bool:
     """Whether this is a whole number, and neither a truth value nor out of bounds."""
     return type(value) is int and low <= value <= high

@@ -48,7 +48,7 @@ def list_splits(path: str, tasks: Sequence[str]) -> dict[str, tuple[SampleFiles,
             f"config.data.path is {path!r}, which is not a directory; expected the unpacked "
             "PASCAL_MT, which holds JPEGImages."
         )
-    needed = {"image", *(name for task in tasks for name in _NEEDS[task])}
+    needed = _needed(tasks)
     _check_folders(root, needed)
     splits = {name: _stems(root / file) for name, file in _SPLITS.items()}
     shared = sorted(set(splits["train"]) & set(splits["val"]))
@@ -73,9 +73,14 @@ def list_splits(path: str, tasks: Sequence[str]) -> dict[str, tuple[SampleFiles,
 
 def unread(tasks: Sequence[str]) -> tuple[str, ...]:
     """How the names of files begin that the tasks do not need."""
-    needed = {"image", *(name for task in tasks for name in _NEEDS[task])}
+    needed = _needed(tasks)
     folders = [f"{folder}/" for name, folder in _folders().items() if name not in needed]
     return tuple(folders)
+
+
+def _needed(tasks: Sequence[str]) -> set[str]:
+    """What an image's targets are made from, itself included."""
+    return {"image", *(name for task in tasks for name in _NEEDS[task])}
 
 
 def _folders() -> dict[str, str]:
