@@ -244,17 +244,16 @@ class Answers:
             # away with it, so that it may go afterwards as well.
             found = self._prompts(model).masks.generate(held.image)
             found = [mask for mask in found if mask.predicted_iou > least or not least]
-            named = []
+            names = [{} for _ in found]
             if any(isinstance(task, Semantic) for task in model.tasks):
-                named = name_masks(found, model.predict(held.image), model.tasks)
+                names = [
+                    {"name": mask.name, "probability": mask.probability, "depth": mask.depth}
+                    for mask in name_masks(found, model.predict(held.image), model.tasks)
+                ]
         return {
             "numbers": _base64(numbered(found, held.image.shape[:2]).astype("<u2")),
             "colours": [_hex(colour) for colour in palette(len(found))],
-            "masks": [
-                {"area": mask.area}
-                | (name and {k: getattr(name, k) for k in ("name", "probability", "depth")} or {})
-                for mask, name in zip(found, named or [None] * len(found), strict=True)
-            ],
+            "masks": [{"area": mask.area, **name} for mask, name in zip(found, names, strict=True)],
         }
 
     def _of(self, key: str) -> Held:

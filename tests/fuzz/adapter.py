@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import rich.console
-import safetensors.numpy
 
 from talora_jax.experiments.describe_adapter import describe
 from talora_jax.weights import header
@@ -79,28 +78,15 @@ class Adapter:
         return f"{name} {what}, seal: {seal}", models.joined(head, self._data), wanted
 
     def _other_tensors(self, rng: random.Random) -> tuple[str, bytes, dict]:
-        tensors = dict(self._file.tensors)
-        what = rng.choice(("exchanged", "lost", "added", "narrower", "turned", "not finite"))
-        a, b = rng.sample(sorted(tensors), 2)
-        if what == "exchanged":
-            tensors[a], tensors[b] = tensors[b], tensors[a]
-        elif what == "lost":
-            del tensors[a]
-        elif what == "added":
-            tensors["more"] = np.zeros(3, np.float32)
-        elif what == "narrower":
-            tensors[a] = tensors[a].astype(rng.choice((np.float16, np.int8, np.bool_)))
-        elif what == "turned":
-            tensors[a] = np.ascontiguousarray(tensors[a].T)
-        else:
-            tensors[a] = np.full_like(tensors[a], rng.choice((np.nan, np.inf)))
-        head, data = models.split(safetensors.numpy.save(tensors))
-        head["__metadata__"] = self._head["__metadata__"]
-        seal = rng.random() < 0.7
-        if seal:
-            head = models.resealed(head, tensors)
-        wanted = {**self._undamaged, "tensors": tensors} if seal else self._undamaged
-        return f"{what}: {a}, sealed: {seal}", models.joined(head, data), wanted
+        what, file, tensors = models.with_other_tensors(
+            rng,
+            self._file.tensors,
+            self._head,
+            ("exchanged", "lost", "added", "narrower", "turned", "filled"),
+            (np.nan, np.inf),
+        )
+        wanted = self._undamaged if tensors is None else {**self._undamaged, "tensors": tensors}
+        return what, file, wanted
 
 
 def _told(file: AdapterFile) -> dict[str, Any]:

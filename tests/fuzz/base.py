@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from talora_jax.weights import header
 from talora_jax.weights.base_file import HEADER_KEY, Description, read_base, read_description
@@ -80,34 +79,19 @@ class Base:
         return f"{what}, seal: {seal}", models.joined(head, self._data), wanted
 
     def _other_tensors(self, rng: random.Random) -> tuple[str, bytes, dict]:
-        """Tensors exchanged, lost, added, of another type, sealed again or not."""
-        tensors = dict(self._tensors)
-        what = rng.choice(("exchanged", "lost", "added", "narrower", "wider", "turned", "whole"))
-        a, b = rng.sample(sorted(tensors), 2)
-        if what == "exchanged":
-            tensors[a], tensors[b] = tensors[b], tensors[a]
-        elif what == "lost":
-            del tensors[a]
-        elif what == "added":
-            tensors["more"] = np.zeros(3, np.float32)
-        elif what == "narrower":
-            tensors[a] = tensors[a].astype(rng.choice((np.float16, np.int8, np.bool_)))
-        elif what == "wider":
-            tensors[a] = tensors[a].astype(np.float64)
-        elif what == "turned":
-            tensors[a] = np.ascontiguousarray(tensors[a].T)
-        else:
-            tensors[a] = np.full_like(tensors[a], rng.choice((np.nan, np.inf, 0)))
-        head, data = models.split(safetensors.numpy.save(tensors))
-        head["__metadata__"] = self._head["__metadata__"]
-        seal = rng.random() < 0.7
-        if seal:
-            head = models.resealed(head, tensors)
+        what, file, tensors = models.with_other_tensors(
+            rng,
+            self._tensors,
+            self._head,
+            ("exchanged", "lost", "added", "narrower", "wider", "turned", "filled"),
+            (np.nan, np.inf, 0),
+        )
+        if tensors is None:
+            return what, file, self._undamaged
         given = {
             n: x.astype(np.float32) if x.dtype == np.float16 else x for n, x in tensors.items()
         }
-        wanted = {**self._undamaged, "tensors": given} if seal else self._undamaged
-        return f"{what}: {a}, sealed: {seal}", models.joined(head, data), wanted
+        return what, file, {**self._undamaged, "tensors": given}
 
 
 def data_alike(a: dict, b: dict) -> bool:

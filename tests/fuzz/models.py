@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from flax import nnx
 
 from talora_jax.models.adapters import AdapterConfig
@@ -95,6 +98,49 @@ def resealed(head: dict, tensors: dict[str, np.ndarray] | None = None) -> dict:
     metadata.pop(header.METADATA, None)
     digest = metadata.pop(header.TENSORS)
     return {**head, "__metadata__": header.sealed(metadata, digest)}
+
+
+def with_other_tensors(
+    rng: random.Random,
+    tensors: dict[str, np.ndarray],
+    head: dict,
+    ways: Sequence[str],
+    filled: Sequence[float],
+) -> tuple[str, bytes, dict[str, np.ndarray] | None]:
+    """A file whose tensors are exchanged, lost, added, of another type: what was done, the file,
+    and its tensors if its checksums fit them.
+
+    Args:
+      head: whose metadata it has.
+      ways: what can be done.
+      filled: what a tensor can be full of.
+    """
+    tensors = dict(tensors)
+    what = rng.choice(ways)
+    a, b = rng.sample(sorted(tensors), 2)
+    match what:
+        case "exchanged":
+            tensors[a], tensors[b] = tensors[b], tensors[a]
+        case "lost":
+            del tensors[a]
+        case "added":
+            tensors["more"] = np.zeros(3, np.float32)
+        case "narrower":
+            tensors[a] = tensors[a].astype(rng.choice((np.float16, np.int8, np.bool_)))
+        case "wider":
+            tensors[a] = tensors[a].astype(np.float64)
+        case "turned":
+            tensors[a] = np.ascontiguousarray(tensors[a].T)
+        case "filled":
+            tensors[a] = np.full_like(tensors[a], rng.choice(filled))
+        case _:
+            raise ValueError(what)
+    other, data = split(safetensors.numpy.save(tensors))
+    other["__metadata__"] = head["__metadata__"]
+    seal = rng.random() < 0.7
+    if seal:
+        other = resealed(other, tensors)
+    return f"{what}: {a}, sealed: {seal}", joined(other, data), tensors if seal else None
 
 
 def same_tensors(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
