@@ -25,6 +25,8 @@ GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "prompts", "wei
 # What a run trains: decoders of `tasks`, or a promptable SAM.
 TRAINS = ("tasks", "prompts")
 OPTIMIZERS = ("adam", "adamw", "muon")
+# What of a SAM learns from prompts.
+LEARNS = ("all", "iou_head")
 DEFAULT_SIZE = "tiny"
 # The fields that can be None, and the value that means the same: config.json and adapter files may
 # hold it, and a shell's empty variable gives it.
@@ -209,6 +211,9 @@ def default() -> ml_collections.ConfigDict:
     # What masks are made of, see `talora_jax.tasks.MASKS`. An adapter that tells tasks apart has a
     # row for each of them.
     prompts.domains = ("instance",)
+    # all: what `adapter.kind` says. iou_head: that head alone, which says how good each mask is and
+    # with that which one is picked; masks stay as they are.
+    prompts.learns = "all"
     prompts.masks = 8  # of an image and domain, in a step
     prompts.clicks = 3  # corrective clicks after the first prompt
     prompts.min_pixels = 64  # the least area of a mask, in pixels of the padded image
@@ -399,7 +404,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_names("prompts.domains", config.prompts.domains, tasks.MASKS)
         if config.prompts.auxiliary:
             _check_names("prompts.auxiliary", config.prompts.auxiliary, tasks.TASKS)
-        _check_prompts(config.prompts)
+        _check_prompts(config)
     else:
         _check_names("tasks", config.tasks, tasks.TASKS)
     if config.model.size is not None:
@@ -490,7 +495,19 @@ def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> 
         raise UserError(f"config.{field} names a {what} twice: {', '.join(names)}")
 
 
-def _check_prompts(prompts: ml_collections.ConfigDict) -> None:
+def _check_prompts(config: ml_collections.ConfigDict) -> None:
+    prompts = config.prompts
+    check_choice("config.prompts.learns", prompts.learns, LEARNS)
+    if prompts.learns == "iou_head":
+        if config.adapter.kind not in ("none", "full"):
+            raise UserError(
+                "config.prompts.learns=iou_head trains no adapter; set config.adapter.kind=none"
+            )
+        if prompts.auxiliary:
+            raise UserError(
+                "config.prompts.learns=iou_head changes no embedding; leave "
+                "config.prompts.auxiliary empty"
+            )
     aspects = prompts.aspects
     if aspects is not None and not (len(aspects) == 2 and 0 < aspects[0] <= aspects[1]):
         raise UserError(

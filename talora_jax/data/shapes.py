@@ -1,7 +1,8 @@
 """Free-form shapes pasted on an image, each one an object: more kinds of things than data have.
 
 A shape is star-convex, round or with corners, its outline a few random waves; its surface is two
-colours in stripes, checks or clouds, under light from one side; it may throw a shadow.
+colours in stripes, checks or clouds, printed with patches of others, as packages are; light comes
+from one side, or falls on three faces, as on a box's; it may throw a shadow.
 """
 
 import numpy as np
@@ -51,8 +52,8 @@ def _outline(
 ) -> Bool[np.ndarray, "h w"]:
     """Which points, in units of the radius, lie in a random shape."""
     turn, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.0)
-    u = np.cos(turn) * x + np.sin(turn) * y
-    v = (np.cos(turn) * y - np.sin(turn) * x) / stretch
+    u, v = _turned(turn, y, x)
+    v = v / stretch
     angle, distance = np.arctan2(v, u), np.hypot(u, v)
     if rng.random() < 0.4:
         # A regular polygon, its corners cut more or less.
@@ -71,11 +72,22 @@ def _outline(
 def _surface(
     rng: np.random.Generator, y: Float[np.ndarray, "h w"], x: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A texture, lit from one side, as bytes."""
+    """What a shape looks like, as bytes."""
+    colour = _texture(rng, y, x)
+    if rng.random() < 0.5:
+        for _ in range(rng.integers(1, 6)):
+            _print_patch(rng, colour, y, x)
+    return np.clip(colour * _light(rng, y, x)[..., None], 0, 255).astype(np.uint8)
+
+
+def _texture(
+    rng: np.random.Generator, y: Float[np.ndarray, "h w"], x: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w 3"]:
+    """Two colours, in a pattern or alone."""
     one = rng.uniform(10, 245, 3)
     other = np.clip(one + rng.normal(0, rng.choice((8, 60)), 3), 0, 255)
     turn, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(2), np.log(25)))
-    u, v = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
+    u, v = _turned(turn, y, x)
     match rng.choice(5, p=(0.4, 0.15, 0.15, 0.15, 0.15)):
         case 0:
             weight = np.zeros_like(x)
@@ -87,9 +99,40 @@ def _surface(
             weight = 0.5 + 0.5 * np.sin(scale * u + 2 * np.sin(0.7 * scale * v))
         case _:
             weight = _clouds(rng, x.shape)
-    light = 1 + rng.uniform(0, 0.45) * (np.cos(turn * 7) * x + np.sin(turn * 7) * y)
-    colour = one + (other - one) * np.asarray(weight, np.float32)[..., None]
-    return np.clip(colour * light[..., None], 0, 255).astype(np.uint8)
+    return one + (other - one) * np.asarray(weight, np.float32)[..., None]
+
+
+def _print_patch(
+    rng: np.random.Generator,
+    colour: Float[np.ndarray, "h w 3"],
+    y: Float[np.ndarray, "h w"],
+    x: Float[np.ndarray, "h w"],
+) -> None:
+    """Prints a turned rectangle or ellipse of another texture; it is no object of its own."""
+    down, right = rng.normal(0, 0.45, 2)
+    u, v = _turned(rng.uniform(0, 2 * np.pi), y - down, x - right)
+    u, v = u / np.exp(rng.uniform(-2.5, -0.4)), v / np.exp(rng.uniform(-2.5, -0.4))
+    extent = np.hypot(u, v) if rng.random() < 0.4 else np.maximum(abs(u), abs(v))
+    inside = extent < 1
+    if inside.any():
+        colour[inside] = _texture(rng, y, x)[inside]
+
+
+def _light(
+    rng: np.random.Generator, y: Float[np.ndarray, "h w"], x: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """How bright: falling off to one side, or one value on each of three faces about a corner."""
+    if rng.random() < 0.7:
+        return 1 + rng.uniform(0, 0.45) * _turned(rng.uniform(0, 2 * np.pi), y, x)[0]
+    down, right = rng.uniform(-0.5, 0.5, 2)
+    edges = np.sort(rng.uniform(-np.pi, np.pi, 3))
+    face = np.searchsorted(edges, np.arctan2(y - down, x - right)) % 3
+    return rng.uniform(0.45, 1.15, 3)[face]
+
+
+def _turned(turn: float, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along axes turned by an angle."""
+    return np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:

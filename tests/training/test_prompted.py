@@ -99,6 +99,14 @@ def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
 
 
 @pytest.mark.slow
+def test_the_iou_head_learns_alone(prompted):
+    prompted.adapter.kind, prompted.prompts.learns = "none", "iou_head"
+    moved, _ = one_step(prompted)
+    assert moved and all("mask_decoder.iou_prediction_head" in name for name in moved)
+    assert any(moved.values())
+
+
+@pytest.mark.slow
 def test_the_best_of_three_masks_learns_and_token_0_always(micro, fill):
     sam = fill(lambda: talora_jax.models.sam.Sam(micro, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
@@ -246,6 +254,12 @@ def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
         ({"prompts.masks": 0}, "config.prompts.masks is 0, expected at least 1"),
         ({"prompts.eval_masks": 256}, "config.prompts.eval_masks is 256, expected at most 255"),
         ({"prompts.clicks": -1}, "config.prompts.clicks is -1, expected 0 or more"),
+        ({"prompts.learns": "head"}, "config.prompts.learns: unknown 'head'"),
+        ({"prompts.learns": "iou_head"}, "trains no adapter; set config.adapter.kind=none"),
+        (
+            {"prompts.learns": "iou_head", "adapter.kind": "none", "prompts.auxiliary": ("depth",)},
+            "iou_head changes no embedding; leave config.prompts.auxiliary empty",
+        ),
         ({"prompts.aspects": (2.0, 1.0)}, "config.prompts.aspects is .*, expected a lowest"),
         ({"optimizer.kind": "sgd"}, "config.optimizer.kind: unknown 'sgd'"),
     ],

@@ -55,12 +55,14 @@ class Learner(nnx.Module):
         }
 
 
-def trainable(kind: str) -> nnx.filterlib.Filter:
-    """The filter that names what trains with an adapter of this kind.
+def trainable(kind: str, learns: str = "all") -> nnx.filterlib.Filter:
+    """The filter that names what trains, `config.prompts.learns`, with an adapter of this kind.
 
     `full`: all but the random Fourier features, which SAM never trains. Else what TA-LoRA adds, the
     blocks' LayerNorms, and the mask decoder: the prompt encoder stays SAM's.
     """
+    if learns == "iou_head":
+        return nnx.PathContains("iou_prediction_head")
     if kind == "full":
         return nnx.Not(nnx.PathContains("gaussian_matrix"))
     # The prompt encoder has LayerNorms of these names, too.

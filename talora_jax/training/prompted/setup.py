@@ -66,7 +66,7 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
     if config.model.weights:
         base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
     learner = build(lambda: make_learner(config, tasks), base)
-    graphdef, learns, frozen = nnx.split(learner, trainable(config.adapter.kind), ...)
+    graphdef, learns, frozen = nnx.split(learner, _filter(config), ...)
     digest = fingerprint(tensors_of(frozen))
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
@@ -80,7 +80,11 @@ def abstract(
     """The run as shapes in place of arrays, see `talora_jax.training.setup.abstract`."""
     tasks = auxiliary_tasks(config, class_names)
     learner = nnx.eval_shape(lambda: make_learner(config, tasks))
-    return abstract_of(config, mesh, tasks, nnx.split(learner, trainable(config.adapter.kind), ...))
+    return abstract_of(config, mesh, tasks, nnx.split(learner, _filter(config), ...))
+
+
+def _filter(config: ml_collections.ConfigDict) -> nnx.filterlib.Filter:
+    return trainable(config.adapter.kind, config.prompts.learns)
 
 
 def auxiliary_tasks(
