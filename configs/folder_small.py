@@ -23,7 +23,7 @@ def get_config():
     config.model.native_aspect = True
     # As in configs/rooms_tiny.py, where they were chosen.
     config.adapter.ranks = (32, 64, 3)
-    config.adapter.init = "scaled"
+    config.adapter.init = "lora"
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.lr_scale.no_mask = 3.0
     config.orthogonal_weight = 1e-4

@@ -19,7 +19,7 @@ def get_config():
     config.model.remat = "block"
     config.model.native_aspect = True
     config.adapter.ranks = (32, 64, 3)
-    config.adapter.init = "scaled"
+    config.adapter.init = "lora"
     # What differs from the released recipe is for a few minutes on a CPU: larger steps, each on one
     # image, a larger update and no dropout, and a regulariser that does not outweigh the tasks.
     config.adapter.scale = 1.0

@@ -29,7 +29,7 @@ def get_config():
     config.model.native_aspect = True
     config.adapter.ranks = (32, 64, 4)
     config.adapter.dropout = 0.0
-    config.adapter.init = "scaled"
+    config.adapter.init = "lora"
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.lr_scale.no_mask = 3.0
     config.orthogonal_weight = 1e-4
