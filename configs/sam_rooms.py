@@ -35,5 +35,5 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.batch_size = 32
     config.eval_batch_size = 4
-    config.steps = 8000
+    config.steps = 9200
     return config
