@@ -26,7 +26,7 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
-from talora_jax.inference.automatic_masks import AutomaticMasks
+from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig

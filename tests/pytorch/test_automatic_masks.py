@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 
 from benchmarks.torchvision_stub import torchvision_or_stub
-from talora_jax.inference.automatic_masks import AutomaticMasks
+from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.weights.base_file import SHIPPED
 from talora_jax.weights.build import load_sam
 from weights_convert.__main__ import main

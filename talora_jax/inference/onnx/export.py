@@ -37,7 +37,7 @@ LARGEST = 1_900_000_000
 
 # How to use the files, which lies beside them as run_onnx.py.
 SAM_EXAMPLE, TASKS_EXAMPLE = (
-    Path(__file__).with_name(f"run_onnx_{name}.py") for name in ("sam", "tasks")
+    Path(__file__).with_name(f"run_{name}.py") for name in ("sam", "tasks")
 )
 
 Arrays = dict[str, np.ndarray]
@@ -211,7 +211,7 @@ def _written(program: Program, folder: Path) -> Path:
     # Imported here: without the extra `onnx` there is no such module.
     import onnx
 
-    from talora_jax.inference.onnx_graph import to_onnx
+    from talora_jax.inference.onnx.graph import to_onnx
 
     path = folder / f"{program.name}.onnx"
     try:
@@ -317,7 +317,7 @@ def _describe(
     """Writes `model.json`, `README.md` and `run_onnx.py`: what the files take and give, and how."""
     import onnx
 
-    from talora_jax.inference.onnx_graph import OPSET
+    from talora_jax.inference.onnx.graph import OPSET
 
     signatures, lines = {}, []
     for path in files:
