@@ -7,8 +7,8 @@ Below the tables: how many of the masks are the same, pixel by pixel, and in the
     python -m benchmarks.automatic_masks --checkpoint sam_vit_b_01ec64.pth --image photo.jpg
     python -m benchmarks.automatic_masks --checkpoint random --points-per-side 8
 
-The last draws ViT-B's weights, of which no mask is left out for its quality: what they find is
-noise, in which an outline runs by every second pixel, and takes the longest.
+The last draws ViT-B's weights as segment_anything does, but for an upscaling without a checkerboard
+of its own (see `ours.smooth_upscaling`), and no mask is left out for its quality.
 """
 
 import json

@@ -26,7 +26,7 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.rooms.render import render
 from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
-from talora_jax.inference.automatic_masks import AutomaticMasks
+from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
@@ -285,7 +285,7 @@ def sam_and_image(checkpoint: str, image: str | None, folder: str) -> tuple[None
     """A SAM as a .pth and as a base, and an image: what automatic masks are found with.
 
     Args:
-      checkpoint: an official .pth, or: random (ViT-B's sizes), sam_small.
+      checkpoint: an official .pth, or: random (ViT-B's sizes, see `smooth_upscaling`), sam_small.
       image: a picture; None for a rendered room.
     """
     import torch
@@ -303,7 +303,9 @@ def sam_and_image(checkpoint: str, image: str | None, folder: str) -> tuple[None
         if checkpoint == "random":
             path = place / "random.pth"
             torch.manual_seed(0)
-            torch.save(sam_model_registry["vit_b"]().state_dict(), path)
+            official = sam_model_registry["vit_b"]()
+            smooth_upscaling(official)
+            torch.save(official.state_dict(), path)
         convert([str(path), str(base)])
     if image is None:
         image = place / "room.png"
@@ -317,6 +319,18 @@ def sam_and_image(checkpoint: str, image: str | None, folder: str) -> tuple[None
         "image": str(image),
         "size": list(read_rgb(Path(image)).shape[:2]),
     }
+
+
+def smooth_upscaling(official: Any) -> None:
+    """Gives each 2×2 block that the decoder of a random SAM upscales to one value.
+
+    Else blocks differ at random, a mask's outline runs by every second pixel, and on many a mask
+    some logit is zero within what `segment_anything` rounds: its weights of an interpolation are
+    float32. In float64 it finds other masks itself.
+    """
+    for layer in (0, 3):
+        kernel = official.mask_decoder.output_upscaling[layer].weight.data  # [in, out, 2, 2]
+        kernel[:] = kernel[:, :, :1, :1]
 
 
 def automatic_masks(

@@ -19,6 +19,7 @@ With --format onnx it writes ONNX files, checked in onnxruntime (pip install 'ta
   OUT/model.onnx                      of a run; it takes as many images at once as --batch-size says
   OUT/encoder.onnx, OUT/decoder.onnx  of a base, such as sam_small: a promptable SAM for images of
                                       one size, and any number of prompts
+  OUT/NAME.onnx.data                  weights of more than an ONNX file may hold (2 GB), as ViT-H's
   OUT/model.json, OUT/README.md, OUT/run_onnx.py
 
   python -m talora_jax.export /tmp/rooms_tiny exported

@@ -26,7 +26,7 @@ from talora_jax.errors import ArgumentParser, run_command
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     # Imported here: --help and a wrong argument need not wait for JAX.
-    from talora_jax.inference.masks_to_files import run
+    from talora_jax.inference.masks.to_files import run
 
     run(args)
 

@@ -20,8 +20,9 @@ from flax import nnx
 
 from talora_jax.errors import UserError
 from talora_jax.files import replacing
-from talora_jax.inference import export_onnx, run_exported
+from talora_jax.inference import run_exported
 from talora_jax.inference.model import tasks_of
+from talora_jax.inference.onnx import export as onnx_export
 from talora_jax.inference.programs import (
     Trained,
     described,
@@ -66,9 +67,9 @@ def export(args: argparse.Namespace) -> None:
         for flag in ("platforms", "parts"):
             if getattr(args, flag):
                 raise UserError(f"--{flag} is for --format jaxexport; ONNX files run everywhere")
-        export_onnx.check_installed()
-        if export_onnx.names_base(args.workdir):
-            export_onnx.export_sam(args)
+        onnx_export.check_installed()
+        if onnx_export.names_base(args.workdir):
+            onnx_export.export_sam(args)
             return
     args.platforms = args.platforms or PLATFORMS
     args.parts = args.parts or PARTS
@@ -82,7 +83,7 @@ def export(args: argparse.Namespace) -> None:
 
     trained = load(file, path, args.base)
     if args.format == "onnx":
-        export_onnx.export_tasks(trained, chosen, size, args)
+        onnx_export.export_tasks(trained, chosen, size, args)
         return
     with replacing(args.out) as folder:
         folder.mkdir(parents=True)

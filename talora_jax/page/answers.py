@@ -20,9 +20,9 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from talora_jax.errors import UserError, one_line, short
-from talora_jax.inference.automatic_masks import AutomaticMasks, check_number
+from talora_jax.inference.masks.automatic import AutomaticMasks, check_number
+from talora_jax.inference.masks.named import name_masks, numbered
 from talora_jax.inference.model import TrainedModel, load
-from talora_jax.inference.named_masks import name_masks, numbered
 from talora_jax.inference.prompts import SamPredictor
 from talora_jax.models.prompt_encoder import ABSENT
 from talora_jax.models.sam import Sam

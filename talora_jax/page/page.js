@@ -305,12 +305,19 @@ function forget() {
 // The camera.
 
 async function camera() {
+  if (!navigator.mediaDevices) {
+    say("No camera: a browser gives one only to pages of its own machine, or over https.", "wrong");
+    return;
+  }
+  $("camera").disabled = true;  // until it is allowed, or not
+  $("take").disabled = true;  // until there is a picture
   try {
     $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
     $("live").showModal();
   } catch (error) {
     say(`No camera: ${error.message}`, "wrong");
   }
+  $("camera").disabled = false;
 }
 
 function put_away() {
@@ -333,6 +340,7 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
 });
 $("camera").addEventListener("click", camera);
+$("video").addEventListener("loadeddata", () => { $("take").disabled = false; });
 $("take").addEventListener("click", take);
 $("stop").addEventListener("click", put_away);
 $("live").addEventListener("cancel", put_away);

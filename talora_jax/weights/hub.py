@@ -55,12 +55,28 @@ def fetched(name: str, file: str) -> Path:
     """
     repository, revision = _NAME.fullmatch(name).groups()
     try:
-        path = asked(
-            repository, lambda api: api.hf_hub_download(repository, file, revision=revision), file
-        )
+        path = asked(repository, lambda api: _download(api, repository, file, revision), file)
     except UserError as error:
         raise UserError(f"there is no path {name}, and {error}") from None
     return Path(path)
+
+
+def _download(api: Any, repository: str, file: str, revision: str | None) -> str:
+    """`hf_hub_download`, which tries for half a minute what this tries once: reaching the Hub."""
+    from huggingface_hub import constants, errors, hf_hub_url
+
+    url = hf_hub_url(repository, file, revision=revision, endpoint=api.endpoint)
+    try:
+        api.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of an HTTP client, see `asked`
+        try:
+            return api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+        except errors.LocalEntryNotFoundError as missing:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code < 500:
+                raise error from None
+            raise missing from error
+    return api.hf_hub_download(repository, file, revision=revision)
 
 
 def asked(repository: str, ask: Callable[[Any], Result], file: str = "such file") -> Result:

@@ -23,7 +23,8 @@ def browser():
     if chromium is None:
         pytest.skip("needs chromium")
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        camera = [f"--use-fake-{what}-for-media-stream" for what in ("device", "ui")]
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", *camera])
         yield browser
         browser.close()
 
@@ -124,3 +125,22 @@ def test_a_server_that_has_gone_is_told(page, shelf):
     page.set_input_files("#file", shelf / "photo.jpg")
     page.wait_for_selector("#status.wrong")
     assert "does not answer" in page.text_content("#status") and not page.wrong
+
+
+def test_what_the_camera_sees(page):
+    page.click("#camera")
+    page.wait_for_selector("#take:enabled")
+    page.click("#take")
+    page.wait_for_selector("figure[data-task=depth] img.map")
+    assert page.locator("#live").is_hidden() and page.locator("#camera").is_enabled()
+    # And it is off.
+    assert page.eval_on_selector("#video", "video => video.srcObject === null")
+    assert not page.wrong
+
+
+def test_where_there_is_no_camera(page):
+    page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    page.reload()
+    page.click("#camera")
+    page.wait_for_selector("#status.wrong")
+    assert "only to pages of its own machine" in page.text_content("#status") and not page.wrong

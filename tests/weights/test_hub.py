@@ -1,6 +1,7 @@
 """Names on the Hub: what is fetched, and what is told of what cannot be."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_offline(hub, shelf, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert AdapterFile.read(find("user/rooms")).tasks == expected
     assert "the Hub cannot be reached (" in refusal("user/other")
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_what_cannot_be_reached_is_told_after_one_try(hub, monkeypatch, status):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    if status is None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    else:
+        hub.refuses["user/name"] = status, "Busy"
+    assert "the Hub cannot be reached (" in refusal("user/name")
+    assert not waits and len(hub.asked) == (status is not None)
 
 
 def test_an_adapter_tells_where_its_base_is(hub, shelf):

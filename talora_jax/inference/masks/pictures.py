@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image, ImageDraw
 
-from talora_jax.inference.automatic_masks import FoundMask
-from talora_jax.inference.named_masks import NamedMask, numbered
+from talora_jax.inference.masks.automatic import FoundMask
+from talora_jax.inference.masks.named import NamedMask, numbered
 from talora_jax.inference.pictures import drawn_legend, font
 from talora_jax.tasks import Semantic, palette
 

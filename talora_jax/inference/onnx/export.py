@@ -37,7 +37,7 @@ LARGEST = 1_900_000_000
 
 # How to use the files, which lies beside them as run_onnx.py.
 SAM_EXAMPLE, TASKS_EXAMPLE = (
-    Path(__file__).with_name(f"run_onnx_{name}.py") for name in ("sam", "tasks")
+    Path(__file__).with_name(f"run_{name}.py") for name in ("sam", "tasks")
 )
 
 Arrays = dict[str, np.ndarray]
@@ -156,6 +156,11 @@ def sam_programs(sam: Sam, size: tuple[int, int]) -> tuple[Program, Program]:
         padded = geometry.to_padded(image[None].astype(jnp.float32) / 255)
         return {"embeddings": sam.encode(padded)}
 
+    image = {"image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8)}
+    embeddings = jax.eval_shape(encode, weights, *image.values())["embeddings"]
+    low = (4 * embeddings.shape[1], 4 * embeddings.shape[2])
+    rows, columns = geometry.matrices_from_padded(low)
+
     def decode(weights, embeddings, points, labels, masks, has_mask):
         sam = nnx.merge(graphdef, weights)
         points = points * jnp.array(geometry.points_to_square(np.ones(2)), jnp.float32)
@@ -167,12 +172,11 @@ def sam_programs(sam: Sam, size: tuple[int, int]) -> tuple[Program, Program]:
             has_mask=has_mask[None],
             multimask=None,
         )
-        logits = geometry.from_padded(low_res[0][..., None])[..., 0]
+        # One axis after the other, where it is: as `geometry.from_padded`, but for maps in rows.
+        logits = jnp.einsum("yh,pmhw->pmyw", rows, low_res[0], precision="highest")
+        logits = jnp.einsum("pmyw,xw->pmyx", logits, columns, precision="highest")
         return {"logits": logits, "low_res": low_res[0], "iou": iou[0]}
 
-    image = {"image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8)}
-    embeddings = jax.eval_shape(encode, weights, *image.values())["embeddings"]
-    low = [4 * side for side in embeddings.shape[1:3]]
     prompts, number = jax.export.symbolic_shape("P, n")
     inputs = {
         "embeddings": embeddings,
@@ -207,7 +211,7 @@ def _written(program: Program, folder: Path) -> Path:
     # Imported here: without the extra `onnx` there is no such module.
     import onnx
 
-    from talora_jax.inference.onnx_graph import to_onnx
+    from talora_jax.inference.onnx.graph import to_onnx
 
     path = folder / f"{program.name}.onnx"
     try:
@@ -313,7 +317,7 @@ def _describe(
     """Writes `model.json`, `README.md` and `run_onnx.py`: what the files take and give, and how."""
     import onnx
 
-    from talora_jax.inference.onnx_graph import OPSET
+    from talora_jax.inference.onnx.graph import OPSET
 
     signatures, lines = {}, []
     for path in files:

@@ -11,10 +11,10 @@ import numpy as np
 
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
-from talora_jax.inference.automatic_masks import AutomaticMasks, FoundMask
-from talora_jax.inference.mask_pictures import picture_of_masks
+from talora_jax.inference.masks.automatic import AutomaticMasks, FoundMask
+from talora_jax.inference.masks.named import NamedMask, name_masks, naming_task, numbered
+from talora_jax.inference.masks.pictures import picture_of_masks
 from talora_jax.inference.model import TrainedModel, load
-from talora_jax.inference.named_masks import NamedMask, name_masks, naming_task, numbered
 from talora_jax.inference.to_files import PANELS, Input, check_out, each_image, find_images
 from talora_jax.rgb import read_rgb
 from talora_jax.tasks.png import Png

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from talora_jax.inference.onnx_graph import OPSET, to_onnx  # noqa: E402
+from talora_jax.inference.onnx.graph import OPSET, to_onnx  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
@@ -38,6 +39,18 @@ def operations(model):
     return {node.op_type for node in model.graph.node}
 
 
+def layer_norm(axis, size):
+    """`nnx.LayerNorm` over an axis of this size."""
+    norm = nnx.LayerNorm(
+        size, reduction_axes=axis, feature_axes=axis, use_fast_variance=False, rngs=nnx.Rngs(0)
+    )
+    norm.scale[...], norm.bias[...] = jnp.arange(1.0, size + 1), -jnp.arange(1.0, size + 1)
+    return norm
+
+
+OVER_LAST, OVER_MIDDLE = layer_norm(-1, 4), layer_norm(1, 3)
+
+
 def scanned(x):
     def round_(total, entry):
         return total + entry, total * entry[0, 0]
@@ -58,6 +71,13 @@ def by_platform(x):
         lambda x: jnp.einsum("abc,dbc->ad", x, x),
         lambda x: jnp.einsum("abc,abd->bdac", x, x[..., :2]),
         lambda x: jnp.einsum("yb,abc,xc->ayx", WEIGHT[:, :3], x, WEIGHT.T),
+        lambda x: jnp.einsum("yb,abc->ayc", WEIGHT[:, :3], jnp.concatenate([x] * 4, axis=2)),
+        lambda x: jnp.einsum("abc,bpq->apqc", jnp.repeat(x, 4, axis=2), KERNEL[:, 0]),
+        lambda x: jnp.einsum("abc->cab", jnp.einsum("abc->bca", x)) + x[:1, :1].transpose(1, 0, 2),
+        lambda x: (x @ WEIGHT[:, :4]).reshape(2, 3, 2, 2) - jnp.asarray(WEIGHT[0, :2]),
+        lambda x: jnp.asarray(WEIGHT[0, :2, None]) / (1 + x * x).reshape(2, 3, 2, 2),
+        lambda x: (x @ WEIGHT[:, :4]).reshape(2, 3, 2, 2) + jnp.asarray(X[:, :, :2, None]),
+        lambda x: OVER_LAST(x) + OVER_MIDDLE(x),
         lambda x: jax.nn.softmax(x, axis=1),
         lambda x: jax.nn.softmax(x, axis=(1, 2)),
         lambda x: x / jnp.sum(jnp.exp(x), axis=-1, keepdims=True),
@@ -109,6 +129,20 @@ def test_convolutions(strides):
         (lambda x: jax.nn.softmax(x), {"Softmax"}, {"Exp", "ReduceMax", "Div"}),
         (lambda x: jax.nn.gelu(x, approximate=False), {"Gelu"}, {"Erf", "Mul"}),
         (lambda x: jax.nn.relu(x), {"Relu"}, {"Max"}),
+        (OVER_LAST, {"LayerNormalization"}, {"ReduceSum", "Sub", "Reciprocal"}),
+        (OVER_MIDDLE, {"ReduceSum"}, {"LayerNormalization"}),
+        # A constant goes on the side where nothing need be moved, and back and forth is nowhere.
+        (
+            lambda x: jnp.einsum("yb,abc->ayc", WEIGHT[:, :3], jnp.concatenate([x] * 4, axis=2)),
+            {"MatMul"},
+            {"Transpose"},
+        ),
+        (
+            lambda x: jnp.transpose(jnp.transpose(x, (2, 0, 1)), (1, 2, 0)) + 1,
+            {"Add"},
+            {"Transpose"},
+        ),
+        (lambda x: jnp.transpose(x[:, :1], (1, 0, 2)) + 1, {"Reshape"}, {"Transpose"}),
         # Weights are no work for the runtime.
         (lambda x: x @ (jnp.sin(WEIGHT).T[:4] * 2).T[:, :2], {"MatMul"}, {"Sin", "Transpose"}),
     ],
@@ -116,6 +150,12 @@ def test_convolutions(strides):
 def test_what_is_fused_or_folded(function, has, has_not):
     found = operations(model_of(function, X))
     assert has <= found and not has_not & found
+
+
+def test_a_row_is_added_before_an_axis_is_split():
+    model = model_of(lambda x: x.reshape(2, 3, 2, 2) + jnp.asarray(WEIGHT[0, :2]), X)
+    assert [node.op_type for node in model.graph.node] == ["Add", "Reshape", "Identity"]
+    assert [list(x.dims) for x in model.graph.initializer if x.data_type == 1] == [[4]]
 
 
 def test_lengths_that_are_free():

@@ -11,8 +11,8 @@ from PIL import Image
 
 from talora_jax import export
 from talora_jax.errors import run_command
-from talora_jax.inference import export_onnx
 from talora_jax.inference.model import load
+from talora_jax.inference.onnx import export as onnx_export
 from talora_jax.inference.prompts import SamPredictor
 from talora_jax.weights.build import load_sam
 
@@ -34,7 +34,7 @@ def sam_files(onnxruntime, shelf, tmp_path_factory):
     """Of the base, for the photo's size; weights in files beside the files."""
     out = tmp_path_factory.mktemp("exported") / "sam"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_onnx, "LARGEST", 0)
+        patch.setattr(onnx_export, "LARGEST", 0)
         base = str(shelf / "sam_nano.safetensors")
         export.main([base, str(out), "--format", "onnx", "--size", "60", "80"])
     return out
@@ -120,7 +120,7 @@ def test_a_trained_model_gives_what_it_predicts(
     with np.load(tmp_path / "seen.npz") as found:
         assert set(found) == set(expected)
         found = {name: found[name][None] for name in found}
-    name, distance, allowed = export_onnx.farthest(
+    name, distance, allowed = onnx_export.farthest(
         found, {name: np.asarray(x)[None] for name, x in expected.items()}
     )
     assert distance <= allowed, name
@@ -137,19 +137,19 @@ def test_how_far_apart_arrays_are():
     probabilities = np.array([[[[0.5, 0.49995], [0.9, 0.1]]]], np.float32)
     expected = {"semantic": np.zeros((1, 1, 2), np.int32), "semantic_probabilities": probabilities}
     doubtful, wrong = np.array([[[1, 0]]], np.int32), np.array([[[0, 1]]], np.int32)
-    name, distance, allowed = export_onnx.farthest(expected | {"semantic": doubtful}, expected)
+    name, distance, allowed = onnx_export.farthest(expected | {"semantic": doubtful}, expected)
     assert name == "semantic" and distance == pytest.approx(5e-5, rel=1e-2) and distance < allowed
-    name, distance, allowed = export_onnx.farthest(expected | {"semantic": wrong}, expected)
+    name, distance, allowed = onnx_export.farthest(expected | {"semantic": wrong}, expected)
     assert name == "semantic" and distance == pytest.approx(0.8) and distance > allowed
     depth = {"depth": np.array([[[1.0, 20.0]]]), "normals": np.ones((1, 1, 1, 3))}
     found = depth | {"depth": depth["depth"] * 1.00009, "normals": depth["normals"] + 5e-4}
-    assert export_onnx.farthest(found, depth) == (
+    assert onnx_export.farthest(found, depth) == (
         "depth",
         pytest.approx(9e-5, rel=1e-3),
-        export_onnx.TOLERANCE_OF_ONE,
+        onnx_export.TOLERANCE_OF_ONE,
     )
     found["normals"] = found["normals"] * np.nan
-    name, distance, allowed = export_onnx.farthest(found, depth)
+    name, distance, allowed = onnx_export.farthest(found, depth)
     assert name == "normals" and not distance <= allowed
 
 
@@ -176,7 +176,7 @@ def test_without_onnxruntime(shelf, tmp_path, capsys, monkeypatch):
 def test_nothing_is_written_that_is_not_as_jax_has_it(
     onnxruntime, shelf, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     told = "encoder.onnx: what onnxruntime"
     refused(shelf, tmp_path, ["--size", "24", "32"], told, capsys)
 

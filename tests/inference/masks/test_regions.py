@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from talora_jax.inference.regions import without_small_regions
+from talora_jax.inference.masks.regions import without_small_regions
 
 
 def mask_of(text):

@@ -7,11 +7,11 @@ from flax import nnx
 
 import talora_jax
 from talora_jax.errors import UserError
-from talora_jax.inference.automatic_masks import FoundMask
-from talora_jax.inference.boxes import box_of
-from talora_jax.inference.mask_pictures import picture_of_masks
-from talora_jax.inference.named_masks import name_masks, numbered
-from talora_jax.inference.run_lengths import RunLengths
+from talora_jax.inference.masks.automatic import FoundMask
+from talora_jax.inference.masks.boxes import box_of
+from talora_jax.inference.masks.named import name_masks, numbered
+from talora_jax.inference.masks.pictures import picture_of_masks
+from talora_jax.inference.masks.run_lengths import RunLengths
 from talora_jax.tasks import make_task
 from talora_jax.weights.state import tensors_of
 

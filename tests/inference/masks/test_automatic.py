@@ -8,8 +8,8 @@ from scipy.ndimage import label
 
 import talora_jax
 from talora_jax.errors import UserError
-from talora_jax.inference.automatic_masks import AutomaticMasks
-from talora_jax.inference.crops import crops_of, point_grid
+from talora_jax.inference.masks.automatic import AutomaticMasks
+from talora_jax.inference.masks.crops import crops_of, point_grid
 from talora_jax.inference.prompts import SamPredictor
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_batches_do_not_matter(sam):
 def test_crops_are_images_of_their_own(sam, monkeypatch):
     options = ALL | {"crop_nms_thresh": 1, "crop_n_points_downscale_factor": 2}
     # Masks of random weights fill a crop to its edges.
-    monkeypatch.setattr("talora_jax.inference.automatic_masks.is_cut_off", lambda *_: False)
+    monkeypatch.setattr("talora_jax.inference.masks.automatic.is_cut_off", lambda *_: False)
     found = AutomaticMasks(sam, points_per_side=4, crop_n_layers=1, **options).generate(IMAGE)
     crops = {tuple(one.crop_box.tolist()) for one in found}
     boxes = [tuple(crop.box.tolist()) for crop in crops_of((48, 72), 1, 512 / 1500)]

@@ -26,11 +26,11 @@ from jaxtyping import ArrayLike, Bool, Float, Int, UInt8
 
 from talora_jax.arrays import as_array, finite, in_words
 from talora_jax.errors import UserError
-from talora_jax.inference.boxes import box_of, distinct, is_cut_off
-from talora_jax.inference.crops import Crop, crops_of, point_grid
+from talora_jax.inference.masks.boxes import box_of, distinct, is_cut_off
+from talora_jax.inference.masks.crops import Crop, crops_of, point_grid
+from talora_jax.inference.masks.regions import without_small_regions
+from talora_jax.inference.masks.run_lengths import RunLengths
 from talora_jax.inference.prompts import SamPredictor
-from talora_jax.inference.regions import without_small_regions
-from talora_jax.inference.run_lengths import RunLengths
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.prompt_encoder import FOREGROUND, NOT_A_POINT
 from talora_jax.models.sam import Sam

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from talora_jax.inference.crops import crops_of, point_grid
+from talora_jax.inference.masks.crops import crops_of, point_grid
 
 
 def test_crops_overlap_and_cover_the_image():

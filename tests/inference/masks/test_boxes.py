@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from talora_jax.inference.boxes import box_of, distinct, is_cut_off
+from talora_jax.inference.masks.boxes import box_of, distinct, is_cut_off
 
 
 def test_a_box_ends_with_the_masks_last_pixel():

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from talora_jax.errors import UserError
-from talora_jax.inference.automatic_masks import FoundMask
+from talora_jax.inference.masks.automatic import FoundMask
 from talora_jax.tasks import Depth, Normals, Semantic, Task
 
 

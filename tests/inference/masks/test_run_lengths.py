@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from talora_jax.errors import UserError
-from talora_jax.inference.run_lengths import RunLengths
+from talora_jax.inference.masks.run_lengths import RunLengths
 
 masks = arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7)))
 

@@ -1,0 +1,1 @@
+"""Masks of everything in an image, what they are, and the files that tell."""

@@ -1,0 +1,1 @@
+"""ONNX files of trained models and of promptable SAMs, and the scripts that come with them."""
