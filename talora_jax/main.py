@@ -148,6 +148,9 @@ def _run(
         raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
+    from talora_jax.compiled import keep_programs
+
+    keep_programs()
     work(args, config)
 
 
