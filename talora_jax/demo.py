@@ -20,8 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}, expected 0 (any that is free) to 65535")
     # Imported here: --help and a wrong argument need not wait for JAX.
+    from talora_jax.compiled import keep_programs
     from talora_jax.page.server import run
 
+    keep_programs()
     run(args)
 
 

@@ -74,7 +74,8 @@ def _refuse_arguments(
     add_arguments(theirs)
     for name, default in vars(theirs.parse_args([])).items():
         if getattr(args, name) != default:
-            raise UserError(f"--{name} is for --mode {mode}, and --mode is {args.mode}")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for --mode {mode}, and --mode is {args.mode}")
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -147,6 +148,9 @@ def _run(
         raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
+    from talora_jax.compiled import keep_programs
+
+    keep_programs()
     work(args, config)
 
 
@@ -191,6 +195,9 @@ def _add_predict(parser: ArgumentParser) -> None:
         help="predict: which of the tasks; all if not given")  # fmt: skip
     add("--npy", action="store_true",
         help="predict: write the arrays, too, unrounded and with class probabilities")  # fmt: skip
+    add("--batch-size", type=int, metavar="N",
+        help="predict: images computed together; as many as memory and device make worth while if "
+        "not given")  # fmt: skip
     add("--overwrite", action="store_true",
         help="predict: replace files that exist in --out")  # fmt: skip
     add("--force", action="store_true",
@@ -249,7 +256,8 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
     out = Path(args.out).expanduser()
     inputs = find_images(args.images, out)
     model = load(args.workdir or args.adapter, args.base, force=args.force)
-    predict(model, inputs, out, tasks=args.tasks, npy=args.npy, overwrite=args.overwrite)
+    how = {"npy": args.npy, "overwrite": args.overwrite, "batch_size": args.batch_size}
+    predict(model, inputs, out, tasks=args.tasks, **how)
 
 
 def _describe(args: argparse.Namespace, config: Config) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "errors", "files", "rgb", "sharding"}
+GROUND = {"arrays", "compiled", "errors", "files", "rgb", "sharding"}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
+    "compiled": set(),
     "files": {"errors"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},

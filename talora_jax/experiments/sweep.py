@@ -199,13 +199,11 @@ def _train(fields: dict, workdir: Path, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     logging.set_verbosity(logging.WARNING)
-    import jax
-
+    from talora_jax.compiled import keep_programs
     from talora_jax.training.loop import train
 
-    # What one run has compiled for evaluation, other seeds and a resumed run need not.
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
+    # What one run has compiled, other seeds and a resumed run need not.
+    keep_programs()
     config = config_lib.from_fields(fields)
 
     def run() -> None:

@@ -4,34 +4,35 @@
     prediction = model.predict(Image.open("photo.jpg"))
     prediction["depth"]  # metres, [H, W]
 
-Images take turns, and tasks, and a task's channels: one program embeds one image for one task, one
-decodes one channel. So both are compiled once, whatever the tasks (with native aspect, once for
-every shape of padded images); another adapter of the same ranks needs no compilation; and what a
-task gives does not depend, not in the last bit, on which others the model has. The programs that
-resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
+All tasks and a batch of images are embedded by one program, and each task's channels decoded by
+another. They are compiled once for a number of images (with native aspect, once for every shape of
+padded images), and another adapter of the same tasks and ranks needs no compilation. The programs
+that resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
+Other tasks or images beside change what is found by rounding alone, see `TrainedModel.predict`.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 from PIL import Image
 
 from talora_jax.arrays import as_flag, in_words
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
+from talora_jax.inference.batches import Given, Prepared, Result, in_batches
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
-from talora_jax.models.msam import MSam, task_axis
+from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam, SamConfig
 from talora_jax.rgb import as_rgb, each_rgb
 from talora_jax.tasks import Task, make_task
@@ -47,18 +48,13 @@ from talora_jax.weights.assemble import (
 from talora_jax.weights.state import filled
 
 Arrays = dict[str, np.ndarray]
+# Of each task the raw maps [1, 4h, 4w, C] of an image.
+Maps = dict[str, jax.Array]
 
-
-class One(NamedTuple):
-    """What one task is predicted with.
-
-    Attributes:
-      model: parameters of an `MSam` of this task alone, with one row of U3 and one decoder.
-      rows: the task's no-mask rows [D], one for each of its channels.
-    """
-
-    model: nnx.State
-    rows: list[jax.Array]
+# The most images on a device at once: more make none of them faster.
+_BATCH = {"cpu": 8, "accelerator": 32}
+# What activations may take where a device does not tell how much memory it has.
+_LEAST_MEMORY = 2**30
 
 
 class TrainedModel:
@@ -80,27 +76,20 @@ class TrainedModel:
         """
         self.file, self.tasks, self._base = file, tasks_of(file), base
         tensors = joined(file, path, base)
-        adapter = AdapterConfig.of(file.adapter)
         # What matters to training alone is left out, so that adapters that differ in nothing else
         # share programs.
-        self._per_task = adapter.per_task
-        self._graphdef, abstract = _one_task(
-            base.sam, dataclasses.replace(adapter, dropout=0.0), resolve_dtype(file.dtype)
-        )
+        adapter = dataclasses.replace(AdapterConfig.of(file.adapter), dropout=0.0)
+        channels = tuple(file.channels.items())
+        self._graphdef, abstract = _abstract(base.sam, adapter, channels, resolve_dtype(file.dtype))
+        self._state = filled(abstract, tensors)
+        self._everywhere: nnx.State | None = None  # on every device of this process, once needed
+        self._embeddings = len(self.tasks) if adapter.per_task else 1
         ends = itertools.accumulate(file.channels.values())
-        self._ones = {}
-        for t, (task, end) in enumerate(zip(self.tasks, ends, strict=True)):
-            # Of what tasks share, everything; of what has entries for each task, this one's. (Of
-            # no-mask rows one is as good as another: the channels' own are given to `_channel`.)
-            axes = {name: task_axis(adapter, name.split(".")) for name in tensors}
-            own = {
-                name: x
-                if axes[name] is None
-                else jax.lax.slice_in_dim(x, t, t + 1, axis=axes[name])
-                for name, x in tensors.items()
-            }
-            rows = tensors["no_mask_embed"][end - task.channels : end]
-            self._ones[task.name] = One(filled(abstract, own), list(rows))
+        # Each task's decoder and no-mask rows.
+        self._rows = {
+            task.name: (t, tensors["no_mask_embed"][end - task.channels : end])
+            for t, (task, end) in enumerate(zip(self.tasks, ends, strict=True))
+        }
 
     def predict(
         self,
@@ -112,8 +101,11 @@ class TrainedModel:
         tasks: Sequence[str] | None = None,
         *,
         probabilities: bool = True,
+        batch_size: int | None = None,
     ) -> Arrays | list[Arrays]:
         """What the model sees in an image, or in each of a list of images of any sizes.
+
+        Images of a list are computed in batches, spread over the devices of this process.
 
         >>> model = talora_jax.load("run")
         >>> photo = Image.open("photo.jpg")  # or an array [H, W, 3]
@@ -133,20 +125,53 @@ class TrainedModel:
           images: see `rgb.as_rgb` for what an image can be.
           tasks: names of those wanted, of `model.tasks`; None means all.
           probabilities: whether tasks with classes give `<task>_probabilities` [H, W, C], too.
+          batch_size: how many images are computed together; None: as many as memory and device
+            make worth while.
 
         Returns:
           For each image its arrays at the image's own size: of tasks with classes the class indices
           int32 [H, W]; depth in metres, float32 [H, W]; unit normals, float32 [H, W, 3], x right,
-          y down, z forward; of edges the probability, float32 [H, W].
+          y down, z forward; of edges the probability, float32 [H, W]. What a task gives does not
+          depend on which other tasks are asked for, nor on the images beside, but for rounding: in
+          float32 maps differ by less than 1e-5, and a class where two are as near.
 
         Raises:
           UserError: the model has no such task; something is no image, or one that is so long and
-            narrow that nothing of it would be left.
+            narrow that nothing of it would be left; a batch size below 1.
         """
+        wanted = self.named(tasks)
         probabilities = as_flag("probabilities", probabilities)
         if isinstance(images, (list, tuple)):
-            return [self._predict(image, tasks, probabilities) for image in each_rgb(images)]
-        return self._predict(as_rgb(images), tasks, probabilities)
+            found = self.each(
+                each_rgb(images),
+                self.prepared,
+                lambda _, image, found: self.arrays(wanted, image, found, probabilities),
+                wanted,
+                batch_size,
+                number=len(images),
+            )
+            return [_raised(arrays) for arrays in found]
+        self._batch_size(batch_size, 1)
+        image = self.prepared(as_rgb(images))
+        (found,) = self._computed(wanted, [image], 1)
+        return self.arrays(wanted, image, found, probabilities)
+
+    def warm_up(self, size: tuple[int, int] = (480, 640), *, batch_size: int = 1) -> None:
+        """Compiles what predicting images of about this size needs, so that none has to wait.
+
+        >>> talora_jax.load("run").warm_up((60, 80))
+
+        Args:
+          size: H, W. Without native aspect any size will do.
+          batch_size: for how many images together.
+
+        Raises:
+          UserError: a size or number below 1.
+        """
+        if len(size) != 2 or min(size) < 1:
+            raise UserError(f"size is {tuple(size)}, expected a height and a width in pixels")
+        image = np.zeros((*size, 3), np.uint8)
+        self.predict([image] * self._batch_size(batch_size, None), batch_size=batch_size)
 
     def with_adapter(self, source: str | Path, *, force: bool = False) -> "TrainedModel":
         """The same base with another adapter. The base is shared, not loaded again; adapters with
@@ -182,7 +207,8 @@ class TrainedModel:
           UserError: the model has no such task.
         """
         self.named([task])
-        return nnx.merge(self._graphdef, self._ones[task].model).image_encoder.merge(0)
+        encoder = nnx.merge(self._graphdef, self._state).image_encoder
+        return encoder.merge(self._rows[task][0])
 
     def promptable(self) -> Sam:
         """The SAM that the adapter stands on, to be asked with prompts, or by `AutomaticMasks`.
@@ -207,23 +233,107 @@ class TrainedModel:
         """
         self.file.write(Path(path).expanduser())
 
-    def _predict(
-        self, image: UInt8[np.ndarray, "H W 3"], tasks: Sequence[str] | None, probabilities: bool
-    ) -> Arrays:
-        wanted = self.named(tasks)
+    # What `predict` does, for those who have more to do with each image beside it.
+
+    def prepared(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
+        """An image as the encoder takes it.
+
+        Raises:
+          UserError: so long and narrow that nothing of it would be left.
+        """
         geometry = self._geometry(*image.shape[:2])
-        padded = tiles.to_padded(image, geometry, normalised=self.file.pixel_normalisation)
-        embedding, positions, arrays = None, None, {}
+        normalised = self.file.pixel_normalisation
+        return Prepared(image, geometry, tiles.to_padded(image, geometry, normalised=normalised))
+
+    def each(
+        self,
+        given: Iterable[Given],
+        prepare: Callable[[Given], Prepared],
+        finish: Callable[[Given, Prepared, Maps], Result],
+        wanted: Sequence[Task],
+        batch_size: int | None = None,
+        *,
+        number: int | None = None,
+    ) -> Iterator[Result | UserError]:
+        """Results of many images, see `batches.in_batches`.
+
+        Args:
+          finish: what to do with an image and its maps, see `arrays`.
+          batch_size: see `predict`.
+          number: how many images there are, where that is known.
+
+        Raises:
+          UserError: a batch size below 1.
+        """
+        size = self._batch_size(batch_size, number)
+        return in_batches(given, prepare, functools.partial(self._computed, wanted), finish, size)
+
+    @staticmethod
+    def arrays(wanted: Sequence[Task], image: Prepared, found: Maps, probabilities: bool) -> Arrays:
+        """What was found in an image, at its own size."""
+        outputs: Arrays = {}
         for task in wanted:
-            model, rows = self._ones[task.name]
-            if embedding is None or self._per_task:
-                embedding = _embed(self._graphdef, model, padded)
-            if positions is None:
-                positions = _positions(self._graphdef, model, *embedding.shape[1:3])
-            channels = [_channel(self._graphdef, model, embedding, positions, row) for row in rows]
-            low_res = jnp.stack(channels, axis=-1)
-            arrays |= tiles.outputs(task, low_res, geometry, probabilities=probabilities)
-        return arrays
+            maps = found[task.name]
+            outputs |= tiles.outputs(task, maps, image.geometry, probabilities=probabilities)
+        return outputs
+
+    def _computed(
+        self, wanted: Sequence[Task], images: Sequence[Prepared], room: int
+    ) -> list[Maps]:
+        """The maps of images that are padded to one shape, by a program for `room` of them."""
+        empty = jnp.zeros_like(images[0].padded)
+        padded = [image.padded for image in images] + [empty] * (room - len(images))
+        padded = jnp.concatenate(padded) if room > 1 else padded[0]
+        state, devices = self._state, jax.local_devices()
+        spread = len(devices) > 1 and room % len(devices) == 0
+        if spread:
+            mesh = jax.make_mesh(
+                (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+            )
+            if self._everywhere is None:
+                self._everywhere = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+            state = self._everywhere
+            padded = jax.device_put(padded, NamedSharding(mesh, PartitionSpec("data")))
+        embeddings, positions = _embed(
+            self._graphdef, state, padded, tuple(task.name for task in wanted)
+        )
+        found: list[Maps] = [{} for _ in images]
+        for n, task in enumerate(wanted):
+            t, rows = self._rows[task.name]
+            at_once = _channels_at_once(room, embeddings.shape[2:], len(rows))
+            maps = _maps(self._graphdef, state, t, embeddings[n], positions, rows, at_once)
+            for i, of_image in enumerate(found):
+                one = _image(maps, i)
+                # Where it was computed, and not on all devices.
+                on = devices[i * len(devices) // room]
+                of_image[task.name] = jax.device_put(one, on) if spread else one
+        return found
+
+    def _batch_size(self, asked: int | None, images: int | None) -> int:
+        """How many images to compute together.
+
+        Args:
+          asked: by the user.
+          images: how many there are, where that is known.
+
+        Raises:
+          UserError: what was asked for is below 1.
+        """
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+            raise UserError(f"batch_size is {asked!r}, expected a whole number from 1 on")
+        if asked is not None and asked < 1:
+            raise UserError(f"batch_size is {asked}, expected 1 or more")
+        size = asked
+        if size is None:
+            encoder, devices = self._base.sam.encoder, jax.local_devices()
+            # q, k, v and the hidden layer of the MLP of all tokens, twice.
+            one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4
+            most = _BATCH["cpu" if devices[0].platform == "cpu" else "accelerator"]
+            size = max(1, min(most, _memory(devices[0]) // one)) * len(devices)
+        if not images:
+            return size
+        # Batches of equal numbers, as few as can be.
+        return -(-images // -(-images // size))
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.
@@ -291,34 +401,70 @@ def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
     return tuple(make_task(t, class_names=file.class_names.get(t, ())) for t in file.tasks)
 
 
+def _raised(result: Arrays | UserError) -> Arrays:
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
 # The steps of `MSam`, each a program of its own.
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _embed(graphdef, model, padded):
-    model = nnx.merge(graphdef, model)
-    return model.embed(padded, model.tasks)[0]
+@functools.partial(jax.jit, static_argnames=("graphdef", "tasks"))
+def _embed(graphdef, state, padded, tasks):
+    model = nnx.merge(graphdef, state)
+    embeddings = model.embed(padded, tasks)
+    return embeddings, model.grid_positions(*embeddings.shape[2:4])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "height", "width"))
-def _positions(graphdef, model, height, width):
-    return nnx.merge(graphdef, model).grid_positions(height, width)
+@functools.partial(jax.jit, static_argnames=("graphdef", "at_once"))
+def _maps(graphdef, state, t, embeddings, positions, rows, at_once):
+    """A task's raw maps, `at_once` channels at once."""
+    model = nnx.merge(graphdef, state)
+    decoder = jax.tree.map(lambda x: x[t], nnx.state(model.mask_decoders))
+    decode = functools.partial(model.decode_channels, decoder, embeddings, positions)
+    if at_once >= len(rows):
+        return decode(rows)
+    calls = -(-len(rows) // at_once)
+    filled_up = jnp.zeros((calls * at_once, rows.shape[1]), rows.dtype).at[: len(rows)].set(rows)
+    maps = jax.lax.map(decode, filled_up.reshape(calls, at_once, -1))
+    return jnp.moveaxis(maps, 0, -2).reshape(*maps.shape[1:4], -1)[..., : len(rows)]
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _channel(graphdef, model, embedding, positions, row):
-    model = nnx.merge(graphdef, model)
-    decoder = jax.tree.map(lambda x: x[0], nnx.state(model.mask_decoders))
-    return model.decode_channel(decoder, embedding, positions, row)
+@jax.jit
+def _image(maps, i):
+    """One image's of a batch."""
+    return jax.lax.dynamic_slice_in_dim(maps, i, 1)
+
+
+def _channels_at_once(images: int, grid: tuple[int, int, int], channels: int) -> int:
+    """How many channels a call of the decoder takes.
+
+    Args:
+      grid: h, w and D of the embeddings.
+    """
+    height, width, dim = grid
+    # Tokens twice, keys and values of half the width, and both stages of upscaling.
+    one = images * height * width * 8 * dim * 4
+    return max(1, min(channels, _memory(jax.local_devices()[0]) // one))
+
+
+def _memory(device: jax.Device) -> int:
+    """Bytes that activations may take on a device."""
+    stats = device.memory_stats() or {}
+    return max(stats.get("bytes_limit", 0) // 4, _LEAST_MEMORY)
 
 
 # Tracing a model takes seconds, and adapters to switch between are mostly alike.
 @functools.lru_cache(maxsize=8)
-def _one_task(
-    sam: SamConfig, adapter: AdapterConfig, dtype: jnp.dtype
+def _abstract(
+    sam: SamConfig,
+    adapter: AdapterConfig,
+    channels: tuple[tuple[str, int], ...],
+    dtype: jnp.dtype,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """An `MSam` of one task of one channel, without values."""
+    """The model without values."""
     how = {"remat": "none", "dtype": dtype}
     return nnx.split(
-        nnx.eval_shape(lambda: MSam(sam, adapter, {"task": 1}, **how, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: MSam(sam, adapter, dict(channels), **how, rngs=nnx.Rngs(0)))
     )

@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,13 +25,14 @@ from PIL import Image
 
 from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
-from talora_jax.inference.model import TrainedModel
+from talora_jax.inference.batches import Prepared
+from talora_jax.inference.model import Maps, TrainedModel
 from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
-from talora_jax.tasks.png import Png
+from talora_jax.tasks.png import COMPRESS_LEVEL, Png
 
 Row = TypeVar("Row")
-Files = Mapping[Path, Png | Image.Image | np.ndarray]
+Content = Png | Image.Image | np.ndarray
 
 SUMMARY = "summary.json"
 PANELS = "panels"
@@ -53,6 +54,7 @@ def predict(
     tasks: Sequence[str] | None = None,
     npy: bool = False,
     overwrite: bool = False,
+    batch_size: int | None = None,
     print_line: Callable[[str], None] = print,
 ) -> dict:
     """Predicts on images, writes what it saw, and returns the summary.
@@ -65,10 +67,11 @@ def predict(
       tasks: those wanted; None means all.
       npy: whether to write the arrays, too, class probabilities among them.
       overwrite: whether files that exist may be replaced.
+      batch_size: images computed together, see `TrainedModel.predict`.
 
     Raises:
-      UserError: something would be overwritten, `out` is a file, the model lacks a task, or not
-        one image could be read; nothing is written then.
+      UserError: something would be overwritten, `out` is a file, the model lacks a task, a batch
+        size is below 1, or not one image could be read; nothing is written then.
     """
     started = time.monotonic()
     wanted = model.named(tasks)
@@ -76,24 +79,27 @@ def predict(
     written = (".png", ".npy") if npy else (".png",)
     check_out(out, SUMMARY, inputs, [*names, PANELS], written, overwrite=overwrite)
 
-    def one(given: Input) -> tuple[dict, Files]:
-        image = read_rgb(given.path)
-        prediction = model.predict(image, names, probabilities=npy)
-        files = {
+    def read(given: Input) -> Prepared:
+        return model.prepared(read_rgb(given.path))
+
+    def write(given: Input, image: Prepared, found: Maps) -> dict:
+        prediction = model.arrays(wanted, image, found, npy)
+        files: dict[Path, Content] = {
             out / task.name / f"{given.name}.png": task.png(prediction[task.name])
             for task in wanted
         }
-        files[out / PANELS / f"{given.name}.png"] = picture(image, prediction, wanted)
+        files[out / PANELS / f"{given.name}.png"] = picture(image.image, prediction, wanted)
         if npy:
             files |= {out / k / f"{given.name}.npy": x for k, x in prediction.items()}
-        row = {
+        write_all(files)
+        return {
             "image": str(given.path),
-            "size": list(image.shape[:2]),
+            "size": list(image.image.shape[:2]),
             "files": [str(path.relative_to(out)) for path in files],
         }
-        return row, files
 
-    rows, unreadable = each_image(inputs, "predicting", one, print_line)
+    results = model.each(inputs, read, write, wanted, batch_size, number=len(inputs))
+    rows, unreadable = each_image(inputs, "predicting", results, print_line)
     summary = {
         "tasks": {t.name: {"channels": t.channels, "classes": list(t.class_names)} for t in wanted},
         "base": model.file.base,
@@ -194,20 +200,20 @@ def check_out(
 def each_image(
     inputs: Sequence[Input],
     doing: str,
-    work: Callable[[Input], tuple[Row, Files]],
+    results: Iterable[Row | UserError],
     print_line: Callable[[str], None],
 ) -> tuple[list[Row], list[dict]]:
-    """Writes the files that work on each image gives, each whole or not at all.
+    """What there is to tell of images, while they are worked on, beside a bar of progress.
 
     Args:
-      doing: what is done, beside the progress bar.
-      work: gives what is to be told of an image, too; raises UserError for one that cannot be read.
+      doing: what is done, for the bar.
+      results: what is to be told of each image, or why it could not be read.
 
     Returns:
       What is told of the images; and those that could not be read, with the reason.
 
     Raises:
-      UserError: not one image could be read, or a file could not be written.
+      UserError: not one image could be read, or what `results` raises.
     """
     rows: list[Row] = []
     unreadable: list[dict] = []
@@ -219,17 +225,13 @@ def each_image(
         disable=not console.is_terminal,
     )
     with bar:
-        for given in bar.track(inputs, description=doing):
-            try:
-                row, files = work(given)
-            except UserError as error:
-                reason = str(error).removeprefix(f"{printable(given.path)}: ")
+        counted = bar.track(results, total=len(inputs), description=doing)
+        for given, result in zip(inputs, counted, strict=True):
+            if isinstance(result, UserError):
+                reason = str(result).removeprefix(f"{printable(given.path)}: ")
                 unreadable.append({"image": str(given.path), "reason": reason})
-                continue
-            for path, content in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, _encoded(content))
-            rows.append(row)
+            else:
+                rows.append(result)
     for failed in unreadable:
         print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
     if not rows:
@@ -241,12 +243,23 @@ def each_image(
     return rows, unreadable
 
 
+def write_all(files: Mapping[Path, Content]) -> None:
+    """Writes files, each whole or not at all, in folders that are made where they are missing.
+
+    Raises:
+      UserError: one could not be written.
+    """
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _encoded(content))
+
+
 def _encoded(content: Png | Image.Image | np.ndarray) -> bytes:
     if isinstance(content, Png):
         return content.encode()
     file = io.BytesIO()
     if isinstance(content, Image.Image):
-        content.save(file, "png")
+        content.save(file, "png", compress_level=COMPRESS_LEVEL)
     else:
         np.save(file, content, allow_pickle=False)
     return file.getvalue()

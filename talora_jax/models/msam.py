@@ -8,7 +8,7 @@ A forward pass is four steps, each a method of `MSam`, and every forward pass co
 `__call__`, the gradients of single tasks in training, and a trained model in use.
 
     images [B,H,W,3] ─ to_padded ─▶ [B,Y,X,3] ─ embed ─▶ [n,B,h,w,D]
-                         maps [B,H,W,C] ◀─ from_padded ─ [B,4h,4w,C] ◀─ decode, by decode_channel
+                         maps [B,H,W,C] ◀─ from_padded ─ [B,4h,4w,C] ◀─ decode, by decode_channels
 """
 
 import functools
@@ -198,7 +198,7 @@ class MSam(nnx.Module):
             for row in range(ends[t] - self.channels[t], ends[t])
         ]
         rows, decoders = self.no_mask_embed[...], nnx.state(self.mask_decoders)
-        decode = self.decode_channel
+        decode = self.decode_channels
         if self.remat != "none":
             decode = jax.checkpoint(decode, prevent_cse=False)
 
@@ -206,30 +206,30 @@ class MSam(nnx.Module):
             i, t, row = place
             take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
             decoder = jax.tree.map(take, decoders)
-            return None, decode(decoder, embeddings[i], positions, rows[row])
+            return None, decode(decoder, embeddings[i], positions, rows[row][None])[..., 0]
 
         _, maps = jax.lax.scan(channel, None, tuple(jnp.array(scanned).T))
         widths = [self.channels[t] for t in self.task_ids(tasks)]
         per_task = jnp.split(jnp.moveaxis(maps, 0, -1), list(itertools.accumulate(widths))[:-1], -1)
         return dict(zip(tasks, per_task, strict=True))
 
-    def decode_channel(
+    def decode_channels(
         self,
         decoder: nnx.State,
         embeddings: Float[Array, "B h w D"],
         positions: Float[Array, "h w D"],
-        row: Float[Array, "D"],
-    ) -> Float[Array, "B 4*h 4*w"]:
-        """The raw map of one output channel.
+        rows: Float[Array, "C D"],
+    ) -> Float[Array, "B 4*h 4*w C"]:
+        """The raw maps of output channels of one task.
 
         Args:
-          decoder: the parameters of the channel's task, of `mask_decoders`.
+          decoder: the parameters of the task, of `mask_decoders`.
           embeddings: of that task.
           positions: from `grid_positions`.
-          row: the channel's, of `no_mask_embed`.
+          rows: the channels', of `no_mask_embed`.
         """
         decoder = nnx.merge(nnx.graphdef(self.mask_decoders), decoder)
-        return decoder.channel_maps(embeddings, positions, row[None])[..., 0]
+        return decoder.channel_maps(embeddings, positions, rows)
 
     def grid_positions(self, height: int, width: int) -> Float[Array, "height width D"]:
         """The decoder's positions of a grid of tokens, the upper left part of the square's."""

@@ -9,6 +9,9 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+# Of the usual 6 the time is two and a half times as long, the file 5 % smaller.
+COMPRESS_LEVEL = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Png:
@@ -33,7 +36,7 @@ class Png:
         for key, value in self.text.items():
             info.add_text(key, value)
         content = io.BytesIO()
-        image.save(content, "png", pnginfo=info)
+        image.save(content, "png", pnginfo=info, compress_level=COMPRESS_LEVEL)
         return content.getvalue()
 
 

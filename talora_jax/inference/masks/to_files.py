@@ -15,7 +15,14 @@ from talora_jax.inference.masks.automatic import AutomaticMasks, FoundMask
 from talora_jax.inference.masks.named import NamedMask, name_masks, naming_task, numbered
 from talora_jax.inference.masks.pictures import picture_of_masks
 from talora_jax.inference.model import TrainedModel, load
-from talora_jax.inference.to_files import PANELS, Input, check_out, each_image, find_images
+from talora_jax.inference.to_files import (
+    PANELS,
+    Input,
+    check_out,
+    each_image,
+    find_images,
+    write_all,
+)
 from talora_jax.rgb import read_rgb
 from talora_jax.tasks.png import Png
 from talora_jax.weights.build import load_sam
@@ -67,8 +74,11 @@ def write_masks(
     """
     started = time.monotonic()
 
-    def one(given: Input):
-        image = read_rgb(given.path)
+    def one(given: Input) -> tuple | UserError:
+        try:
+            image = read_rgb(given.path)
+        except UserError as error:
+            return error
         found = masks.generate(image)
         named = shown = None
         if model is not None:
@@ -80,10 +90,11 @@ def write_masks(
             out / NUMBERS / f"{given.name}.png": Png(numbers.astype(np.uint16), text),
             out / PANELS / f"{given.name}.png": picture_of_masks(image, found, shown),
         }
+        write_all(files)
         annotations = [_annotation(mask, compressed) for mask in named or found]
-        return (given, image.shape[:2], annotations), files
+        return given, image.shape[:2], annotations
 
-    rows, unreadable = each_image(inputs, "finding masks", one, print_line)
+    rows, unreadable = each_image(inputs, "finding masks", map(one, inputs), print_line)
     told = {
         "images": [
             {

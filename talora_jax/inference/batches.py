@@ -1,0 +1,109 @@
+"""Many images through a model: read ahead, computed in batches, finished beside, in order.
+
+    given ─ prepare, in threads ─▶ batches of one shape ─ compute ─▶ finish, in threads ─▶ results
+
+A model is fastest when it has several images at once and never waits for one to be read, resized or
+written. Threads do that: decoding, resizing and encoding leave Python's lock to others.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from talora_jax.errors import UserError
+from talora_jax.models.geometry import Geometry
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+Result = TypeVar("Result")
+
+
+class Prepared(NamedTuple):
+    """An image, and what the encoder takes of it."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    geometry: Geometry
+    padded: Float[Array, "1 Y X 3"]
+
+
+def threads() -> int:
+    """How many read and finish images beside a model."""
+    return min(os.cpu_count() or 1, 16)
+
+
+def in_batches(
+    given: Iterable[Given],
+    prepare: Callable[[Given], Prepared],
+    compute: Callable[[Sequence[Prepared], int], Sequence[Found]],
+    finish: Callable[[Given, Prepared, Found], Result],
+    batch_size: int,
+) -> Iterator[Result | UserError]:
+    """The results of all that is given, in its order.
+
+    Args:
+      prepare: reads one; may raise UserError, which then stands in the place of its result.
+      compute: gives what is found in each of up to `batch_size` images that are padded to one
+        shape; its second argument is for how many the program should be.
+      finish: makes a result of what was found in one.
+
+    Raises:
+      UserError: from `compute` or `finish`.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads())
+    source = enumerate(given)
+    ahead: collections.deque = collections.deque()
+    gathered: dict[tuple[int, ...], list[tuple[int, Given, Prepared]]] = {}
+    full: set[tuple[int, ...]] = set()
+    results: dict[int, concurrent.futures.Future | UserError] = {}
+    told = 0
+
+    def read_ahead() -> None:
+        while len(ahead) < 2 * batch_size and (following := next(source, None)) is not None:
+            ahead.append((*following, pool.submit(prepare, following[1])))
+
+    def flush(shape: tuple[int, ...]) -> None:
+        together = gathered.pop(shape)
+        n = len(together)
+        if n == batch_size:
+            full.add(shape)
+        # A program that is there serves fewer images, too; else a new one for a power of two.
+        room = batch_size if shape in full else min(1 << (n - 1).bit_length(), batch_size)
+        found = compute([prepared for _, _, prepared in together], room)
+        for (i, one, prepared), x in zip(together, found, strict=True):
+            results[i] = pool.submit(finish, one, prepared, x)
+
+    def ready(all_of_them: bool) -> Iterator[Result | UserError]:
+        nonlocal told
+        # So many may be under way: what is found waits in memory until it is asked for.
+        while told in results and (all_of_them or len(results) > 2 * batch_size):
+            result = results.pop(told)
+            told += 1
+            yield result if isinstance(result, UserError) else result.result()
+
+    try:
+        read_ahead()
+        while ahead:
+            i, one, future = ahead.popleft()
+            try:
+                prepared = future.result()
+            except UserError as error:
+                results[i] = error
+            else:
+                shape = prepared.padded.shape
+                gathered.setdefault(shape, []).append((i, one, prepared))
+                if len(gathered[shape]) == batch_size:
+                    flush(shape)
+            read_ahead()
+            if i - told >= 4 * batch_size and told not in results:
+                flush(next(s for s, held in gathered.items() if held[0][0] == told))
+            yield from ready(False)
+        for shape in list(gathered):
+            flush(shape)
+        yield from ready(True)
+    finally:
+        pool.shutdown(cancel_futures=True)
