@@ -8,11 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "errors", "files", "rgb", "sharding"}
+GROUND = {"arrays", "errors", "files", "hosts", "rgb", "sharding"}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "files": {"errors"},
+    "hosts": {"errors"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
     "models": GROUND,
