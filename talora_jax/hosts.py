@@ -268,7 +268,7 @@ class _Watch:
         self._over.set()
         self._thread.join()
         jax.distributed.shutdown()
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        ctypes.CDLL(None).signal(signal.SIGABRT, None)  # the default
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends this process by an error, and with it the others."""
@@ -282,28 +282,35 @@ class _Watch:
                 what = f"{type(error).__name__}: {one_line(error)}"
                 self._leave(f"process {self._index} ended by {what}", 1)
             _tell(told)
-            self._leave(f"process {self._index}: {told.removeprefix('error: ')}", status)
+            told, who = told.removeprefix("error: "), f"process {self._index}"
+            self._leave(told if told.startswith(who) else f"{who}: {told}", status)
 
     def _run(self) -> None:
+        unheard = 0
         for number in itertools.count():
             try:
-                self._store.key_value_set(
-                    f"{_PULSE}{self._index}", str(number), allow_overwrite=True
-                )
-                failed = self._store.key_value_dir_get(_FAILED)
-                if not failed and self._index == 0 and (gone := self._gone()):
-                    failed = [("", self._say_failed(_lost(gone), 1))]
+                failed = self._exchange(number)
+                unheard = 0
             except jax.errors.JaxRuntimeError:
-                # Process 0 is gone, and JAX is about to abort this one.
-                self._over.wait(self._timeout)
-                continue
+                # Process 0 is out of reach; if it is gone, JAX is about to abort this one.
+                unheard += 1
+                gone = unheard * _EVERY > self._timeout
+                failed = (_lost([0]), 1) if gone else None
             if failed:
                 with self._leaving:
-                    told, status = json.loads(failed[0][1])
-                    _tell(f"error: {told}")
-                    self._leave(told, status)
+                    _tell(f"error: {failed[0]}")
+                    self._leave(*failed)
             if self._over.wait(_EVERY):
                 return
+
+    def _exchange(self, number: int) -> tuple[str, int] | None:
+        """Gives a pulse; returns why all end and with which status, if one has failed."""
+        self._store.key_value_set(f"{_PULSE}{self._index}", str(number), allow_overwrite=True)
+        if failed := self._store.key_value_dir_get(_FAILED):
+            return tuple(json.loads(failed[0][1]))
+        if self._index == 0 and (gone := self._gone()):
+            return _lost(gone), 1
+        return None
 
     def _gone(self) -> list[int]:
         """The processes of which there was no pulse for long."""
@@ -315,17 +322,12 @@ class _Watch:
                 self._pulses[i] = (pulses.get(i, ""), now)
         return [int(i) for i, (_, at) in self._pulses.items() if now - at > self._timeout]
 
-    def _say_failed(self, told: str, status: int) -> str:
-        """Tells all processes; what the first one told stays."""
-        words = json.dumps([told, status])
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._store.key_value_set(f"{_FAILED}first", words)
-        return words
-
     def _leave(self, told: str, status: int) -> NoReturn:
         """Ends this process at once, process 0 when the others have read why."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._say_failed(told, status)
+            # What the first one told stays.
+            self._store.key_value_set(f"{_FAILED}first", json.dumps([told, status]))
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._store.key_value_set(f"{_LEFT}{self._index}", "", allow_overwrite=True)
             until = time.monotonic() + (_TO_READ_IT if self._index == 0 else 0)
             while time.monotonic() < until:

@@ -252,7 +252,7 @@ def mistakes(groups: Groups) -> bool:
     for odd, sentence in (
         (
             ["--config.seed=1"],
-            "process 1 is not as process 0: config.seed is '1' here and '0' there",
+            "process 1 is not as process 0: config.seed is 1 here and 0 there",
         ),
         ([f"--config.data.path={groups.root}/nowhere"], "process 1: .*nowhere|^error: .*nowhere"),
     ):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import operator
 import shlex
+from typing import Any
 
 import jax
 import ml_collections
@@ -93,10 +94,10 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     return assemble(config, mesh, dataset, tasks, parent)
 
 
-def facts(config: ml_collections.ConfigDict, mode: str) -> dict[str, str]:
+def facts(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
     """What all processes of a run have in common before they do anything, for `hosts.agree`."""
     fields = config_lib.flat_fields(config_lib.plain(config))
-    shared = {k: repr(x) for k, x in fields.items() if not k.startswith(_OF_ONE_HOST)}
+    shared = {k: x for k, x in fields.items() if not k.startswith(_OF_ONE_HOST)}
     versions = {"talora_jax": talora_jax.__version__, "jax": jax.__version__}
     return {"--mode": mode, **versions, **shared}
 
