@@ -72,7 +72,8 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     """Joins this process to the others, unless it has or there are none.
 
     Args:
-      preemptible: SIGTERM does not end this process; `preempted` tells of it.
+      preemptible: SIGTERM does not end this process: JAX tells all of it at a step, see
+        `talora_jax.training.workdir.Stop`.
 
     Raises:
       UserError: `config.hosts` cannot work, or there is no cluster that `auto` could ask. Where the

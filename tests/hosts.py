@@ -53,6 +53,8 @@ def free_port() -> int:
 class Process:
     """One process of a group, with what it prints in files."""
 
+    running: set[int] = set()
+
     def __init__(self, place: Path, work: Callable[[], None], devices: int):
         self.out, self.errors = place.with_suffix(".out"), place.with_suffix(".errors")
         self.begun = time.monotonic()
@@ -62,6 +64,7 @@ class Process:
         sys.stderr.flush()
         self.id = os.fork()
         if self.id:
+            self.running.add(self.id)
             return
         status = 1
         try:
@@ -84,6 +87,7 @@ class Process:
 
     def ended(self) -> int:
         """Its status, when it has."""
+        self.running.discard(self.id)
         return kills.ended(self.id)
 
     def told(self) -> str:
@@ -346,6 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{wrong} wrong")
         return min(wrong, 1)
     finally:
+        for process in Process.running:
+            os.kill(process, signal.SIGKILL)
         shutil.rmtree(root)
 
 
