@@ -275,8 +275,6 @@ def batches_of(
         batch_size=batch_size,
         seed=config.seed,
         augment=config.augment,
-        process_index=0,
-        process_count=1,
         num_threads=threads,
     )
 

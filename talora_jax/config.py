@@ -122,6 +122,9 @@ _RANGES = {
     "mesh.task": _Range(1),
     "hosts.num_processes": _Range(1),
     "hosts.process_id": _Range(0),
+    "hosts.initialization_timeout": _Range(1),
+    "hosts.heartbeat_timeout": _Range(5),
+    "hosts.shutdown_timeout": _Range(1),
 }
 # Of float32 and int32, in which a run computes and counts.
 _LARGEST = 3.4e38
@@ -272,6 +275,11 @@ def default() -> ml_collections.ConfigDict:
     hosts.coordinator = placeholder(str)
     hosts.num_processes = 1
     hosts.process_id = 0
+    # Seconds: for all processes to come; of silence after which one counts as gone, and all end;
+    # that the first to be done waits for the others.
+    hosts.initialization_timeout = 300
+    hosts.heartbeat_timeout = 30
+    hosts.shutdown_timeout = 300
     return config.lock()
 
 

@@ -135,17 +135,25 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.status)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except (UserError, KeyboardInterrupt) as error:
+        told, status = outcome(error)
+        print(told, file=sys.stderr)
     if status:
         sys.exit(status)
+
+
+def outcome(error: BaseException) -> tuple[str | None, int]:
+    """What a command that ends by an exception tells, and its exit status.
+
+    Nothing where a traceback tells more.
+    """
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, Stopped):
+        return str(error), error.status
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    return None, 1
 
 
 def one_line(error: BaseException | str) -> str:

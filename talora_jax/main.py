@@ -109,6 +109,7 @@ def predict(arguments: Sequence[str] | None = None) -> None:
 
     Writes what a finished run, or an adapter file, sees in images: a PNG per task and image, whose
     text chunks say what its values mean, a picture of all tasks per image, and summary.json.
+    Processes that --config.hosts.FIELD=VALUE brings together share the images out.
 
       talora_jax predict --workdir /tmp/rooms_tiny --images photo.jpg album/ --out seen
       talora_jax predict --adapter adapter.safetensors --base sam_vit_b.safetensors \\
@@ -143,9 +144,11 @@ def _command(
 def _run(
     work: Callable[[argparse.Namespace, Config], None], args: argparse.Namespace, config: Config
 ) -> None:
-    # `_evaluate` alone changes the config of a workdir.
+    # `_evaluate` changes the config of a workdir, and `_predict` takes hosts.
     if config is None and args.overrides and work is not _evaluate:
-        raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
+        hosts = work is _predict and all(f.startswith("hosts.") for f in fields_of(args.overrides))
+        if not hosts:
+            raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
     from talora_jax.compiled import keep_programs
@@ -231,7 +234,10 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
     workdir = _workdir(args)
     own = config_lib.read(workdir / "config.json")
     if config is None:
-        config = override(config_lib.read(workdir / "config.json"), args.overrides)
+        config = config_lib.read(workdir / "config.json")
+        # Those that the run was trained on are not here again.
+        config.hosts.update(config_lib.default().hosts.to_dict())
+        config = override(config, args.overrides)
     from talora_jax.training.evaluate_run import evaluate_run
 
     evaluate_run(workdir, own, config, args.split, print)
@@ -250,14 +256,16 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
         raise UserError("predict needs --workdir or --adapter, one of them")
     if not args.out:
         raise UserError("--out is missing: where should the predictions go?")
+    from talora_jax import hosts
     from talora_jax.inference.model import load
     from talora_jax.inference.to_files import find_images, predict
 
     out = Path(args.out).expanduser()
-    inputs = find_images(args.images, out)
-    model = load(args.workdir or args.adapter, args.base, force=args.force)
     how = {"npy": args.npy, "overwrite": args.overwrite, "batch_size": args.batch_size}
-    predict(model, inputs, out, tasks=args.tasks, **how)
+    with hosts.joined(override(config_lib.default(), args.overrides).hosts):
+        inputs = find_images(args.images, out)
+        model = load(args.workdir or args.adapter, args.base, force=args.force)
+        predict(model, inputs, out, tasks=args.tasks, **how)
 
 
 def _describe(args: argparse.Namespace, config: Config) -> None:

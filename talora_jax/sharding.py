@@ -1,16 +1,19 @@
-"""The device mesh, how arrays are laid over it, and the start of many hosts.
+"""The device mesh, and how arrays are laid over it.
 
 Mesh axes: `data` and `fsdp` share the batch; `fsdp` also shards the frozen parameters; `task`
 shards the task axis of the encoder's activations.
 """
 
+import functools
+import itertools
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree, Shaped
 
 from talora_jax.errors import UserError
 
@@ -18,14 +21,6 @@ AXES = ("data", "fsdp", "task")
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 # Below this many elements a parameter is replicated: sharding it costs more than it saves.
 MIN_SHARDED_SIZE = 2**12
-
-
-def start_hosts(coordinator: str | None, num_processes: int, process_id: int) -> None:
-    """Joins this process to the others; on a TPU pod `coordinator='auto'` finds them by itself."""
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def make_mesh(data: int, fsdp: int, task: int) -> jax.sharding.Mesh:
@@ -94,7 +89,58 @@ def shard_frozen(frozen: nnx.State, mesh: jax.sharding.Mesh) -> nnx.State:
     return jax.tree.map(lambda x: jax.device_put(x, fsdp_sharding(mesh, x.shape)), frozen)
 
 
+class BatchRows(NamedTuple):
+    """The rows of a batch that this process has to do with.
+
+    Attributes:
+      loaded: those that its devices hold, which another process's may hold, too.
+      counted: of each of these, whether it is this process that counts it: one does of all.
+    """
+
+    loaded: tuple[int, ...]
+    counted: Bool[np.ndarray, "rows"]
+
+
+def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> BatchRows:
+    """This process's rows of a batch that `batch_sharding` lays over the mesh."""
+    holders = _holders(mesh)
+    each = batch_size // len(holders)
+    ours = jax.process_index()
+    held = [(block, by[0] == ours) for block, by in enumerate(holders) if ours in by]
+    loaded = [range(block * each, (block + 1) * each) for block, _ in held]
+    counted = np.repeat(np.array([first for _, first in held], bool), each)
+    return BatchRows(tuple(itertools.chain(*loaded)), counted)
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> PyTree[Array]:
-    """This host's rows of the batch as part of one global array over all hosts."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    """This process's rows of the batch, see `batch_rows`, as part of one array over all hosts."""
+    sharding, holders = batch_sharding(mesh), _holders(mesh)
+    held = [block for block, by in enumerate(holders) if jax.process_index() in by]
+
+    def placed(rows: np.ndarray) -> Array:
+        each = len(rows) // len(held)
+
+        def block(index: tuple[slice, ...]) -> np.ndarray:
+            at = held.index((index[0].start or 0) // each) * each
+            return rows[at : at + each]
+
+        shape = (each * len(holders), *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, block)
+
+    return {name: placed(rows) for name, rows in batch.items()}
+
+
+def local_rows(x: Shaped[Array, "B ..."]) -> Shaped[np.ndarray, "rows ..."]:
+    """The rows that `batch_rows` says this process loads, of an array that lies like a batch."""
+    blocks = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(blocks[start]) for start in sorted(blocks)])
+
+
+@functools.lru_cache
+def _holders(mesh: jax.sharding.Mesh) -> list[list[int]]:
+    """For each block of rows that a batch is cut into, the processes of which devices hold it."""
+    blocks = mesh.shape["data"] * mesh.shape["fsdp"]
+    holders: list[set[int]] = [set() for _ in range(blocks)]
+    for device, (where,) in batch_sharding(mesh).devices_indices_map((blocks,)).items():
+        holders[where.start or 0].add(device.process_index)
+    return [sorted(by) for by in holders]

@@ -8,12 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "compiled", "errors", "files", "rgb", "sharding"}
+GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding"}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "compiled": set(),
     "files": {"errors"},
+    "hosts": {"errors"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
     "models": GROUND,

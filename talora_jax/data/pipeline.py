@@ -9,7 +9,7 @@ Samples are read and augmented in threads of this process, or in worker processe
 Python's lock would keep the threads of a large machine from feeding an accelerator. Everything
 random depends on the seed and on the sample's position in the one endless stream that all hosts'
 processes share, never on who reads it: batches restored from their state go on with the same bytes,
-and those of a step, put together over all hosts, hold the same samples however many there are.
+and that of a step, put together over all hosts, is the same however many there are.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,28 +73,27 @@ def train_iterator(
     tasks: Sequence[str],
     image_size: tuple[int, int],
     batch_size: int,
+    rows: Sequence[int] | None = None,
     seed: int,
     augment: ml_collections.ConfigDict,
-    process_index: int,
-    process_count: int,
     num_threads: int,
     num_workers: int = 0,
     asked: AskedMasks | None = None,
 ) -> TrainBatches:
     """Endless augmented batches in an order that is new in every epoch.
 
-    The stream runs through epoch after epoch, each a permutation of all samples, and process p gets
-    the stream's positions p, p + process_count, …: the processes' samples are disjoint, together
-    they cover each epoch, and no sample is dropped (a batch may span the end of an epoch).
+    The stream runs through epoch after epoch, each a permutation of all samples, cut into batches;
+    no sample is dropped (a batch may span the end of an epoch). Of each batch a process makes its
+    own rows: put together they are the batch that one process would have made.
 
     Args:
       source: samples of the training split.
       tasks: targets to keep.
       image_size: H, W of the batches.
-      batch_size: samples per batch of this process.
+      batch_size: samples per batch, over all processes.
+      rows: those of a batch to make, see `talora_jax.sharding.batch_rows`; None for all.
       seed: from 0 to 2³² - 1.
       augment: `config.augment`, see `Augment.from_config`.
-      process_index: this process, of `process_count`.
       num_threads: batches made at a time; 0 makes each when it is asked for.
       num_workers: processes that make the batches instead, one each at a time; 0 starts none.
       asked: makes masks of the targets, for training from prompts.
@@ -113,17 +112,18 @@ def train_iterator(
         .random_map(Augment.from_config(augment, image_size))
     )
     finished = augmented.map(_finish) if asked is None else augmented.random_map(asked.draw)
-    share = finished[process_index::process_count]
+    rows = tuple(range(batch_size) if rows is None else rows)
+    share = _Rows(finished, batch_size, rows)
 
     def start_at(batch: int) -> grain.DatasetIterator:
-        rest = share[batch * batch_size :]
+        rest = share[batch * len(rows) :]
         if not num_workers:
-            return iter(_batches(rest, batch_size, num_threads))
+            return iter(_batches(rest, len(rows), num_threads))
         # Grain asks absl for a flag of its own, whoever parses the command line.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-        return iter(_batches(rest, batch_size, 1).mp_prefetch(options))
+        return iter(_batches(rest, len(rows), 1).mp_prefetch(options))
 
     return TrainBatches(start_at)
 
@@ -134,15 +134,13 @@ def eval_batches(
     tasks: Sequence[str],
     image_size: tuple[int, int],
     batch_size: int,
-    process_index: int,
-    process_count: int,
+    rows: Sequence[int] | None = None,
     asked: AskedMasks | None = None,
 ) -> Iterable[dict[str, np.ndarray]]:
-    """Every sample once over all processes, in order; the same number of batches in each process.
+    """Every sample once, in order, cut into batches; of each of them the rows asked for.
 
-    Process p gets samples p, p + process_count, …. What is missing to full batches is made up by
-    black images with unlabelled targets, and the extra key `valid`, bool [B], tells them apart.
-    The result can be iterated again.
+    What is missing to a full last batch is made up by black images with unlabelled targets, and the
+    extra key `valid`, bool [B], tells them apart. The result can be iterated again.
 
     Args: as of `train_iterator`.
     """
@@ -151,12 +149,30 @@ def eval_batches(
         return _finish(fit(sample, image_size))
 
     prepare = fitted if asked is None else asked.all
-    share = _Share(source, tasks, prepare, batch_size, process_index, process_count)
-    return _batches(grain.MapDataset.source(share), batch_size, _EVAL_THREADS)
+    rows = tuple(range(batch_size) if rows is None else rows)
+    share = _Share(source, tasks, prepare, batch_size, rows)
+    return _batches(grain.MapDataset.source(share), len(rows), _EVAL_THREADS)
+
+
+class _Rows(grain.MapDataset):
+    """Some rows of each of the batches that an endless stream is cut into."""
+
+    def __init__(self, stream: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):
+        super().__init__(stream)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int | slice):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 class _Share:
-    """One process's share of `source`, filled up so that all shares make equally many batches."""
+    """One process's rows of the batches of `source`, the last of which is filled up."""
 
     def __init__(
         self,
@@ -164,22 +180,20 @@ class _Share:
         tasks: Sequence[str],
         prepare: Callable[[Sample], Resized | Asked],
         batch_size: int,
-        process_index: int,
-        process_count: int,
+        rows: tuple[int, ...],
     ):
         self._source = source
         self._tasks = tasks
         self._prepare = prepare
-        self._process_index = process_index
-        self._process_count = process_count
-        self._batches = -(-len(source) // (batch_size * process_count))
         self._batch_size = batch_size
+        self._rows = rows
 
     def __len__(self) -> int:
-        return self._batches * self._batch_size
+        return -(-len(self._source) // self._batch_size) * len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        position = self._process_index + index * self._process_count
+        batch, row = divmod(index, len(self._rows))
+        position = batch * self._batch_size + self._rows[row]
         valid = position < len(self._source)
         sample = _keep(self._source[position if valid else 0], self._tasks)
         sample = self._prepare(sample)

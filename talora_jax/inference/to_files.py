@@ -10,6 +10,7 @@ Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
 
 import dataclasses
 import glob
+import hashlib
 import io
 import itertools
 import json
@@ -18,11 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import jax
 import numpy as np
 import rich.console
 import rich.progress
 from PIL import Image
 
+import talora_jax
+from talora_jax import hosts
 from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.inference.batches import Prepared
@@ -30,6 +34,7 @@ from talora_jax.inference.model import Maps, TrainedModel
 from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
 from talora_jax.tasks.png import COMPRESS_LEVEL, Png
+from talora_jax.weights.header import tensors_sha256
 
 Row = TypeVar("Row")
 Content = Png | Image.Image | np.ndarray
@@ -59,7 +64,8 @@ def predict(
 ) -> dict:
     """Predicts on images, writes what it saw, and returns the summary.
 
-    Files that cannot be read are listed at the end.
+    Files that cannot be read are listed at the end. Where many processes have come together (see
+    `talora_jax.hosts`) each does its share, and process 0 tells and writes the summary.
 
     Args:
       inputs: from `find_images`.
@@ -78,6 +84,20 @@ def predict(
     names = [task.name for task in wanted]
     written = (".png", ".npy") if npy else (".png",)
     check_out(out, SUMMARY, inputs, [*names, PANELS], written, overwrite=overwrite)
+    # Then all have looked what is there, and may write.
+    hosts.agree(
+        {
+            "--mode": "predict",
+            "talora_jax": talora_jax.__version__,
+            "--images": _digest(str(given) for given in inputs),
+            "--out": str(out.absolute()),
+            "the outputs": names,
+            "the adapter": tensors_sha256(model.file.tensors),
+            "the base": model.file.base_fingerprint,
+            "--npy": npy,
+        }
+    )
+    index, count = jax.process_index(), jax.process_count()
 
     def read(given: Input) -> Prepared:
         return model.prepared(read_rgb(given.path))
@@ -98,8 +118,15 @@ def predict(
             "files": [str(path.relative_to(out)) for path in files],
         }
 
-    results = model.each(inputs, read, write, wanted, batch_size, number=len(inputs))
-    rows, unreadable = each_image(inputs, "predicting", results, print_line)
+    mine = inputs[index::count]
+    results = model.each(mine, read, write, wanted, batch_size, number=len(mine))
+    share = _work_through(mine, "predicting", results, quiet=index > 0)
+    order = {str(given.path): place for place, given in enumerate(inputs)}
+    rows, unreadable = (
+        sorted(itertools.chain(*told), key=lambda row: order[row["image"]])
+        for told in zip(*hosts.gathered(share), strict=True)
+    )
+    _tell_unreadable(inputs, rows, unreadable, print_line if index == 0 else lambda line: None)
     summary = {
         "tasks": {t.name: {"channels": t.channels, "classes": list(t.class_names)} for t in wanted},
         "base": model.file.base,
@@ -108,11 +135,12 @@ def predict(
         "unreadable": unreadable,
         "seconds": round(time.monotonic() - started, 3),
     }
-    write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
-    print_line(
-        f"{len(rows)} of {len(inputs)} images predicted in {summary['seconds']:.1f} s; "
-        f"{', '.join(names)} and {PANELS} are in {out}"
-    )
+    if index == 0:
+        write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
+        print_line(
+            f"{len(rows)} of {len(inputs)} images predicted in {summary['seconds']:.1f} s; "
+            f"{', '.join(names)} and {PANELS} are in {out}"
+        )
     return summary
 
 
@@ -215,6 +243,18 @@ def each_image(
     Raises:
       UserError: not one image could be read, or what `results` raises.
     """
+    rows, unreadable = _work_through(inputs, doing, results)
+    _tell_unreadable(inputs, rows, unreadable, print_line)
+    return rows, unreadable
+
+
+def _work_through(
+    inputs: Sequence[Input],
+    doing: str,
+    results: Iterable[Row | UserError],
+    quiet: bool = False,
+) -> tuple[list[Row], list[dict]]:
+    """`each_image` without a word, also where nothing can be read; `quiet` shows no bar."""
     rows: list[Row] = []
     unreadable: list[dict] = []
     console = rich.console.Console()
@@ -222,7 +262,7 @@ def each_image(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
     )
     with bar:
         counted = bar.track(results, total=len(inputs), description=doing)
@@ -232,6 +272,19 @@ def each_image(
                 unreadable.append({"image": str(given.path), "reason": reason})
             else:
                 rows.append(result)
+    return rows, unreadable
+
+
+def _tell_unreadable(
+    inputs: Sequence[Input],
+    rows: Sequence[Row],
+    unreadable: Sequence[dict],
+    print_line: Callable[[str], None],
+) -> None:
+    """
+    Raises:
+      UserError: not one image could be read.
+    """
     for failed in unreadable:
         print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
     if not rows:
@@ -240,7 +293,10 @@ def each_image(
             if len(unreadable) == 1
             else f"none of {len(inputs)} images could be read"
         )
-    return rows, unreadable
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def write_all(files: Mapping[Path, Content]) -> None:

@@ -17,7 +17,7 @@ from talora_jax.data import memory
 from talora_jax.data.masks import AskedMasks
 from talora_jax.data.pipeline import eval_batches
 from talora_jax.errors import UserError
-from talora_jax.sharding import batch_sharding, replicated, shard_batch
+from talora_jax.sharding import batch_rows, batch_sharding, local_rows, replicated, shard_batch
 from talora_jax.tasks.base import Sums
 from talora_jax.training import panels as panels_lib
 from talora_jax.training.checkpoint import Checkpoints
@@ -138,7 +138,9 @@ def evaluate(
     print_line(f"{what} at step {step}")
     print_metrics(metrics, print_line, baselines)
     if workdir is not None and pictures:
-        save_pictures(evaluator.pictures(learnt, run.config.num_pictures), workdir)
+        panels = evaluator.pictures(learnt, run.config.num_pictures)
+        if jax.process_index() == 0:
+            save_pictures(panels, workdir)
     return metrics
 
 
@@ -169,9 +171,8 @@ def split_batches(run: Run, split: str, asked: AskedMasks | None = None) -> Batc
         run.dataset.splits[split],
         tasks=run.config.tasks if asked is None else asked.domains,
         image_size=run.dataset.image_size,
-        batch_size=run.config.eval_batch_size // jax.process_count(),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        batch_size=run.config.eval_batch_size,
+        rows=batch_rows(run.mesh, run.config.eval_batch_size).loaded,
         asked=asked,
     )
 
@@ -201,14 +202,13 @@ def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
     """The metrics of what `step` measures, over all batches of all processes."""
     totals: Totals = {}
     host_totals: Totals = {}
+    counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
     for batch in batches:
         sums, host_inputs = step(shard_batch(batch, run.mesh))
         _add(totals, jax.device_get(sums))
-        rows = multihost_utils.global_array_to_host_local_array(
-            host_inputs, run.mesh, batch_sharding(run.mesh).spec
-        )
+        rows = jax.tree.map(lambda x: local_rows(x)[counted], host_inputs)
         tasks = [task for task in run.tasks if rows.get(task.name)]
-        _add(host_totals, {t.name: t.host_metrics(jax.device_get(rows[t.name])) for t in tasks})
+        _add(host_totals, {t.name: t.host_metrics(rows[t.name]) for t in tasks})
     _add(totals, over_processes(host_totals))
     return {
         f"{task.name}/{name}": value

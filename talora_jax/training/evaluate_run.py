@@ -4,17 +4,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 
 from talora_jax import config as config_lib
+from talora_jax import hosts
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.data.folder import stated_class_names
 from talora_jax.errors import UserError, check_choice
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import evaluate
 from talora_jax.training.jobs import JOBS, Job
-from talora_jax.training.setup import Run, told
+from talora_jax.training.setup import Run, facts, told
 from talora_jax.training.workdir import check_same, on_disk
 from talora_jax.weights.adapter_file import FILE_NAME, AdapterFile
 
@@ -61,8 +63,11 @@ def evaluate_start(
     Raises:
       UserError: the config, the data or the base cannot work.
     """
-    job, run, what = _prepared(config, split)
-    return evaluate(run, job.evaluator(run), job.baselines(run), None, print_line, what=what)
+    with hosts.joined(config.hosts):
+        hosts.agree(facts(config, f"evaluate --split={split}"))
+        job, run, what = _prepared(config, split)
+        evaluator, baselines = job.evaluator(run), job.baselines(run)
+        return evaluate(run, evaluator, baselines, None, _by_first(print_line), what=what)
 
 
 def evaluate_run(
@@ -84,6 +89,19 @@ def evaluate_run(
       UserError: a field that an evaluation cannot change, other classes than the run's, or the
         data, the base or the checkpoints cannot work.
     """
+    with hosts.joined(config.hosts):
+        hosts.agree(facts(config, f"evaluate --split={split}"))
+        return _evaluate_joined(workdir, own, config, split, _by_first(print_line))
+
+
+def _evaluate_joined(
+    workdir: Path,
+    own: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
+    split: str,
+    print_line: Callable[[str], None],
+) -> dict[str, float]:
+    """`evaluate_run` for one of the processes that have come together."""
     before, asked = (config_lib.flat_fields(config_lib.plain(c)) for c in (own, config))
     changed = [name for name in asked if before[name] != asked[name]]
     fixed = [name for name in changed if not name.startswith(_MEASURED + _COMPUTED)]
@@ -95,6 +113,7 @@ def evaluate_run(
             "data by --config.data.FIELD and --split. Leave them out"
         )
     config = config_lib.forget_unread(config, own)
+    _fit_mesh(config, own)
     trained = _trained(workdir)
     elsewhere = any(name.startswith(_MEASURED) and name != "config.data.dir" for name in changed)
     if elsewhere and config.data.name == "folder" and not stated_class_names(config.data):
@@ -122,6 +141,22 @@ def evaluate_run(
     if not own_results:
         print_line(f"Nothing is written: {workdir} keeps the results of its own validation split.")
     return metrics
+
+
+def _by_first(print_line: Callable[[str], None]) -> Callable[[str], None]:
+    """Of many processes one has the word."""
+    return print_line if jax.process_index() == 0 else lambda line: None
+
+
+def _fit_mesh(config: ml_collections.ConfigDict, own: ml_collections.ConfigDict) -> None:
+    """Lays over the devices that are here what a run was trained on others with, unless asked."""
+    mesh = config.mesh
+    if mesh.to_dict() != own.mesh.to_dict():
+        return
+    rest = jax.device_count() / (mesh.fsdp * mesh.task)
+    fits = rest.is_integer() if mesh.data == -1 else rest == mesh.data
+    if not fits:
+        mesh.update(config_lib.default().mesh.to_dict())
 
 
 def _prepared(config: ml_collections.ConfigDict, split: str) -> tuple[Job, Run, str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import jax
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -35,7 +36,8 @@ class Job(NamedTuple):
       evaluator: of a run.
       baselines: what a model that never looks at the image scores; beside them stand the metrics.
       results: of a config, the names of the files that a finished run leaves.
-      leave: writes these, of a run and what it learnt, into its workdir.
+      leave: writes these, of a run and what it learnt, into its workdir; all processes call it, and
+        process 0 writes.
     """
 
     prepare: Callable[[ml_collections.ConfigDict], Run]
@@ -49,7 +51,8 @@ class Job(NamedTuple):
 
 
 def _leave_adapter(run: Run, learnt: nnx.State, workdir: Path) -> None:
-    setup.learnt_file(run, learnt).write(workdir / adapter_file.FILE_NAME)
+    if jax.process_index() == 0:
+        setup.learnt_file(run, learnt).write(workdir / adapter_file.FILE_NAME)
 
 
 JOBS = {

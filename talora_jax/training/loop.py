@@ -10,16 +10,17 @@ import numpy as np
 from jaxtyping import Array
 
 from talora_jax import config as config_lib
+from talora_jax import hosts
 from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
 from talora_jax.errors import Stopped, UserError, check_choice
-from talora_jax.sharding import shard_batch
+from talora_jax.sharding import batch_rows, shard_batch
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.log import RunLog
-from talora_jax.training.setup import Run, told
+from talora_jax.training.setup import Run, facts, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.training.workdir import (
     PICTURES,
@@ -50,19 +51,23 @@ def train(
 
     Raises:
       UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
-      Stopped: Ctrl-C or SIGTERM ended the run; the step it was at is finished and saved.
+      Stopped: Ctrl-C or SIGTERM ended the run; the step it was at is finished and saved. On many
+        hosts it is SIGTERM to one or all of them, and all end after the same step.
     """
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
-    # Before data is prepared, which may take long.
-    claim_workdir(config, workdir, write=False, more_steps=more_steps)
-    config = as_begun(config, workdir)
-    check_free(workdir)
-    with interrupted(workdir) as check_interrupt:
+    with interrupted(workdir) as check_interrupt, hosts.joined(config.hosts, preemptible=True):
+        main_process = jax.process_index() == 0
+        # Before data is prepared, which may take long.
+        claim_workdir(config, workdir, write=False, more_steps=more_steps)
+        config = as_begun(config, workdir)
+        if main_process:
+            check_free(workdir)
+        hosts.agree(facts(config, "train"))
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
         with (
-            held(workdir, active=jax.process_index() == 0),
+            held(workdir, active=main_process),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
         ):
             return _train(run, found, job, workdir, checkpoints, more_steps, check_interrupt)
@@ -89,11 +94,10 @@ def _train(
         run.dataset.splits["train"],
         tasks=job.targets(config),
         image_size=run.dataset.image_size,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
+        rows=batch_rows(run.mesh, config.batch_size).loaded,
         seed=config.seed,
         augment=config.augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         num_threads=config.read_threads,
         num_workers=config.read_workers,
         asked=job.asked(run),
@@ -102,10 +106,12 @@ def _train(
         state, position = checkpoints.restore(state, print if main_process else lambda line: None)
         check_same(config, workdir, position, told(run))
         iterator.set_state(position)
-    claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     first_step = int(state.step)
+    hosts.agree({"the step of the checkpoint": first_step})
+    claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     results = [workdir / name for name in files]
-    if first_step == config.steps and all(path.exists() for path in results):
+    # As process 0 says: it is that one which writes them.
+    if hosts.gathered(first_step == config.steps and all(path.exists() for path in results))[0]:
         if main_process:
             names = ", ".join(files)
             print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
@@ -163,7 +169,7 @@ def _train(
                     metrics = evaluator.metrics(state.trainable["model"])
                     log.write(step, "val", metrics)
                     print_metrics(metrics, log.print, baselines)
-                asked = stop.signal
+                asked = stop.after(step)
                 if _due(step, config.checkpoint_every) or is_last or asked:
                     _check_finite(step, scalars, run)
                     checkpoints.save(step, state, iterator.get_state() | told(run))
@@ -192,7 +198,7 @@ def _train(
         save_pictures(panels, workdir)
         for i, panel in enumerate(panels):
             log.picture(config.steps, f"val_{i:03d}", panel)
-        job.leave(run, learnt, workdir)
+    job.leave(run, learnt, workdir)
     written = ", ".join(map(str, results))
     log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / PICTURES}")
     log.close()

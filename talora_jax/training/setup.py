@@ -1,16 +1,20 @@
 """What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
 
 import dataclasses
+import hashlib
+import json
 import operator
 import shlex
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 
+import talora_jax
 from talora_jax import config as config_lib
-from talora_jax import sharding
+from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.transforms import Augment
 from talora_jax.errors import UserError
@@ -24,6 +28,15 @@ from talora_jax.weights.assemble import base_in_words, resolve_dtype, sizes_of
 from talora_jax.weights.base_file import read_base, read_description
 from talora_jax.weights.build import build, check_base_tasks, make_msam
 from talora_jax.weights.state import fingerprint, tensors_of
+
+# Where the same data and base lie, and who reads them, may be another matter on each host.
+_OF_ONE_HOST = (
+    "config.hosts.",
+    "config.data.dir",
+    "config.data.path",
+    "config.model.weights",
+    "config.read_",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +70,7 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     config_lib.check(config)
     config_lib.check_read(config)
     Augment.from_config(config.augment, (1, 1))  # of any size, before data is prepared
-    sharding.start_hosts(
-        config.hosts.coordinator, config.hosts.num_processes, config.hosts.process_id
-    )
+    hosts.join(config.hosts)
     mesh = sharding.make_mesh(**config.mesh)
     config_lib.check_mesh(config, mesh.shape)
     dtype = resolve_dtype(config.model.dtype)
@@ -78,8 +89,27 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     sizes(config)
     parent = parent_of(config)
     dataset = open_dataset(config.data, config.tasks)
+    hosts.agree(data_facts(dataset))
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
     return assemble(config, mesh, dataset, tasks, parent)
+
+
+def facts(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
+    """What all processes of a run have in common before they do anything, for `hosts.agree`."""
+    fields = config_lib.flat_fields(config_lib.plain(config))
+    shared = {k: x for k, x in fields.items() if not k.startswith(_OF_ONE_HOST)}
+    versions = {"talora_jax": talora_jax.__version__, "jax": jax.__version__}
+    return {"--mode": mode, **versions, **shared}
+
+
+def data_facts(dataset: Dataset) -> dict[str, str]:
+    """What all processes find in their data."""
+    found = {name: f"{len(samples)} samples" for name, samples in dataset.splits.items()}
+    for name, files in dataset.contents.items():
+        digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+        found[name] = f"{found[name]}, {digest}" if name in found else digest
+    found["classes"] = ", ".join(dataset.class_names)
+    return {f"the data's {name}": value for name, value in found.items()}
 
 
 def assemble(
@@ -108,6 +138,7 @@ def assemble(
     model = build(lambda: make_model(config, tasks, sam), base, shared)
     graphdef, learnt, kept, frozen = _split(model, config)
     digest = fingerprint(tensors_of(frozen))
+    hosts.agree({"the base": digest})
     if parent and digest != parent.base_fingerprint:
         raise UserError(
             f"config.adapter.extend: {config.adapter.extend} belongs to another base "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 from talora_jax import config as config_lib
 from talora_jax.errors import Stopped, UserError, short
@@ -180,13 +181,13 @@ def check_free(workdir: Path) -> None:
 class Stop:
     """Whether the run is asked to stop: by Ctrl-C, or by a scheduler's SIGTERM.
 
-    The first signal lets the step that runs be finished and saved; the next one ends at once.
+    The first signal lets the step that runs be finished and saved; the next one ends at once. On
+    many hosts JAX takes SIGTERM, to any of them, and says to all after which step they stop.
     """
 
     signal: int | None = None
 
     def __enter__(self) -> "Stop":
-        # Hosts stop together or not at all: many have a scheduler that resumes them.
         self._before = {}
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -198,6 +199,12 @@ class Stop:
     def __exit__(self, *exception) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step; asked after each, it is the same in all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def _note(self, number: int, frame) -> None:
         self.signal = number

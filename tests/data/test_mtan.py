@@ -155,8 +155,6 @@ def test_records_are_augmented_and_batched(originals, tmp_path):
         batch_size=3,
         seed=0,
         augment=augment,
-        process_index=0,
-        process_count=1,
         num_threads=1,
     )
     for batch in itertools.islice(batches, 2):

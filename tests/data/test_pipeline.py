@@ -48,7 +48,7 @@ def train(length=10, *, augmented=True, **arguments):
         augment | {"flip": flip, "colour_jitter": jitter, "noise": 0.0, "shapes": 0}
     )
     defaults = {"tasks": TASKS, "image_size": SIZE, "batch_size": 4, "seed": 7, "augment": augment}
-    processes = {"process_index": 0, "process_count": 1, "num_threads": 0}
+    processes = {"num_threads": 0}
     # A list: a class of a test's module is no class in a worker process.
     samples = [Counted(length)[index] for index in range(length)]
     return train_iterator(samples, **(defaults | processes | arguments))
@@ -99,38 +99,13 @@ def test_every_epoch_holds_every_sample_once_in_a_new_order(length):
         assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_share_each_epoch_out(process_count):
-    length, batch_size = 12, 2
-    shares = [
-        identities(
-            take(
-                train(
-                    length,
-                    batch_size=batch_size,
-                    process_index=process,
-                    process_count=process_count,
-                ),
-                2 * length // (batch_size * process_count),
-            )
-        )
-        for process in range(process_count)
-    ]
-    per_epoch = length // process_count
-    for epoch in range(2):
-        seen = [share[epoch * per_epoch : (epoch + 1) * per_epoch] for share in shares]
-        assert sorted(itertools.chain(*seen)) == list(range(length))
-
-
-def test_a_step_holds_the_same_samples_for_any_number_of_processes():
+@pytest.mark.parametrize("rows", [((0, 1), (2, 3)), ((0, 3), (1, 2)), ((0, 1, 2), (1, 2, 3))])
+def test_a_batch_is_the_same_whichever_processes_make_its_rows(rows):
     whole = take(train(batch_size=4), 5)
-    halves = [take(train(batch_size=2, process_index=p, process_count=2), 5) for p in (0, 1)]
-    for step in range(5):
-        for name in whole[step]:
-            together = np.stack([half[step][name] for half in halves], axis=1)
-            np.testing.assert_array_equal(
-                together.reshape(whole[step][name].shape), whole[step][name]
-            )
+    for some in rows:
+        batches = train(batch_size=4, rows=some)
+        for expected, batch in zip(whole, take(batches, 5), strict=True):
+            assert_same([batch], [{name: x[list(some)] for name, x in expected.items()}])
 
 
 def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed():
@@ -148,12 +123,12 @@ def test_threads_change_nothing(num_threads):
 @pytest.mark.parametrize("num_threads", [0, 3])
 @pytest.mark.parametrize("done", [0, 1, 5])
 def test_resume_goes_on_with_the_same_bytes(num_threads, done):
-    unbroken = train(num_threads=num_threads, process_index=1, process_count=2)
+    unbroken = train(num_threads=num_threads, rows=(1, 2))
     take(unbroken, done)
     state = json.loads(json.dumps(unbroken.get_state()))
     following = take(unbroken, 6)
 
-    fresh = train(num_threads=num_threads, process_index=1, process_count=2)
+    fresh = train(num_threads=num_threads, rows=(1, 2))
     take(fresh, 2)
     fresh.set_state(state)
     assert_same(take(fresh, 6), following)
@@ -178,25 +153,23 @@ def test_an_empty_split_is_refused():
         train(0)
 
 
-@pytest.mark.parametrize("length, batch_size, process_count", [(10, 4, 1), (10, 2, 3), (1, 3, 2)])
-def test_eval_gives_every_sample_once(length, batch_size, process_count):
+@pytest.mark.parametrize(
+    "length, rows", [(10, [[0, 1, 2, 3]]), (10, [[0, 2], [1, 3]]), (1, [[1], [0]])]
+)
+def test_eval_gives_every_sample_once(length, rows):
+    batch_size = sum(map(len, rows))
     shares = [
         list(
             eval_batches(
-                Counted(length),
-                tasks=TASKS,
-                image_size=SIZE,
-                batch_size=batch_size,
-                process_index=process,
-                process_count=process_count,
+                Counted(length), tasks=TASKS, image_size=SIZE, batch_size=batch_size, rows=some
             )
         )
-        for process in range(process_count)
+        for some in rows
     ]
-    assert {len(share) for share in shares} == {-(-length // (batch_size * process_count))}
+    assert {len(share) for share in shares} == {-(-length // batch_size)}
     seen = collections.Counter()
     for batch in itertools.chain(*shares):
-        assert batch["valid"].shape == (batch_size,)
+        assert batch["valid"].shape == (len(rows[0]),)
         assert batch["valid"].dtype == bool
         assert batch["image"].dtype == np.float32
         seen.update(batch["semantic"][batch["valid"], 0, 0].tolist())
@@ -212,8 +185,6 @@ def test_eval_is_in_order_and_can_be_repeated():
         tasks=("semantic",),
         image_size=SIZE,
         batch_size=2,
-        process_index=0,
-        process_count=1,
     )
     first = list(batches)
     assert identities(first) == [0, 1, 2, 3, 4, -1]
@@ -227,8 +198,6 @@ def test_eval_of_nothing_is_nothing():
             tasks=TASKS,
             image_size=SIZE,
             batch_size=2,
-            process_index=0,
-            process_count=1,
         )
     )
 

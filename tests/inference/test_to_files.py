@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -204,3 +205,25 @@ def test_the_command_gives_what_the_api_gives(start_main, shelf, album, tmp_path
         _, errors = process.communicate()
         assert process.returncode == 2
         assert told in errors and len(errors.strip().splitlines()) == 1, errors
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_out(start_main, shelf, album, tmp_path):
+    ours, theirs = tmp_path / "one", tmp_path / "two"
+    common = ["--mode=predict", "--adapter", str(shelf / "adapter.safetensors"), "--tasks=depth"]
+    common += ["--images", str(album), "--out", str(theirs)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    given = [f"--config.hosts.coordinator=localhost:{port}", "--config.hosts.num_processes=2"]
+    both = [start_main(*common, *given, f"--config.hosts.process_id={i}") for i in range(2)]
+    told = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    model = talora_jax.load(shelf / "adapter.safetensors")
+    inputs, lines = find_images([str(album)], ours), []
+    summary = predict(model, inputs, ours, tasks=["depth"], print_line=lines.append)
+    found = json.loads((theirs / "summary.json").read_text())
+    assert found | {"seconds": 0} == summary | {"seconds": 0} and len(found["images"]) > 1
+    assert told[0][0].splitlines()[:-1] == lines[:-1] and not told[1][0]
+    for path in ours.rglob("*.png"):
+        assert path.read_bytes() == (theirs / path.relative_to(ours)).read_bytes()

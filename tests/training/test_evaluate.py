@@ -73,6 +73,7 @@ def test_two_processes_measure_what_one_does(edges_config, start_python):
         free.bind(("localhost", 0))
         edges_config.hosts.coordinator = f"localhost:{free.getsockname()[1]}"
     edges_config.hosts.num_processes = 2
+    edges_config.mesh.task = 2  # both have the same rows, and one counts them
     processes = []
     for i in range(2):
         edges_config.hosts.process_id = i

@@ -37,8 +37,6 @@ def first_batch(run):
         tasks=run.config.tasks,
         image_size=run.dataset.image_size,
         batch_size=run.config.batch_size,
-        process_index=0,
-        process_count=1,
     )
     return sharding.shard_batch(next(iter(batches)), run.mesh)
 

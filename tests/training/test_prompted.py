@@ -49,8 +49,6 @@ def first_batch(run):
         batch_size=config.batch_size,
         seed=config.seed,
         augment=config.augment,
-        process_index=0,
-        process_count=1,
         num_threads=0,
         asked=JOB.asked(run),
     )

@@ -1,13 +1,13 @@
 """IoUs after clicks and from boxes, what answers without a model are worth, and pictures."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
 from talora_jax.data.masks import masks_of
@@ -22,7 +22,7 @@ from talora_jax.models.prompt_encoder import (
 from talora_jax.prompting import measure
 from talora_jax.prompting.draw import Prompts
 from talora_jax.prompting.losses import intersection_over_union
-from talora_jax.sharding import batch_sharding, shard_batch
+from talora_jax.sharding import batch_rows, batch_sharding, local_rows, shard_batch
 from talora_jax.training.evaluate import over_processes, split_batches
 from talora_jax.training.prompted.panels import panel
 from talora_jax.training.prompted.setup import asked_masks
@@ -41,6 +41,7 @@ class Evaluator:
     def __init__(self, run: Run):
         self._run = run
         self._asked = asked_masks(run.config, run.dataset, "val")
+        self._counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
         sharding = batch_sharding(run.mesh)
 
         @functools.partial(jax.jit, out_shardings=sharding)
@@ -96,9 +97,9 @@ class Evaluator:
     def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
         """Panels [Y, X, 3] of the first images of the validation split."""
         panels: list[np.ndarray] = []
-        for batch in split_batches(self._run, "val", self._asked):
-            if len(panels) >= count:
-                break
+        # By their number, which all processes know: each of them draws its own rows.
+        batches = -(-count // self._run.config.eval_batch_size)
+        for batch in itertools.islice(split_batches(self._run, "val", self._asked), batches):
             drawn = self._drawn(trainable, batch)
             panels += [
                 panel(
@@ -117,21 +118,22 @@ class Evaluator:
     def _measured(
         self, trainable: nnx.State, batch: Mapping[str, np.ndarray]
     ) -> dict[str, dict[str, Float[np.ndarray, "n 3"]]]:
-        """For each domain the IoUs of a batch's masks, by prompt."""
+        """For each domain the IoUs of the masks that this process counts, by prompt."""
         told = {}
         embeddings = self._embeddings(trainable, batch)
         for d, domain in enumerate(self._asked.domains):
             masks = masks_of(batch["asked"][:, d], self._asked.count)
             known = masks.any((-2, -1))
+            counted = known & self._counted[:, None]
             ask = functools.partial(self._ask, trainable, embeddings[d], masks, batch["size"])
-            told[domain] = {"box": ask(_boxes(masks, known), None)[0][known]}
+            told[domain] = {"box": ask(_boxes(masks, known), None)[0][counted]}
             prompts, last = _first_clicks(masks, known), None
             for n in range(1, 1 + CLICKS[-1]):
                 if last is not None:
                     prompts = _corrected(prompts, answers, masks, known)
                 ious, answers, last = ask(prompts, last)
                 if n in CLICKS:
-                    told[domain][_clicks(n)] = ious[known]
+                    told[domain][_clicks(n)] = ious[counted]
         return told
 
     def _drawn(self, trainable: nnx.State, batch: Mapping[str, np.ndarray]):
@@ -169,10 +171,7 @@ class Evaluator:
             Prompts(placed["points"], placed["labels"]),
             last,
         )
-        local = multihost_utils.global_array_to_host_local_array(
-            (ious, answers), mesh, batch_sharding(mesh).spec
-        )
-        return *jax.device_get(local), logits
+        return local_rows(ious), local_rows(answers), logits
 
 
 def trivial_answers(run: Run) -> dict[str, float]:
@@ -185,9 +184,10 @@ def trivial_answers(run: Run) -> dict[str, float]:
         for domain in asked.domains
         for what, n in (("masks", 1), ("box", 1), ("discs", len(measure.RADII)))
     }
+    counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
     for batch in split_batches(run, "val", asked):
         for d, domain in enumerate(asked.domains):
-            masks = masks_of(batch["asked"][:, d], asked.count)
+            masks = masks_of(batch["asked"][counted, d], asked.count)
             for mask in masks[masks.any((-2, -1))]:
                 click, _ = measure.centre(mask)
                 totals[f"{domain}/masks"] += 1

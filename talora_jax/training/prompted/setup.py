@@ -7,7 +7,7 @@ import jax
 import ml_collections
 from flax import nnx
 
-from talora_jax import sharding
+from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.masks import AskedMasks
 from talora_jax.errors import UserError
@@ -16,7 +16,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task, make_task
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
-from talora_jax.training.setup import Run, abstract_of, sizes, start
+from talora_jax.training.setup import Run, abstract_of, data_facts, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
 from talora_jax.weights.base_file import (
     FILE_NAME,
@@ -52,6 +52,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     if config.model.weights and read_description(config.model.weights).tasks is not None:
         raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
     dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
+    hosts.agree(data_facts(dataset))
     return assemble(config, mesh, dataset)
 
 
@@ -68,6 +69,7 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
     learner = build(lambda: make_learner(config, tasks), base)
     graphdef, learns, frozen = nnx.split(learner, _filter(config), ...)
     digest = fingerprint(tensors_of(frozen))
+    hosts.agree({"the base": digest})
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
     learns = jax.device_put(learns, sharding.replicated(mesh))
@@ -137,8 +139,12 @@ def results(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def write_learnt(run: Run, learnt: nnx.State, workdir: Path) -> None:
-    """Writes the SAM that was trained as `results`, adapters in its weights."""
-    learner: Learner = nnx.merge(run.graphdef, learnt, run.frozen)
+    """Writes the SAM that was trained as `results`, adapters in its weights; process 0 does."""
+    # Parts of it may be on other hosts' devices.
+    frozen = jax.device_put(run.frozen, sharding.replicated(run.mesh))
+    if jax.process_index() > 0:
+        return
+    learner: Learner = nnx.merge(run.graphdef, learnt, frozen)
     sam, config = learner.sam, run.config
     source = {
         "trained": "from prompts, by talora_jax",

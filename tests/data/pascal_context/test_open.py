@@ -72,8 +72,6 @@ def batches_of(voc, dataset, split, **changes):
         "tasks": voc.TASKS,
         "image_size": dataset.image_size,
         "batch_size": 2,
-        "process_index": 0,
-        "process_count": 1,
     }
     return eval_batches(dataset.splits[split], **arguments | changes)
 
@@ -91,8 +89,6 @@ def test_batches_of_images_of_many_sizes_have_one(voc, pascal_mt, prepared):
         batch_size=2,
         seed=0,
         augment=ml_collections.ConfigDict(augment),
-        process_index=0,
-        process_count=1,
         num_threads=0,
     )
     seen += [next(iterator) for _ in range(4)]
