@@ -8,14 +8,15 @@ JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
 import os
 from pathlib import Path
 
-import jax
-
 _MOST = 2**32  # bytes
 
 
 def keep_programs() -> None:
-    """Makes JAX keep what it compiles from here on; commands do so, the package alone does not."""
-    if jax.config.jax_compilation_cache_dir:
+    """Makes JAX keep what it compiles, where it is not imported yet, and in processes of this one.
+
+    Commands do so; the package alone does not.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     folder = Path(cache) / "talora_jax" / "compiled"
@@ -23,7 +24,7 @@ def keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that is read-only: compiling again is no failure
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _MOST)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST))
     # Half of what a start waits for are programs that take less than JAX's second each.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

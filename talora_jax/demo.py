@@ -12,6 +12,7 @@ it is served to this machine alone, unless --host says otherwise.
 from collections.abc import Sequence
 from pathlib import Path
 
+from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
 
 
@@ -19,11 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}, expected 0 (any that is free) to 65535")
+    keep_programs()
     # Imported here: --help and a wrong argument need not wait for JAX.
-    from talora_jax.compiled import keep_programs
     from talora_jax.page.server import run
 
-    keep_programs()
     run(args)
 
 

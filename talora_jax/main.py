@@ -32,6 +32,7 @@ from absl import logging
 
 from talora_jax import config as config_lib
 from talora_jax.command_line import fields_of, override, parse
+from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
 
 Config = ml_collections.ConfigDict | None
@@ -151,8 +152,6 @@ def _run(
             raise UserError(f"{args.overrides[0]!r} changes a field of --config, which is missing")
     # Orbax and TFDS log every file they touch.
     logging.set_verbosity(logging.WARNING)
-    from talora_jax.compiled import keep_programs
-
     keep_programs()
     work(args, config)
 

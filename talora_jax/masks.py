@@ -20,16 +20,16 @@ points make it faster, and crops find small things.
 from collections.abc import Sequence
 from pathlib import Path
 
+from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
+    keep_programs()
     # Imported here: --help and a wrong argument need not wait for JAX.
-    from talora_jax.compiled import keep_programs
     from talora_jax.inference.masks.to_files import run
 
-    keep_programs()
     run(args)
 
 

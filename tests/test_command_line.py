@@ -330,7 +330,7 @@ def test_the_wheel_holds_every_package_and_the_configs(setup_cfg):
 # By what they are imported as, where that is not how they are called.
 CALLED = {"absl": "absl-py", "orbax": "orbax-checkpoint", "PIL": "pillow"}
 # See the comment there.
-NEEDED_BY_OTHERS = {"array-record", "flatbuffers", "importlib-resources"}
+NEEDED_BY_OTHERS = {"filelock", "array-record", "flatbuffers", "importlib-resources"}
 
 
 def test_setup_cfg_names_everything_that_is_imported_and_nothing_else(setup_cfg):

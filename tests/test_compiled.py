@@ -1,43 +1,49 @@
 """What a command has compiled, the next one does not compile again."""
 
-import jax
+import os
+
 import pytest
 
 from talora_jax import compiled
 
-SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
+NAMES = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
 )
 
 
 @pytest.fixture
-def settings():
-    """JAX's, as if nobody had set them; put back afterwards."""
-    kept = {name: getattr(jax.config, name) for name in SETTINGS}
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
-    for name, value in kept.items():
-        jax.config.update(name, value)
-
-
-def test_programs_are_kept_in_the_cache_of_the_user(settings, tmp_path, monkeypatch):
+def unset(monkeypatch, tmp_path):
+    """JAX's settings as if nobody had made them; put back afterwards."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_programs_are_kept_in_the_cache_of_the_user(unset, tmp_path, start_python):
+    folder = tmp_path / "talora_jax" / "compiled"
+    for programs in ("none", "some"):
+        assert folder.is_dir() == (programs == "some")
+        process = start_python(
+            "-c",
+            "from talora_jax.compiled import keep_programs; keep_programs(); import jax\n"
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+            "print(jax.config.jax_compilation_cache_max_size, jax.jit(lambda x: 2 * x)(21))",
+        )
+        assert process.communicate()[0].split()[-2:] == [str(2**32), "42"]
+        assert any(folder.iterdir())
+
+
+def test_a_folder_that_was_named_stays(unset, monkeypatch):
+    monkeypatch.setenv(NAMES[0], "mine")
     compiled.keep_programs()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "talora_jax" / "compiled")
-    assert (tmp_path / "talora_jax" / "compiled").is_dir()
-    assert jax.config.jax_compilation_cache_max_size == 2**32
+    assert os.environ[NAMES[0]] == "mine" and NAMES[1] not in os.environ
 
 
-def test_a_folder_that_was_named_stays(settings, tmp_path, monkeypatch):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    compiled.keep_programs()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-
-
-def test_a_place_that_cannot_be_written_is_no_failure(settings, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_no_failure(unset, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compiled.keep_programs()
-    assert jax.config.jax_compilation_cache_dir is None
+    assert NAMES[0] not in os.environ

@@ -28,6 +28,7 @@ from absl import logging
 
 from talora_jax import config as config_lib
 from talora_jax.command_line import parse
+from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, check_choice, run_command
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
@@ -199,11 +200,10 @@ def _train(fields: dict, workdir: Path, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     logging.set_verbosity(logging.WARNING)
-    from talora_jax.compiled import keep_programs
-    from talora_jax.training.loop import train
-
     # What one run has compiled, other seeds and a resumed run need not.
     keep_programs()
+    from talora_jax.training.loop import train
+
     config = config_lib.from_fields(fields)
 
     def run() -> None:
