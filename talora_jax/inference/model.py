@@ -5,7 +5,8 @@
     prediction["depth"]  # metres, [H, W]
 
 Images take turns, and tasks, and a task's channels: one program embeds one image for one task, one
-decodes one channel. So both are compiled once, whatever the tasks (with native aspect, once for
+decodes one channel. (Where the first blocks have no adapters, another takes the image through these
+before, for all tasks.) So they are compiled once, whatever the tasks (with native aspect, once for
 every shape of padded images); another adapter of the same ranks needs no compilation; and what a
 task gives does not depend, not in the last bit, on which others the model has. The programs that
 resize, into the padded image and back, are small, and serve every size of image: see `tiles`.
@@ -84,6 +85,7 @@ class TrainedModel:
         # What matters to training alone is left out, so that adapters that differ in nothing else
         # share programs.
         self._per_task = adapter.per_task
+        self._has_trunk = adapter.adapted(base.sam.encoder.depth).start > 0
         self._graphdef, abstract = _one_task(
             base.sam, dataclasses.replace(adapter, dropout=0.0), resolve_dtype(file.dtype)
         )
@@ -167,6 +169,14 @@ class TrainedModel:
         """
         path = find(source)
         file = AdapterFile.read(path)
+        here, there = (AdapterConfig.of(f.adapter).blocks for f in (self.file, file))
+        if (here is None) != (there is None):
+            # Of the base, an adapter of all blocks replaces the LayerNorms.
+            which = [f"blocks {blocks}" if blocks else "all blocks" for blocks in (there, here)]
+            raise UserError(
+                f"{path} has adapters in {which[0]}, this model in {which[1]}, and they do not "
+                "share a base: talora_jax.load it by itself"
+            )
         check_fits(file, path, self._base, force=force)
         return TrainedModel(file, self._base, path)
 
@@ -214,10 +224,13 @@ class TrainedModel:
         geometry = self._geometry(*image.shape[:2])
         padded = tiles.to_padded(image, geometry, normalised=self.file.pixel_normalisation)
         embedding, positions, arrays = None, None, {}
+        if self._has_trunk:
+            padded = _trunk(self._graphdef, self._ones[wanted[0].name].model, padded)
+        embed = _embed_trunk if self._has_trunk else _embed
         for task in wanted:
             model, rows = self._ones[task.name]
             if embedding is None or self._per_task:
-                embedding = _embed(self._graphdef, model, padded)
+                embedding = embed(self._graphdef, model, padded)
             if positions is None:
                 positions = _positions(self._graphdef, model, *embedding.shape[1:3])
             channels = [_channel(self._graphdef, model, embedding, positions, row) for row in rows]
@@ -298,6 +311,16 @@ def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
 def _embed(graphdef, model, padded):
     model = nnx.merge(graphdef, model)
     return model.embed(padded, model.tasks)[0]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _trunk(graphdef, model, padded):
+    return nnx.merge(graphdef, model).image_encoder.trunk(padded)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _embed_trunk(graphdef, model, trunk):
+    return nnx.merge(graphdef, model).image_encoder.from_trunk(trunk, (0,))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "height", "width"))

@@ -20,6 +20,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ from talora_jax.sharding import constrain
 # kernels; all of a block but what its attention gave; all of a block.
 REMAT = ("none", "dots", "block_but_attention", "block")
 ATTENDED = "attended"
+Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
 FILLING = 2**11
 
@@ -485,8 +487,8 @@ def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:
     return jnp.pad(positions, ((0, 0), (0, 0), (0, width - 4 * quarter)))
 
 
-def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Block:
-    """A block whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
+def _stack(make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs, *sizes: int) -> Module:
+    """A module whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
 
     def init(key):
         return nnx.state(make(nnx.Rngs(key)))
