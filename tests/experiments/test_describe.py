@@ -57,9 +57,10 @@ def test_parameters_of_the_last_blocks():
     assert counts["norms"] == 3 * 4 * 768
     frozen = {part.name: part for part in parts_of(run) if part.group == FROZEN}
     assert frozen["image_encoder.window_blocks.norm1"].shapes["scale"] == (4, 2, 768)
-    console = Console(width=140, record=True, quiet=True)
-    describe(config, console)
-    assert "ranks 32×32×4 in blocks 9 to 11 of 0 to 11" in console.export_text()
+    console = Console(width=140)
+    with console.capture() as told:
+        describe(config, console)
+    assert "ranks 32×32×4 in blocks 9 to 11 of 0 to 11" in told.get()
 
 
 @pytest.mark.slow

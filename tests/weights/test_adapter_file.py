@@ -172,7 +172,7 @@ def test_a_file_of_some_blocks_holds_these_alone(late, config, shelf, capsys):
     maps = nnx.jit(lambda model, x: model(x))(model, np.asarray(photo)[None] / np.float32(255))
     np.testing.assert_allclose(seen["depth"], maps["depth"][0, ..., 0], rtol=0, atol=1e-5)
     merged = loaded.merge("depth")
-    squares = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
+    squares = jax.random.uniform(jax.random.key(0), (1, 64, 64, 3))
     expected = nnx.jit(lambda model: model.embed(squares, ["depth"]))(model)
     alone = nnx.jit(lambda encoder: encoder(squares, (0,)))(merged)
     np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-5)
