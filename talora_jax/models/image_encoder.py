@@ -403,7 +403,7 @@ class ImageEncoder(nnx.Module):
         """A stack, its axes made one."""
         axes = len(self.config.stacks[name])
         graphdef, params = nnx.split(blocks)
-        return graphdef, jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), params)
+        return graphdef, jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[axes:])), params)
 
     @property
     def _apart(self) -> bool:
@@ -500,7 +500,7 @@ def _stack(make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs, *sizes: int) -> M
     return nnx.merge(graphdef, init(keys))
 
 
-def _part(x: Array, first: int, *, shape: tuple[int, ...]) -> Array:
+def _part(x: Array | np.ndarray, first: int, *, shape: tuple[int, ...]) -> Array | np.ndarray:
     """The entries from `first` on along the leading axis, as many as an array of a shape has."""
     return x[first : first + math.prod(shape)].reshape(*shape, *x.shape[1:])
 
