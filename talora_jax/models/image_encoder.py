@@ -382,7 +382,8 @@ class ImageEncoder(nnx.Module):
             x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
             graphdef, stack = stacks[name]
             if self._apart:
-                params = jax.tree.map(lambda x: x[params], stack)
+                take = functools.partial(jax.lax.dynamic_index_in_dim, index=params, keepdims=False)
+                params = jax.tree.map(take, stack)
             own = None if own is None else nnx.merge(adapted[name][0], own)
             return nnx.merge(graphdef, params)(x, task_ids, key, own)
 
