@@ -362,7 +362,8 @@ class ImageEncoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, config.depth)
 
         def scanned(name, numbers):
-            """What a scan over these blocks takes."""
+            """What a scan over these blocks takes: their parameters, or where the stack has them;
+            what they have of their own; keys."""
             if not numbers.size:
                 return None
             part = functools.partial(_part, shape=numbers.shape)
@@ -371,10 +372,11 @@ class ImageEncoder(nnx.Module):
             if name in adapted and blocks == self.blocks:
                 start = first - config.rows(name, blocks).start
                 own = jax.tree.map(lambda x: part(x, start), adapted[name][1])
-            # Where what trains stands apart, a scan over part of a stack would copy that part.
-            params = jax.tree.map(lambda x: part(x, first), stacks[name][1])
             if self._apart:
+                # A part of a stack would be a copy; stacks that do not train need not be scanned.
                 params = positions[numbers]
+            else:
+                params = jax.tree.map(lambda x: part(x, first), stacks[name][1])
             return params, own, None if keys is None else keys[numbers]
 
         def block(name, x, params, own, key):
@@ -382,6 +384,7 @@ class ImageEncoder(nnx.Module):
             x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
             graphdef, stack = stacks[name]
             if self._apart:
+                # In here, where it is checkpointed: no slice is kept for the backward pass.
                 take = functools.partial(jax.lax.dynamic_index_in_dim, index=params, keepdims=False)
                 params = jax.tree.map(take, stack)
             own = None if own is None else nnx.merge(adapted[name][0], own)
