@@ -29,7 +29,8 @@ from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
 from talora_jax.inference.automatic_masks import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
-from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
+from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.rgb import read_rgb

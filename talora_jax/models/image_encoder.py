@@ -10,14 +10,9 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
   With global blocks in other places, or adapters from a block within a stage on, it is such a scan
   over each run of like stages.
 - Where the first blocks have no adapters, they are a trunk: computed once, for all tasks.
-- qkv is projected before windows are padded and the output after they are joined: padding carries
-  the projection's bias, which is what projecting zeros gives, and costs no matrix product.
 """
 
-import collections
-import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,209 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from talora_jax.models.adapters import Adapter, AdapterConfig, make_adapter
-from talora_jax.models.attention import join_windows, split_windows
-from talora_jax.models.attention_kernels import KERNELS
-from talora_jax.models.geometry import Geometry
+from talora_jax.models.adapters import Adapter, AdapterConfig
+from talora_jax.models.encoder_block import ATTENDED, Adapted, Block, norm
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
 # kernels; all of a block but what its attention gave; all of a block.
 REMAT = ("none", "dots", "block_but_attention", "block")
-ATTENDED = "attended"
 Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
 FILLING = 2**11
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageEncoderConfig:
-    """Sizes of the encoder. `depth` = `stages` × (`window_blocks` + 1 global block).
-
-    Attributes:
-      window: tokens along a window's side; 0 where no block has windows.
-      global_blocks: the numbers of the global blocks, where these are not each stage's last. Then
-        there is one stage, whose `window_blocks` + 1 blocks are window and global ones.
-    """
-
-    image_size: int = 1024
-    patch_size: int = 16
-    width: int = 768
-    heads: int = 12
-    stages: int = 4
-    window_blocks: int = 2
-    window: int = 14
-    out_channels: int = 256
-    global_blocks: tuple[int, ...] | None = None
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side of the padded square."""
-        return self.image_size // self.patch_size
-
-    @property
-    def depth(self) -> int:
-        return self.stages * (self.window_blocks + 1)
-
-    @property
-    def periodic(self) -> bool:
-        """Whether the blocks are stages of window blocks and a global one."""
-        return self.global_blocks is None and self.window_blocks > 0
-
-    @property
-    def places(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Of every block, in order, the stack that holds it and its index there."""
-        if self.periodic:
-            return tuple(
-                ("window_blocks", (stage, place))
-                if place < self.window_blocks
-                else ("global_blocks", (stage,))
-                for stage in range(self.stages)
-                for place in range(self.window_blocks + 1)
-            )
-        everywhere = self.global_blocks is None
-        counts = {"window_blocks": 0, "global_blocks": 0}
-        places = []
-        for block in range(self.depth):
-            is_global = everywhere or block in self.global_blocks
-            name = "global_blocks" if is_global else "window_blocks"
-            places.append((name, (counts[name],)))
-            counts[name] += 1
-        return tuple(places)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Of every block, in order, which of its stack it is, stages and places counted through."""
-        counts = collections.Counter()
-        positions = []
-        for stack, _ in self.places:
-            positions.append(counts[stack])
-            counts[stack] += 1
-        return tuple(positions)
-
-    def numbers(self, stack: str, blocks: range) -> list[int]:
-        """Which of these blocks a stack holds."""
-        return [i for i in blocks if self.places[i][0] == stack]
-
-    def rows(self, stack: str, blocks: range) -> slice:
-        """Where a stack holds the blocks that it holds of these, as `positions`."""
-        found = [self.positions[i] for i in self.numbers(stack, blocks)]
-        return slice(found[0], found[-1] + 1) if found else slice(0)
-
-    def stages_of(self, blocks: range) -> list[tuple[np.ndarray, np.ndarray]]:
-        """These blocks as runs of like stages: numbers of window blocks [stages, n], and of the
-        global blocks at the stages' ends [stages], or [0] where there are none."""
-        stages: list[tuple[list[int], list[int]]] = [([], [])]
-        for i in blocks:
-            is_global = self.places[i][0] == "global_blocks"
-            stages[-1][is_global].append(i)
-            if is_global:
-                stages.append(([], []))
-        runs = []
-        for _, like in itertools.groupby(filter(any, stages), key=lambda s: tuple(map(len, s))):
-            windows, last = zip(*like, strict=True)
-            runs.append((np.array(windows, int), np.array(last, int).reshape(-1)))
-        return runs
-
-    @property
-    def global_places(self) -> tuple[int, ...]:
-        """The numbers of the blocks without windows."""
-        return tuple(i for i, (stack, _) in enumerate(self.places) if stack == "global_blocks")
-
-    @property
-    def stacks(self) -> dict[str, tuple[int, ...]]:
-        """The stacks of blocks that there are, and the axes along which each is stacked."""
-        last = dict(self.places)
-        return {
-            name: tuple(i + 1 for i in last[name])
-            for name in ("window_blocks", "global_blocks")
-            if name in last
-        }
-
-    def geometry(self, size: tuple[int, int], *, native_aspect: bool) -> Geometry:
-        """How an image of this (H, W) is encoded."""
-        patch = self.patch_size if native_aspect else None
-        return Geometry.of(size, self.image_size, patch)
-
-
-class Attention(nnx.Module):
-    """Multi-head attention with decomposed relative positions and an adapted qkv projection."""
-
-    def __init__(self, config, adapter, num_tasks, size, attention, *, dtype, rngs):
-        head_width = config.width // config.heads
-        self.heads = config.heads
-        self.attention = attention
-        self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
-        self.rel_pos_w = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
-        self.adapter = nnx.data(make_adapter(adapter, config.width, num_tasks, rngs=rngs))
-
-    def __call__(self, x, window, adapter, task_ids, key):
-        grid = x.shape[2:4]
-        qkv = jnp.einsum("...d,dk->...k", x, self.qkv.kernel[...].astype(x.dtype))
-        if adapter is not None:
-            qkv += adapter(x, task_ids, key)
-        if window:
-            qkv = split_windows(qkv, window)
-        qkv += self.qkv.bias[...].astype(x.dtype)
-        q, k, v = (
-            rearrange(x, "t m h w (k d) -> t m k h w d", k=self.heads)
-            for x in jnp.split(qkv, 3, axis=-1)
-        )
-        out = KERNELS[self.attention](q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
-        out = rearrange(out, "t m k h w d -> t m h w (k d)")
-        out = join_windows(out, grid) if window else out
-        return self.proj(checkpoint_name(out, ATTENDED))
-
-
-def _norm(width, *, dtype, rngs) -> nnx.LayerNorm:
-    # use_fast_variance=False: E[x²] − E[x]² loses what 1e-5 parity needs.
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
-
-
-class Adapted(nnx.Module):
-    """What trains of a block: beside a base's blocks, where only some of them are adapted."""
-
-    def __init__(self, config, adapter, num_tasks, *, dtype, rngs):
-        self.norm1 = _norm(config.width, dtype=dtype, rngs=rngs)
-        self.norm2 = _norm(config.width, dtype=dtype, rngs=rngs)
-        self.adapter = nnx.data(make_adapter(adapter, config.width, num_tasks, rngs=rngs))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block; `window` = 0 attends to the whole grid."""
-
-    def __init__(self, config, adapter, num_tasks, window, attention, *, dtype, rngs):
-        self.window = window
-        self.norm1 = _norm(config.width, dtype=dtype, rngs=rngs)
-        self.attn = Attention(
-            config, adapter, num_tasks, window or config.grid, attention, dtype=dtype, rngs=rngs
-        )
-        self.norm2 = _norm(config.width, dtype=dtype, rngs=rngs)
-        self.lin1 = nnx.Linear(config.width, 4 * config.width, dtype=dtype, rngs=rngs)
-        self.lin2 = nnx.Linear(4 * config.width, config.width, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "n B h w D"],
-        task_ids: Int[Array, "n"],
-        key: PRNGKeyArray | None,
-        adapted: Adapted | None = None,
-    ) -> Float[Array, "n B h w D"]:
-        """
-        Args:
-          adapted: LayerNorms and adapter in place of the block's own.
-        """
-        norm1, norm2, adapter = self.norm1, self.norm2, self.attn.adapter
-        if adapted is not None:
-            norm1, norm2, adapter = adapted.norm1, adapted.norm2, adapted.adapter
-        x += self.attn(norm1(x), self.window, adapter, task_ids, key)
-        return x + self.lin2(jax.nn.gelu(self.lin1(norm2(x)), approximate=False))
 
 
 class Neck(nnx.Module):
@@ -238,9 +44,9 @@ class Neck(nnx.Module):
     def __init__(self, config, *, dtype, rngs):
         unbiased = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.conv1 = PatchConv(config.width, config.out_channels, 1, **unbiased)
-        self.neck_norm1 = _norm(config.out_channels, dtype=dtype, rngs=rngs)
+        self.neck_norm1 = norm(config.out_channels, dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(config.out_channels, config.out_channels, (3, 3), **unbiased)
-        self.neck_norm2 = _norm(config.out_channels, dtype=dtype, rngs=rngs)
+        self.neck_norm2 = norm(config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.neck_norm2(self.conv2(self.neck_norm1(self.conv1(x))))

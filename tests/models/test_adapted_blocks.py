@@ -13,7 +13,8 @@ from benchmarks.flops import count_flops
 from talora_jax.errors import UserError
 from talora_jax.models import image_encoder
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
+from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.msam import MSam, norms, trainable
 from talora_jax.models.sam import SIZES
 
