@@ -11,6 +11,7 @@ from benchmarks.harness import Contender, ask
 from talora_jax.errors import ArgumentParser
 
 SIZES = ("tiny", "vit_b", "vit_l", "vit_h")
+NUM_TASKS = 3  # NYUv2's
 INSTALL_PEERS = "pip install 'talora_jax[torch]' segment-anything transformers"
 
 
@@ -80,10 +81,11 @@ def add_geometry_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         nargs="*",
-        choices=("native_aspect",),
+        choices=("native_aspect", "last_quarter"),
         default=["native_aspect"],
-        help="further rows of ours: native_aspect encodes the image without its padding; "
-        "--variants without a name: none (default: native_aspect)",
+        help="further rows of ours: native_aspect encodes the image without its padding, "
+        "last_quarter has adapters in the last quarter of the blocks alone; --variants without a "
+        "name: none (default: native_aspect)",
     )
 
 
@@ -128,14 +130,16 @@ def our_contenders(
     ]
 
 
-def joint_work(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def joint_work(
+    args: argparse.Namespace, options: dict[str, Any], tasks: int = NUM_TASKS
+) -> dict[str, Any]:
     """What `report.compare` is to say about them."""
     side = options["architecture"]["encoder"]["image_size"]
     return {
         "size": args.size,
         "image": [1, *options["original"], 3],
         "padded": [side, side],
-        "tasks": 3,
-        "channels": 17,
+        "tasks": tasks,
+        **({"channels": 17} if tasks == NUM_TASKS else {}),
         "dtype": "float32",
     }

@@ -8,7 +8,12 @@ with the dense update of every layer and the decoder once per channel; see
 
     python -m benchmarks.joint_forward               ViT-B; 10 minutes on two cores
     python -m benchmarks.joint_forward --size tiny   a quick check that everything runs
+    python -m benchmarks.joint_forward --peers --tasks 5 --variants last_quarter
+                                                     adapters in the last quarter of the blocks
+                                                     beside adapters in all, five tasks
 """
+
+import sys
 
 from benchmarks import arguments, report
 from benchmarks.harness import Contender
@@ -21,11 +26,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments.parser(__doc__)
     arguments.add_model_arguments(parser, peers=PEERS)
     arguments.add_geometry_arguments(parser)
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        default=arguments.NUM_TASKS,
+        metavar="T",
+        help="so many tasks, of ours alone: NYUv2's three, then others (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
+    if args.tasks < 1 or (args.peers and args.tasks != arguments.NUM_TASKS):
+        sys.exit(
+            f"--tasks is {args.tasks}, expected 1 or more without peers (--peers without a name), "
+            f"{arguments.NUM_TASKS} with them"
+        )
     arguments.check_peers(args.peers)
     architecture = arguments.describe(args.size, args.image_size)
     options = arguments.joint_options(architecture, args.original)
-    contenders = arguments.our_contenders(args, "benchmarks.ours:joint_forward", options)
+    contenders = arguments.our_contenders(
+        args, "benchmarks.ours:joint_forward", options | {"tasks": args.tasks}
+    )
     contenders += [
         Contender(
             f"mSAM on {peer}",
@@ -34,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         for peer in args.peers
     ]
-    work = arguments.joint_work(args, options)
+    work = arguments.joint_work(args, options, args.tasks)
     return report.compare("joint forward pass", args, contenders, work)
 
 

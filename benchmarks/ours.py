@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from benchmarks.abstract_step import choose_tasks
 from benchmarks.flops import count_flops
 from benchmarks.harness import cores, peak_rss
 from benchmarks.torchvision_stub import torchvision_or_stub
@@ -28,7 +29,8 @@ from talora_jax.data.rooms.scene import random_scene
 from talora_jax.errors import UserError
 from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
-from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
+from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.rgb import read_rgb
@@ -72,12 +74,19 @@ def encoder(architecture: dict[str, Any]) -> Contender:
 
 
 def joint_forward(
-    architecture: dict[str, Any], original: Sequence[int], native_aspect: bool = False
+    architecture: dict[str, Any],
+    original: Sequence[int],
+    native_aspect: bool = False,
+    last_quarter: bool = False,
+    tasks: int = len(TASKS),
 ) -> Contender:
     """All tasks' maps of one image, from its own size and back to it."""
     config = make_config(original, native_aspect)
     sam = sam_config(architecture)
-    graphdef, state = nnx.split(build(lambda: make_model(config, make_tasks(), sam)))
+    if last_quarter:
+        config.adapter.blocks = (-(sam.encoder.depth // 4),)
+    chosen = choose_tasks(TASKS, tasks, len(CLASSES))
+    graphdef, state = nnx.split(build(lambda: make_model(config, chosen, sam)))
     images = jnp.asarray(random_image(original))
 
     @jax.jit
@@ -88,12 +97,17 @@ def joint_forward(
 
 
 def training(
-    architecture: dict[str, Any], original: Sequence[int], native_aspect: bool = False
+    architecture: dict[str, Any],
+    original: Sequence[int],
+    native_aspect: bool = False,
+    last_quarter: bool = False,
 ) -> Contender:
     """The project's own train step on one image: forward, losses, backward, Adam."""
     config = make_config(original, native_aspect)
-    # A run looks its sizes up by name; this one's may have another image size.
-    SIZES[config.model.size] = lambda: sam_config(architecture)
+    sam = sam_config(architecture)
+    if last_quarter:
+        config.adapter.blocks = (-(sam.encoder.depth // 4),)
+    _name_sizes(config, sam)
     mesh = sharding.make_mesh(**config.mesh)
     dataset = Dataset(
         config.data.name, TASKS, CLASSES, tuple(original), {"train": range(1000), "val": ()}
@@ -237,7 +251,7 @@ def input_wait(
     """
     config = data_config(**data)
     config.batch_size = batch_size
-    SIZES[config.model.size] = lambda: sam_config(architecture)
+    _name_sizes(config, sam_config(architecture))
     dataset = open_dataset(config.data, TASKS)
     mesh = sharding.make_mesh(**config.mesh)
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in TASKS)
@@ -362,6 +376,12 @@ def make_config(original: Sequence[int], native_aspect: bool) -> ml_collections.
     config.batch_size = config.eval_batch_size = 1
     config.model.native_aspect = native_aspect
     return config
+
+
+def _name_sizes(config: ml_collections.ConfigDict, sam: SamConfig) -> None:
+    """A run looks its sizes up by name, and these may be of no name."""
+    config.model.size = "measured"
+    SIZES[config.model.size] = lambda: sam
 
 
 def make_tasks() -> tuple[Task, ...]:

@@ -12,6 +12,9 @@ tasks, which at ViT-B may need more than 24 GB and is therefore not measured unl
 
     python -m benchmarks.train_step               ViT-B
     python -m benchmarks.train_step --size tiny   a quick check that everything runs
+    python -m benchmarks.train_step --peers --variants last_quarter
+                                                  adapters in the last quarter of the blocks beside
+                                                  adapters in all
 """
 
 from benchmarks import arguments, report

@@ -42,6 +42,7 @@ OPTIONAL = {
     "prompts.aspects": (0.0, 0.0),
     "model.size": "",
     "model.weights": "",
+    "adapter.blocks": (),
     "adapter.extend": "",
     "hosts.coordinator": "",
 }
@@ -133,6 +134,7 @@ _MOST = 2**31 - 1
 _ENTRIES = {
     "adapter.ranks": ("three whole numbers p, q, v, as (32, 32, 4)", 3, int),
     "adapter.qkv": ("True or False for each of q, k and v", 3, bool),
+    "adapter.blocks": ("a whole number or two, as -6 for the last 6 or (6, 12)", None, int),
     "augment.scale_range": ("a lowest and a highest scale", 2, float),
     "data.image_size": ("two whole numbers, height and width", 2, int),
     "data.intrinsics": ("four numbers, fx, fy, cx, cy", 4, float),
@@ -206,6 +208,10 @@ def default() -> ml_collections.ConfigDict:
     adapter.qkv = (True, True, True)
     # How TA-LoRA's factors start: published | orthonormal | scaled, see `models.adapters.Tucker`.
     adapter.init = "published"
+    # The adapted blocks: None: all; (first, end), or (first,) for all from there on, as -6 for the
+    # last 6. The others are the base's, LayerNorms and all; those before run once for all tasks,
+    # without a backward pass. See `models.adapters.AdapterConfig`.
+    adapter.blocks = placeholder(tuple)
     # An adapter file to which this run adds its `tasks`: what its tasks share stays as it is, and
     # what the run leaves has their tasks and the new ones.
     adapter.extend = placeholder(str)
@@ -428,6 +434,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.model.weights:
         size = config.model.size or DEFAULT_SIZE
         check_ranks(config, sam.SIZES[size]().encoder.width)
+        adapters.AdapterConfig.of(config.adapter).adapted(sam.SIZES[size]().encoder.depth)
+    else:
+        adapters.AdapterConfig.of(config.adapter)
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
@@ -507,9 +516,10 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
     prompts = config.prompts
     check_choice("config.prompts.learns", prompts.learns, LEARNS)
     if prompts.learns == "iou_head":
-        if config.adapter.kind not in ("none", "full"):
+        if config.adapter.kind not in ("none", "full") or config.adapter.blocks:
             raise UserError(
-                "config.prompts.learns=iou_head trains no adapter; set config.adapter.kind=none"
+                "config.prompts.learns=iou_head trains no adapter; set config.adapter.kind=none "
+                "and leave config.adapter.blocks out"
             )
         if prompts.auxiliary:
             raise UserError(

@@ -6,7 +6,7 @@ and one decoder layer, and compiles in half the time: for claims that are not ab
 
 import dataclasses
 
-from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
 

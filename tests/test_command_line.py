@@ -203,6 +203,8 @@ def test_a_config_that_takes_no_argument():
         ("data.ignore_label=255", 255),
         ("data.intrinsics=(1.,1.,1.,1.)", (1.0, 1.0, 1.0, 1.0)),
         ("model.weights=sam.safetensors", "sam.safetensors"),
+        ("adapter.blocks=-6", (-6,)),
+        ("adapter.blocks=6,12", (6, 12)),
         ("adapter.extend=run", "run"),
         ("hosts.coordinator=auto", "auto"),
     ],

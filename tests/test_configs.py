@@ -47,6 +47,9 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
         ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
+        ("adapter.blocks", (-5,), r"adapter.blocks is \(-5,\), and the encoder has 4 blocks: exp"),
+        ("adapter.blocks", (-2, 0), r"-1 for the last 1\), or that .* last one's, as \(2, 4\)"),
+        ("adapter.blocks", (1.5,), r"is \(1.5,\), expected a whole number or two, as -6 for the"),
         ("adapter.init", "orthogonal", "config.adapter.init: unknown 'orthogonal'.* orthonormal?"),
         ("adapter.qkv", (False, False, False), "switches q, k and v all off"),
         (
@@ -180,6 +183,16 @@ def test_a_missing_file_is_told_before_data_is_read(config, micro, field, told):
     config.update_from_flattened_dict({field: "none.safetensors"})
     with pytest.raises(UserError, match=told):
         prepare(config)
+
+
+def test_blocks_that_the_model_does_not_have(config):
+    config.adapter.blocks = (1, 3)
+    config_lib.check(config)  # which does not read the base
+    with pytest.raises(UserError, match=r"adapter.blocks is \(1, 3\), and the encoder has 2 bl"):
+        sizes(config)
+    config.adapter.kind = "full"
+    with pytest.raises(UserError, match=r"adapter.blocks is \(1, 3\), but adapter.kind=full has"):
+        config_lib.check(config)
 
 
 def test_ranks_that_the_model_does_not_have(config):

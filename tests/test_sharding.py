@@ -42,7 +42,7 @@ else:
         "size": np.full((8, 2), 64, np.int32),
     }
 dataset = Dataset("random", ("semantic", "depth"), names, (height, width), {"train": [0] * 8})
-for data, fsdp, task in json.loads(sys.argv[1]):
+for data, fsdp, task, *blocks in json.loads(sys.argv[1]):
     config = config_lib.default()
     config.trains = trains
     config.prompts.update(domains=("semantic",), masks=2, clicks=2)
@@ -51,6 +51,7 @@ for data, fsdp, task in json.loads(sys.argv[1]):
     config.tasks = ("semantic", "depth")
     config.weighting.task_weights = (1.0, 2.0)
     config.adapter.ranks = (4, 4, 2)
+    config.adapter.blocks = tuple(blocks) or None
     config.batch_size = 8
     config.mesh.update(data=data, fsdp=fsdp, task=task)
     if data * fsdp * task == 1:
@@ -120,6 +121,12 @@ def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
 @pytest.mark.slow
 def test_nor_does_it_in_training_from_prompts(run_on):
     one, many = run_on([(1, 1, 1), (8, 1, 1)], "prompts").values()
+    assert_same_step(many, one)
+
+
+@pytest.mark.slow
+def test_nor_where_the_last_block_alone_is_adapted(run_on):
+    one, many = run_on([(1, 1, 1, -1), (2, 2, 2, -1)], "tasks").values()
     assert_same_step(many, one)
 
 

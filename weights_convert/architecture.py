@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from talora_jax.errors import UserError, listed
-from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, Sam, SamConfig
 from talora_jax.weights.header import check_sizes

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from talora_jax.errors import UserError, listed, printable
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD
-from talora_jax.models.image_encoder import ImageEncoderConfig
 from talora_jax.weights.base_file import HEADER_KEY, Description, base_path
 from talora_jax.weights.header import check_tensors, is_whole, tensors_sha256
 from weights_convert.architecture import (

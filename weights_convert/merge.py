@@ -18,7 +18,8 @@ from talora_jax.weights.build import merged as merged_task
 from weights_convert.checkpoint import Checkpoint, our_tensors
 from weights_convert.names import Entry
 
-_QKV = "attn.qkv.kernel"
+# What differs of an encoder's block, whose LayerNorms an adapter of some blocks has by other names.
+_IN_BLOCKS = ("attn.qkv.kernel", *(f"norm{i}.{x}" for i in (1, 2) for x in ("scale", "bias")))
 _DECODER = "mask_decoder."
 
 
@@ -52,7 +53,8 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
         if entry.ours == "prompt_encoder.no_mask_embed":
             return tensors[entry.ours][row : row + 1]
         x = base.get(entry)
-        if entry.ours in learnt.tensors or entry.ours.endswith(_QKV):
+        in_block = entry.ours.startswith("image_encoder.") and entry.ours.endswith(_IN_BLOCKS)
+        if entry.ours in learnt.tensors or in_block:
             return entry.layout.theirs(tensors[entry.ours][entry.index]).astype(x.dtype)
         return x
 

@@ -136,7 +136,7 @@ def encoder_entries(
     """The image encoder; with `adapters`, the Tucker factors of every block too.
 
     Args:
-      places, stacks: of `models.image_encoder.ImageEncoderConfig`.
+      places, stacks: of `models.encoder_config.ImageEncoderConfig`.
     """
     yield from _rows(_PATCHES, ("image_encoder", "vision_encoder", "image_encoder"))
     rows = _BLOCK + _TUCKER if adapters else _BLOCK

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import resize_matrix
-from talora_jax.models.image_encoder import ImageEncoderConfig
 from weights_convert.architecture import POSITION_TABLE, Shape
 
 # A table of more rows is no table of positions.

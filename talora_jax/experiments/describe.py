@@ -20,6 +20,7 @@ from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import class_names
 from talora_jax.errors import UserError
+from talora_jax.models.adapters import AdapterConfig
 from talora_jax.tasks import make_task
 from talora_jax.training import setup
 from talora_jax.training.optim import group_of
@@ -34,6 +35,7 @@ _ORDER = (
     "image_encoder.pos_embed",
     "image_encoder.window_blocks",
     "image_encoder.global_blocks",
+    "image_encoder.adapted",
     "image_encoder.neck",
     "positions",
     "no_mask_embed",
@@ -159,6 +161,9 @@ def _headlines(run: Run) -> list[str]:
     kind = adapter.kind + (
         "" if adapter.kind in ("none", "full") else f", ranks {'×'.join(map(str, adapter.ranks))}"
     )
+    blocks = AdapterConfig.of(adapter).adapted(encoder.depth)
+    if adapter.blocks is not None:
+        kind += f" in blocks {blocks.start} to {blocks.stop - 1} of 0 to {encoder.depth - 1}"
     tasks = ", ".join(f"{task.name} ({task.channels})" for task in run.tasks)
     learnt = f"tasks (channels): {tasks}"
     if config.trains == "prompts":

@@ -35,7 +35,7 @@ def describe(path: Path, console: rich.console.Console) -> None:
     about = rich.table.Table(show_header=False, box=None)
     for name, text in (
         ("file", f"{path}, {path.stat().st_size / 1e6:.2f} MB"),
-        ("adapter", f"{adapter['kind']}, ranks {ranks}, scale {adapter['scale']}"),
+        ("adapter", f"{adapter['kind']}, ranks {ranks}, scale {adapter['scale']}{_blocks(file)}"),
         ("model", _model(file)),
         ("base", file.base),
         ("fingerprint", file.base_fingerprint),
@@ -74,6 +74,14 @@ def _model(file: AdapterFile) -> str:
     encoder = file.sam["encoder"]
     depth = encoder["stages"] * (encoder["window_blocks"] + 1)
     return f"{depth} blocks of width {encoder['width']}"
+
+
+def _blocks(file: AdapterFile) -> str:
+    """Which blocks have adapters, where not all have, as a config says it."""
+    blocks = file.adapter.get("blocks")
+    if not blocks:
+        return ""
+    return f", blocks {blocks[0]}" if len(blocks) == 1 else f", blocks {tuple(blocks)}"
 
 
 def _part(name: str) -> str:

@@ -80,7 +80,8 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     unread = {"config.seed"}
     kind = config.adapter.kind
     if kind in ("none", "full"):
-        unread |= {k for k in fields if k.startswith("config.adapter.")} - {"config.adapter.kind"}
+        read = {"config.adapter.kind", "config.adapter.blocks"}
+        unread |= {k for k in fields if k.startswith("config.adapter.")} - read
     if kind.startswith("lora"):
         fields["config.adapter.rank"] = config.adapter.ranks[0]
         unread.add("config.adapter.ranks")

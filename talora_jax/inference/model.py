@@ -192,6 +192,14 @@ class TrainedModel:
         """
         path = find(source)
         file = AdapterFile.read(path)
+        here, there = (AdapterConfig.of(f.adapter).blocks for f in (self.file, file))
+        if (here is None) != (there is None):
+            # Of the base, an adapter of all blocks replaces the LayerNorms.
+            which = [f"blocks {blocks}" if blocks else "all blocks" for blocks in (there, here)]
+            raise UserError(
+                f"{path} has adapters in {which[0]}, this model in {which[1]}, and they do not "
+                "share a base: talora_jax.load it by itself"
+            )
         check_fits(file, path, self._base, force=force)
         return TrainedModel(file, self._base, path)
 

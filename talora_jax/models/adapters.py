@@ -24,7 +24,7 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, short
 
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
 INITS = ("published", "orthonormal", "scaled", "lora")  # how the factors start, see `Tucker`
@@ -51,9 +51,13 @@ class AdapterConfig:
       dropout: rate on the adapter's input while training.
       qkv: which of q, k and v are adapted.
       init: how TA-LoRA's factors start: `published`, `orthonormal`, `scaled` or `lora`.
+      blocks: which blocks are adapted, as Python's slices have it: (first, end), or (first,) for
+        all from there on; negative numbers count from the end, so (-6,) are the last 6. None: all.
+        The others are the base's, with their LayerNorms; those before the first adapted one, the
+        trunk, are computed once for all tasks, and no gradient goes through them.
 
     Raises:
-      UserError: no such kind, or no such init.
+      UserError: no such kind, no such init, or blocks of a kind that trains the whole encoder.
     """
 
     kind: str = "talora"
@@ -62,12 +66,18 @@ class AdapterConfig:
     dropout: float = 0.1
     qkv: tuple[bool, bool, bool] = (True, True, True)
     init: str = "published"
+    blocks: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if self.init not in INITS:
             raise UserError(f"no init {self.init!r}; expected one of {', '.join(INITS)}")
+        if self.kind == "full" and self.blocks is not None:
+            raise UserError(
+                f"adapter.blocks is {self.blocks}, but adapter.kind=full has no adapter and trains "
+                "the whole encoder: leave blocks out, or choose another kind"
+            )
 
     @classmethod
     def of(cls, fields: Mapping[str, Any] | ml_collections.ConfigDict) -> "AdapterConfig":
@@ -80,7 +90,29 @@ class AdapterConfig:
             tuple(fields["qkv"]),
             # Files of before there was a choice.
             fields.get("init", "published"),
+            tuple(fields.get("blocks") or ()) or None,
         )
+
+    def adapted(self, depth: int) -> range:
+        """The numbers of the adapted blocks in an encoder of so many.
+
+        Raises:
+          UserError: it has no such blocks.
+        """
+        if self.blocks is None:
+            return range(depth)
+        ends = (*self.blocks, depth)[:2] if len(self.blocks) in (1, 2) else (depth, depth)
+        found = range(0)
+        if all(type(i) is int and -depth <= i <= depth for i in ends):
+            found = range(*(i + depth if i < 0 else i for i in ends))
+        if not found:
+            last = max(1, depth // 4)
+            raise UserError(
+                f"adapter.blocks is {short(self.blocks, 80)}, and the encoder has {depth} blocks: "
+                f"expected the number of the first adapted one (-{last} for the last {last}), or "
+                f"that and the number behind the last one's, as ({depth // 2}, {depth})"
+            )
+        return found
 
     @property
     def task_axes(self) -> Mapping[str, int]:

@@ -1,4 +1,5 @@
-"""SAM's image encoder, a ViT with windowed and global attention, carrying one adapter per block.
+"""SAM's image encoder, a ViT with windowed and global attention, carrying one adapter per block, or
+adapters in some of its blocks alone.
 
 Source: `segment_anything/modeling/image_encoder.py`. What differs:
 
@@ -6,171 +7,35 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
   device, large images are encoded for one task after the other.
 - Blocks are stacked. SAM's depth is periodic (n window blocks, then a global one), so the encoder
   is a scan over stages around a scan over window blocks: compile time does not grow with depth.
-  With global blocks in other places it is a scan over each run of like blocks.
-- qkv is projected before windows are padded and the output after they are joined: padding carries
-  the projection's bias, which is what projecting zeros gives, and costs no matrix product.
+  With global blocks in other places, or adapters from a block within a stage on, it is such a scan
+  over each run of like stages.
+- Where the first blocks have no adapters, they are a trunk: computed once, for all tasks.
 """
 
-import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from talora_jax.models.adapters import AdapterConfig, make_adapter
-from talora_jax.models.attention import join_windows, split_windows
-from talora_jax.models.attention_kernels import KERNELS
-from talora_jax.models.geometry import Geometry
+from talora_jax.models.adapters import Adapter, AdapterConfig
+from talora_jax.models.encoder_block import ATTENDED, Adapted, Block, norm
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
 # kernels; all of a block but what its attention gave; all of a block.
 REMAT = ("none", "dots", "block_but_attention", "block")
-ATTENDED = "attended"
+Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
 FILLING = 2**11
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageEncoderConfig:
-    """Sizes of the encoder. `depth` = `stages` × (`window_blocks` + 1 global block).
-
-    Attributes:
-      window: tokens along a window's side; 0 where no block has windows.
-      global_blocks: the numbers of the global blocks, where these are not each stage's last. Then
-        there is one stage, whose `window_blocks` + 1 blocks are window and global ones.
-    """
-
-    image_size: int = 1024
-    patch_size: int = 16
-    width: int = 768
-    heads: int = 12
-    stages: int = 4
-    window_blocks: int = 2
-    window: int = 14
-    out_channels: int = 256
-    global_blocks: tuple[int, ...] | None = None
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side of the padded square."""
-        return self.image_size // self.patch_size
-
-    @property
-    def depth(self) -> int:
-        return self.stages * (self.window_blocks + 1)
-
-    @property
-    def periodic(self) -> bool:
-        """Whether the blocks are stages of window blocks and a global one."""
-        return self.global_blocks is None and self.window_blocks > 0
-
-    @property
-    def places(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Of every block, in order, the stack that holds it and its index there."""
-        if self.periodic:
-            return tuple(
-                ("window_blocks", (stage, place))
-                if place < self.window_blocks
-                else ("global_blocks", (stage,))
-                for stage in range(self.stages)
-                for place in range(self.window_blocks + 1)
-            )
-        everywhere = self.global_blocks is None
-        counts = {"window_blocks": 0, "global_blocks": 0}
-        places = []
-        for block in range(self.depth):
-            is_global = everywhere or block in self.global_blocks
-            name = "global_blocks" if is_global else "window_blocks"
-            places.append((name, (counts[name],)))
-            counts[name] += 1
-        return tuple(places)
-
-    @property
-    def global_places(self) -> tuple[int, ...]:
-        """The numbers of the blocks without windows."""
-        return tuple(i for i, (stack, _) in enumerate(self.places) if stack == "global_blocks")
-
-    @property
-    def stacks(self) -> dict[str, tuple[int, ...]]:
-        """The stacks of blocks that there are, and the axes along which each is stacked."""
-        last = dict(self.places)
-        return {
-            name: tuple(i + 1 for i in last[name])
-            for name in ("window_blocks", "global_blocks")
-            if name in last
-        }
-
-    def geometry(self, size: tuple[int, int], *, native_aspect: bool) -> Geometry:
-        """How an image of this (H, W) is encoded."""
-        patch = self.patch_size if native_aspect else None
-        return Geometry.of(size, self.image_size, patch)
-
-
-class Attention(nnx.Module):
-    """Multi-head attention with decomposed relative positions and an adapted qkv projection."""
-
-    def __init__(self, config, adapter, num_tasks, size, attention, *, dtype, rngs):
-        head_width = config.width // config.heads
-        self.heads = config.heads
-        self.attention = attention
-        self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
-        self.rel_pos_w = nnx.Param(jnp.zeros((2 * size - 1, head_width)))
-        self.adapter = nnx.data(make_adapter(adapter, config.width, num_tasks, rngs=rngs))
-
-    def __call__(self, x, window, task_ids, key):
-        grid = x.shape[2:4]
-        qkv = jnp.einsum("...d,dk->...k", x, self.qkv.kernel[...].astype(x.dtype))
-        if self.adapter is not None:
-            qkv += self.adapter(x, task_ids, key)
-        if window:
-            qkv = split_windows(qkv, window)
-        qkv += self.qkv.bias[...].astype(x.dtype)
-        q, k, v = (
-            rearrange(x, "t m h w (k d) -> t m k h w d", k=self.heads)
-            for x in jnp.split(qkv, 3, axis=-1)
-        )
-        out = KERNELS[self.attention](q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
-        out = rearrange(out, "t m k h w d -> t m h w (k d)")
-        out = join_windows(out, grid) if window else out
-        return self.proj(checkpoint_name(out, ATTENDED))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block; `window` = 0 attends to the whole grid."""
-
-    def __init__(self, config, adapter, num_tasks, window, attention, *, dtype, rngs):
-        # use_fast_variance=False: E[x²] − E[x]² loses what 1e-5 parity needs.
-        norm = functools.partial(
-            nnx.LayerNorm, config.width, epsilon=1e-6, use_fast_variance=False, dtype=dtype
-        )
-        self.window = window
-        self.norm1 = norm(rngs=rngs)
-        self.attn = Attention(
-            config, adapter, num_tasks, window or config.grid, attention, dtype=dtype, rngs=rngs
-        )
-        self.norm2 = norm(rngs=rngs)
-        self.lin1 = nnx.Linear(config.width, 4 * config.width, dtype=dtype, rngs=rngs)
-        self.lin2 = nnx.Linear(4 * config.width, config.width, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "n B h w D"],
-        task_ids: Int[Array, "n"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "n B h w D"]:
-        x += self.attn(self.norm1(x), self.window, task_ids, key)
-        return x + self.lin2(jax.nn.gelu(self.lin1(self.norm2(x)), approximate=False))
 
 
 class Neck(nnx.Module):
@@ -178,18 +43,10 @@ class Neck(nnx.Module):
 
     def __init__(self, config, *, dtype, rngs):
         unbiased = {"use_bias": False, "dtype": dtype, "rngs": rngs}
-        norm = functools.partial(
-            nnx.LayerNorm,
-            config.out_channels,
-            epsilon=1e-6,
-            use_fast_variance=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
         self.conv1 = PatchConv(config.width, config.out_channels, 1, **unbiased)
-        self.neck_norm1 = norm()
+        self.neck_norm1 = norm(config.out_channels, dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(config.out_channels, config.out_channels, (3, 3), **unbiased)
-        self.neck_norm2 = norm()
+        self.neck_norm2 = norm(config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.neck_norm2(self.conv2(self.neck_norm1(self.conv1(x))))
@@ -202,6 +59,11 @@ class ImageEncoder(nnx.Module):
 
     Without a checkpoint, linear layers start LeCun-normal, relative positions at zero and absolute
     positions as MAE's sines and cosines, from which SAM's own encoder started.
+
+    Attributes:
+      blocks: the numbers of the adapted blocks.
+      adapted: what these have of their own, by stack, where the adapter's config names blocks; the
+        stacks then are the base's, adapters and all that trains apart.
     """
 
     def __init__(
@@ -219,14 +81,25 @@ class ImageEncoder(nnx.Module):
         self.remat = remat
         self.dtype = dtype
         self.per_task = adapter.per_task
+        self.blocks = adapter.adapted(config.depth)
         self.patch_embed = PatchConv(3, config.width, config.patch_size, dtype=dtype, rngs=rngs)
         self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
-        make = functools.partial(Block, config, adapter, num_tasks, dtype=dtype)
+        apart = adapter.blocks is not None
+        inside = AdapterConfig("none") if apart else adapter
+        make = functools.partial(Block, config, inside, num_tasks, dtype=dtype)
         kinds = {"window_blocks": (config.window, "xla"), "global_blocks": (0, attention)}
         for name, axes in config.stacks.items():
             kind = kinds[name]
             setattr(self, name, _stack(lambda rngs, kind=kind: make(*kind, rngs=rngs), rngs, *axes))
         self.neck = Neck(config, dtype=dtype, rngs=rngs)
+        make_adapted = functools.partial(Adapted, config, adapter, num_tasks, dtype=dtype)
+        self.adapted = nnx.Dict(
+            {
+                name: _stack(lambda rngs: make_adapted(rngs=rngs), rngs, len(numbers))
+                for name in config.stacks
+                if apart and (numbers := config.numbers(name, self.blocks))
+            }
+        )
 
     def __call__(
         self,
@@ -245,10 +118,26 @@ class ImageEncoder(nnx.Module):
         Returns:
           n = len(task_ids), or n = 1 when the adapter kind does not tell tasks apart.
         """
-        task_ids = task_ids if self.per_task else (0,)
+        return self.from_trunk(self.trunk(images), task_ids, key=key)
+
+    def trunk(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """What all tasks have in common of normalised, padded images: patches with their positions,
+        gone through the blocks before the first adapted one."""
         x = self.patch_embed(images)
         height, width = x.shape[1:3]
         x += self.pos_embed[:height, :width].astype(x.dtype)
+        before = range(self.blocks.start)
+        return self._through(before, x[None], jnp.zeros(1, int), None)[0] if before else x
+
+    def from_trunk(
+        self,
+        x: Float[Array, "B h w D"],
+        task_ids: tuple[int | Int[Array, ""], ...],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "n B h w C"]:
+        """Embeddings, as of a call, of what `trunk` gave."""
+        task_ids = task_ids if self.per_task else (0,)
         encode = functools.partial(self._encode, x, key=key)
         if len(task_ids) == 1 or not _fills_a_device(x):
             return encode(jnp.array(task_ids))
@@ -257,81 +146,109 @@ class ImageEncoder(nnx.Module):
     def _encode(
         self, x: Float[Array, "B h w D"], task_ids: Int[Array, "n"], key: PRNGKeyArray | None
     ) -> Float[Array, "n B h w C"]:
-        """Embeddings of these tasks, computed together, from patches with their positions."""
+        """Embeddings of these tasks, computed together, from what `trunk` gave."""
         x = jnp.broadcast_to(x, (len(task_ids), *x.shape))
-
-        def block(graphdef, x, params, key):
-            # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
-            x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
-            return nnx.merge(graphdef, params)(x, task_ids, key)
-
-        block = _checkpointed(block, self.remat)
-        x = (self._stages if self.config.periodic else self._runs)(block, x, key)
+        for blocks in (self.blocks, range(self.blocks.stop, self.config.depth)):
+            x = self._through(blocks, x, task_ids, key)
         # Images lead: an axis laid over the mesh keeps its layout only as the outer one of a merge.
         embeddings = self.neck(rearrange(x, "t b h w d -> (b t) h w d"))
         return rearrange(embeddings, "(b t) h w c -> t b h w c", t=len(task_ids))
 
-    def _stages(self, block: Callable, x: Array, key: PRNGKeyArray | None) -> Array:
-        """All blocks, stage by stage."""
-        window_graph, window_params = nnx.split(self.window_blocks)
-        global_graph, global_params = nnx.split(self.global_blocks)
-        stages, window_blocks = self.config.stages, self.config.window_blocks
-        keys = None if key is None else jax.random.split(key, (stages, window_blocks + 1))
+    def _through(
+        self,
+        blocks: range,
+        x: Float[Array, "n B h w D"],
+        task_ids: Int[Array, "n"],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "n B h w D"]:
+        """These blocks, all of them adapted or none, one after the other."""
+        config, positions = self.config, np.array(self.config.positions)
+        stacks = {name: self._flat(getattr(self, name), name) for name in config.stacks}
+        adapted = {name: nnx.split(own) for name, own in self.adapted.items()}
+        keys = None if key is None else jax.random.split(key, config.depth)
+
+        def scanned(name, numbers):
+            """What a scan over these blocks takes: their parameters, or where the stack has them;
+            what they have of their own; keys."""
+            if not numbers.size:
+                return None
+            part = functools.partial(_part, shape=numbers.shape)
+            first = int(positions[numbers].min())
+            own = None
+            if name in adapted and blocks == self.blocks:
+                start = first - config.rows(name, blocks).start
+                own = jax.tree.map(lambda x: part(x, start), adapted[name][1])
+            if self._apart:
+                # A part of a stack would be a copy; stacks that do not train need not be scanned.
+                params = positions[numbers]
+            else:
+                params = jax.tree.map(lambda x: part(x, first), stacks[name][1])
+            return params, own, None if keys is None else keys[numbers]
+
+        def block(name, x, params, own, key):
+            # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
+            x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
+            graphdef, stack = stacks[name]
+            if self._apart:
+                # In here, where it is checkpointed: no slice is kept for the backward pass.
+                take = functools.partial(jax.lax.dynamic_index_in_dim, index=params, keepdims=False)
+                params = jax.tree.map(take, stack)
+            own = None if own is None else nnx.merge(adapted[name][0], own)
+            return nnx.merge(graphdef, params)(x, task_ids, key, own)
+
+        block = _checkpointed(block, self.remat)
 
         def stage(x, scanned):
-            window_params, global_params, keys = scanned
-            window_keys = None if keys is None else keys[:-1]
-            x, _ = jax.lax.scan(
-                lambda x, scanned: (block(window_graph, x, *scanned), None),
-                x,
-                (window_params, window_keys),
-                length=window_blocks,
-            )
-            return block(global_graph, x, global_params, None if keys is None else keys[-1]), None
+            windows, last = scanned
+            if windows is not None:
+                x, _ = jax.lax.scan(lambda x, s: (block("window_blocks", x, *s), None), x, windows)
+            return x if last is None else block("global_blocks", x, *last), None
 
-        return jax.lax.scan(stage, x, (window_params, global_params, keys), length=stages)[0]
-
-    def _runs(self, block: Callable, x: Array, key: PRNGKeyArray | None) -> Array:
-        """All blocks, one run of window blocks or of global ones after the other."""
-        places = self.config.places
-        keys = None if key is None else jax.random.split(key, len(places))
-        done = 0
-        for name, run in itertools.groupby(places, key=lambda place: place[0]):
-            indices = [index for _, (index,) in run]
-            graphdef, params = nnx.split(getattr(self, name))
-            part = slice(indices[0], indices[-1] + 1)
-            params = jax.tree.map(lambda x, part=part: x[part], params)
-            part = None if keys is None else keys[done : done + len(indices)]
-            x, _ = jax.lax.scan(
-                lambda x, scanned, graphdef=graphdef: (block(graphdef, x, *scanned), None),
-                x,
-                (params, part),
-                length=len(indices),
-            )
-            done += len(indices)
+        for windows, last in config.stages_of(blocks):
+            parts = scanned("window_blocks", windows), scanned("global_blocks", last)
+            x, _ = jax.lax.scan(stage, x, parts)
         return x
 
-    def relative_updates(self) -> Float[Array, "depth"]:
-        """‖ΔW‖_F / ‖W‖_F of every block's qkv kernel, of the task that moves it the most.
+    def _flat(self, blocks: Block, name: str) -> tuple[nnx.GraphDef, nnx.State]:
+        """A stack, its axes made one."""
+        axes = len(self.config.stacks[name])
+        graphdef, params = nnx.split(blocks)
+        return graphdef, jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[axes:])), params)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether what trains stands apart from the blocks, in `adapted`."""
+        return len(self.adapted) > 0
+
+    def adapters(self) -> dict[str, Adapter]:
+        """The adapters of window blocks and of global blocks, as stacked."""
+        found = {name: getattr(self, name).attn.adapter for name in self.config.stacks}
+        found |= {name: own.adapter for name, own in self.adapted.items()}
+        return {name: adapter for name, adapter in found.items() if adapter is not None}
+
+    def relative_updates(self) -> Float[Array, "adapted"]:
+        """‖ΔW‖_F / ‖W‖_F of every adapted block's qkv kernel, of the task that moves it the most.
 
         Zeros without adapters.
         """
-        ratios = {}
-        for name, axes in self.config.stacks.items():
-            graphdef, params = nnx.split(getattr(self, name).attn)
+        config, ratios = self.config, {}
+        for name, adapter in self.adapters().items():
+            graphdef, params = nnx.split(adapter)
+            axes = 1 if self._apart else len(config.stacks[name])
+            params = jax.tree.map(lambda x, n=axes: x.reshape(-1, *x.shape[n:]), params)
+            kernels = getattr(self, name).attn.qkv.kernel[...]
+            kernels = kernels.reshape(-1, *kernels.shape[-2:])
 
             def ratio(params, graphdef=graphdef):
-                attention = nnx.merge(graphdef, params)
-                if attention.adapter is None:
-                    return jnp.zeros(())
-                kernel = attention.qkv.kernel[...].astype(jnp.float32)
-                return attention.adapter.norm().max() / jnp.linalg.norm(kernel)
+                params, kernel = params
+                norm = nnx.merge(graphdef, params).norm().max()
+                return norm / jnp.linalg.norm(kernel.astype(jnp.float32))
 
             # One block after the other: dense updates of all would not fit.
-            for _ in axes:
-                ratio = functools.partial(jax.lax.map, ratio)
-            ratios[name] = ratio(params)
-        return jnp.stack([ratios[name][index] for name, index in self.config.places])
+            kernels = kernels[config.rows(name, self.blocks)]
+            found = jax.lax.map(ratio, (params, kernels))
+            ratios |= zip(config.numbers(name, self.blocks), found, strict=True)
+        return jnp.stack([ratios.get(number, jnp.zeros(())) for number in self.blocks])
 
     def merge(self, task_id: int) -> "ImageEncoder":
         """A task's encoder as a plain SAM encoder: W + ΔW[t] in place of W and the adapter.
@@ -349,15 +266,25 @@ class ImageEncoder(nnx.Module):
             )
         )
         merged = {p: v for p, v in nnx.to_flat_state(nnx.state(self)) if "adapter" not in p}
-        for blocks in self.config.stacks:
-            adapter = getattr(self, blocks).attn.adapter
-            if adapter is not None:
-                update = adapter.merge((task_id,))[..., 0, :, :]
-                path = (blocks, "attn", "qkv", "kernel")
-                kernel = merged[path][...]
-                merged[path] = merged[path].replace((kernel + update).astype(kernel.dtype))
+        for path in [path for path in merged if path[0] == "adapted"]:
+            # LayerNorms of adapted blocks, in place of the base's.
+            own, of_base = merged.pop(path), merged[path[1:]]
+            merged[path[1:]] = self._with_rows(path[1], of_base, lambda _, own=own: own[...])
+        for name, adapter in self.adapters().items():
+            update = adapter.merge((task_id,))[..., 0, :, :]
+            path = (name, "attn", "qkv", "kernel")
+            update = update.reshape(-1, *update.shape[-2:])
+            merged[path] = self._with_rows(name, merged[path], lambda x, u=update: x + u)
         nnx.update(plain, nnx.from_flat_state(merged))
         return plain
+
+    def _with_rows(self, name: str, variable: nnx.Variable, new: Callable) -> nnx.Variable:
+        """A stack's parameter with `new` of its adapted blocks' rows [n, ...] in their place."""
+        x = variable[...]
+        flat = x.reshape(-1, *x.shape[len(self.config.stacks[name]) :])
+        rows = self.config.rows(name, self.blocks)
+        flat = flat.at[rows].set(new(flat[rows]).astype(x.dtype))
+        return variable.replace(flat.reshape(x.shape))
 
 
 def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:
@@ -370,8 +297,8 @@ def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:
     return jnp.pad(positions, ((0, 0), (0, 0), (0, width - 4 * quarter)))
 
 
-def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Block:
-    """A block whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
+def _stack(make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs, *sizes: int) -> Module:
+    """A module whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
 
     def init(key):
         return nnx.state(make(nnx.Rngs(key)))
@@ -381,6 +308,11 @@ def _stack(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, *sizes: int) -> Bl
     for _ in sizes:
         init = jax.vmap(init)
     return nnx.merge(graphdef, init(keys))
+
+
+def _part(x: Array | np.ndarray, first: int, *, shape: tuple[int, ...]) -> Array | np.ndarray:
+    """The entries from `first` on along the leading axis, as many as an array of a shape has."""
+    return x[first : first + math.prod(shape)].reshape(*shape, *x.shape[1:])
 
 
 def _fills_a_device(x: Float[Array, "B h w D"]) -> bool:

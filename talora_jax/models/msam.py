@@ -29,21 +29,25 @@ from talora_jax.models.prompt_encoder import RandomFourierPositions
 from talora_jax.models.sam import SamConfig
 from talora_jax.sharding import constrain
 
-# What trains beside the encoder's blocks: `neck_norm1` and `neck_norm2` are other names, so the
-# neck stays frozen, as in the released recipe.
-_ADAPTED = nnx.Any(
-    TaskParam,
-    nnx.PathContains("mask_decoders"),
-    nnx.PathContains("norm1"),
-    nnx.PathContains("norm2"),
-)
+_ADDED = nnx.Any(TaskParam, nnx.PathContains("mask_decoders"))
+
+
+def norms(adapter: AdapterConfig) -> nnx.filterlib.Filter:
+    """The filter that names the LayerNorms that train: those of the encoder's adapted blocks.
+
+    `neck_norm1` and `neck_norm2` are other names, so the neck stays frozen, as in the released
+    recipe.
+    """
+    named = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
+    place = "image_encoder" if adapter.blocks is None else "adapted"
+    return nnx.All(nnx.PathContains(place), named)
 
 
 def trainable(adapter: AdapterConfig) -> nnx.filterlib.Filter:
     """The filter that names what trains: `nnx.split(model, trainable(adapter), ...)`."""
     if adapter.kind == "full":
-        return nnx.Any(_ADAPTED, nnx.PathContains("image_encoder"))
-    return _ADAPTED
+        return nnx.Any(_ADDED, nnx.PathContains("image_encoder"))
+    return nnx.Any(_ADDED, norms(adapter))
 
 
 def shared(adapter: AdapterConfig) -> nnx.filterlib.Filter:
@@ -244,8 +248,7 @@ class MSam(nnx.Module):
 
     def adapters(self) -> list[Adapter]:
         """The adapters of the window blocks and of the global blocks, as stacked."""
-        blocks = [getattr(self.image_encoder, name) for name in self.config.encoder.stacks]
-        return [b.attn.adapter for b in blocks if b.attn.adapter is not None]
+        return list(self.image_encoder.adapters().values())
 
     def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
         """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j].

@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import Geometry
-from talora_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from talora_jax.models.prompt_encoder import ABSENT, PromptEncoder
 

@@ -272,8 +272,19 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
                 f"config.model.size={config.model.size} has {named.in_words()}"
             )
         check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
-        config_lib.check_ranks(config, found.encoder.width)  # without a base, `check` has done it
+        # Without a base, `check` has done it.
+        config_lib.check_ranks(config, found.encoder.width)
+        AdapterConfig.of(config.adapter).adapted(found.encoder.depth)
     return found
+
+
+def _blocks_as(
+    config: ml_collections.ConfigDict, parent: AdapterFile, depth: int
+) -> tuple[int, ...] | None:
+    """The blocks of an adapter that is extended, as the config has them if it means the same."""
+    theirs, ours = AdapterConfig.of(parent.adapter), AdapterConfig.of(config.adapter)
+    same = theirs.adapted(depth) == ours.adapted(depth) and None not in (theirs.blocks, ours.blocks)
+    return config.adapter.blocks if same else theirs.blocks
 
 
 def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
@@ -304,14 +315,15 @@ def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
         "adapter.ranks": tuple(parent.adapter["ranks"]),
         "adapter.scale": parent.adapter["scale"],
         "adapter.qkv": tuple(parent.adapter["qkv"]),
+        "adapter.blocks": _blocks_as(config, parent, ours.encoder.depth),
     }
     if not config.model.weights:
         trained_with["seed"] = parent.seed  # random numbers are its base
     for field, was in trained_with.items():
-        ours = operator.attrgetter(field)(config)
-        if ours != was:
+        value = operator.attrgetter(field)(config)
+        if value != was:
             raise UserError(
-                f"config.{field} is {ours!r}, but config.adapter.extend names an adapter trained "
+                f"config.{field} is {value!r}, but config.adapter.extend names an adapter trained "
                 f"with {was!r}: set --config.{field}={shlex.quote(str(was).replace(' ', ''))}"
             )
     return parent

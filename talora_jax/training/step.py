@@ -80,15 +80,17 @@ def make_train_step(run: Run):
 
 def make_relative_updates(run: Run):
     """The jitted function (state, frozen) → scalars: how large adapters' updates are beside the
-    kernels, of every block and the largest. Apart from the step, for only the log needs it."""
+    kernels, of every adapted block and the largest. Not of the step, for only the log needs it."""
 
     @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
     def relative_updates(state: TrainState, frozen: nnx.State) -> dict[str, Array]:
         if not AdapterConfig.of(run.config.adapter).adapts:
             return {}
         model = nnx.merge(run.graphdef, state.trainable["model"], frozen)
-        ratios = model.image_encoder.relative_updates()
-        each = {f"adapter/relative_update/{i:02d}": ratio for i, ratio in enumerate(ratios)}
+        encoder = model.image_encoder
+        ratios = encoder.relative_updates()
+        numbered = zip(encoder.blocks, ratios, strict=True)
+        each = {f"adapter/relative_update/{i:02d}": ratio for i, ratio in numbered}
         return {"adapter/relative_update": ratios.max(), **each}
 
     return relative_updates

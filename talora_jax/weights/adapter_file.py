@@ -203,6 +203,10 @@ def _check_fields(fields: Mapping[str, Any], path: str | Path) -> None:
         value = adapter.get(name)
         fits = is_number(value) and low <= value < high
         expect(f"adapter.{name}", value, fits, "a number" if name == "scale" else "0 to below 1")
+    blocks = adapter.get("blocks")
+    fits = isinstance(blocks, list) and len(blocks) in (1, 2)
+    fits = fits and all(is_whole(i, -(2**16), 2**16) for i in blocks)
+    expect("adapter.blocks", blocks, blocks is None or fits, "null, one number or two")
 
 
 def find(path: str | Path) -> Path:

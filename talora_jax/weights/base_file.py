@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from talora_jax.errors import UserError, one_line
 from talora_jax.files import replacing
-from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
 from talora_jax.weights import hub

@@ -4,7 +4,7 @@ In mSAM the encoder of a base goes in as it is, the decoder into every task's de
 row into every output channel's row. Tensors under mSAM's own names go in as they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,6 +142,7 @@ def build(
     if base is not None:
         model = nnx.merge(graphdef, abstract)
         tensors |= for_msam(base, model) if isinstance(model, MSam) else base
+        tensors |= _adapted_norms(tensors, list(names.values()), model)
     tensors |= learnt or {}
 
     fresh_paths = [
@@ -181,6 +182,21 @@ def build(
         for path, variable in flat
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def _adapted_norms(
+    tensors: Mapping[str, np.ndarray], names: Sequence[str], model: nnx.Module
+) -> dict[str, np.ndarray]:
+    """LayerNorms that train apart from a base's blocks: they begin as the base's."""
+    norms = {}
+    for name in names:
+        place, apart, inside = name.partition("image_encoder.adapted.")
+        of_base = f"{place}image_encoder.{inside}"
+        if apart and of_base in tensors:
+            encoder, stack = model.image_encoder, inside.partition(".")[0]
+            flat = tensors[of_base].reshape(-1, encoder.config.width)
+            norms[name] = flat[encoder.config.rows(stack, encoder.blocks)]
+    return norms
 
 
 def for_msam(base: Mapping[str, np.ndarray], model: MSam) -> dict[str, np.ndarray]:

@@ -48,6 +48,21 @@ def test_parameter_counts_are_the_published_ones(size, adapters, trainable):
     assert sum(x.nbytes for x in jax.live_arrays()) - before < 1e5
 
 
+def test_parameters_of_the_last_blocks():
+    config = nyuv2("vit_b")
+    config.adapter.blocks = (-3,)
+    run = abstract_run(config)
+    counts = totals(parts_of(run))
+    assert counts["adapters"] == 1_228_944 * 3 // 12
+    assert counts["norms"] == 3 * 4 * 768
+    frozen = {part.name: part for part in parts_of(run) if part.group == FROZEN}
+    assert frozen["image_encoder.window_blocks.norm1"].shapes["scale"] == (4, 2, 768)
+    console = Console(width=140)
+    with console.capture() as told:
+        describe(config, console)
+    assert "ranks 32×32×4 in blocks 9 to 11 of 0 to 11" in told.get()
+
+
 @pytest.mark.slow
 def test_memory_on_meshes_that_are_not_here(micro):
     config = nyuv2("micro")

@@ -356,3 +356,7 @@ def test_a_run_is_told_apart_by_what_it_reads(tmp_path):
     before = settings(changed)
     changed.prompts.clicks = 8
     assert settings(changed) == before
+    changed.adapter.kind = "none"
+    before = settings(changed)
+    changed.adapter.blocks = (-1,)  # whose LayerNorms train
+    assert settings(changed) != before

@@ -225,6 +225,30 @@ def test_a_merged_task_is_a_base_that_gives_its_maps(finished, images, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_model_whose_last_blocks_are_adapted(config, tasks, images, tmp_path, capsys):
+    """Its program and its merged files give its maps, or exporting it had said so."""
+    config = config.copy_and_resolve_references()
+    config.adapter.blocks = (-1,)
+    model = model_of(config, tasks)
+    graphdef, learnt, frozen = nnx.split(model, trainable(model.adapter), ...)
+    rng = np.random.default_rng(0)
+    learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
+    model = nnx.merge(graphdef, learnt, frozen)
+    save(model, tmp_path, config)
+    out = tmp_path / "out"
+    export.main([str(tmp_path), str(out), "--platforms", "cpu", "--tasks", "depth"])
+    assert "largest difference" in capsys.readouterr().out
+    tensors, description = read_base(out / "merged" / "depth.safetensors")
+    alone = build(
+        lambda: MSam(description.config, AdapterConfig("none"), {"depth": 1}, rngs=nnx.Rngs(0)),
+        tensors,
+    )
+    expected = maps_of(model, images)["depth"]
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(maps_of(alone, images)["depth"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora_shared", "lora_per_task", "none"])
 def test_merging_other_kinds(config, tasks, kind):
     config = config.copy_and_resolve_references()

@@ -26,13 +26,14 @@ LAMBDA = 0.01
 KEY = jax.random.key(0)
 
 
-def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1)):
+def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
     """A run of random numbers in every parameter, so that no gradient is zero."""
     config = config_lib.default()
     config.tasks = TASKS
     config.adapter.kind = adapter
     config.adapter.ranks = (4, 3, 2)
     config.adapter.dropout = 0.0
+    config.adapter.blocks = blocks
     config.weighting.kind = kind
     config.orthogonal_weight = LAMBDA
     config.batch_size = 8
@@ -86,9 +87,9 @@ def by_name(state) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def task_gradients(micro, adapter):
+def task_gradients(micro, adapter, blocks):
     """Each task's loss and its gradient by everything that trains; the regulariser's gradient."""
-    run = make_run(micro, "equal", adapter)
+    run = make_run(micro, "equal", adapter, blocks=blocks)
     batch = random_batch()
 
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -134,18 +135,24 @@ def assert_close(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "adapter", "parts"),
-    [("nash_mtl", "talora", 1), ("famo", "talora", 2), ("cagrad", "lora_shared", 2)],
+    ("kind", "adapter", "parts", "blocks"),
+    [
+        ("nash_mtl", "talora", 1, None),
+        ("famo", "talora", 2, None),
+        ("cagrad", "lora_shared", 2, None),
+        ("nash_mtl", "talora", 1, (-1,)),
+        ("cagrad", "lora_shared", 2, (-1,)),
+    ],
 )
-def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts):
-    losses, per_task, regulariser = task_gradients(micro, adapter)
+def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts, blocks):
+    losses, per_task, regulariser = task_gradients(micro, adapter, blocks)
     together, own = expected_weights(kind, losses, per_task, adapter)
     expected = {}
     for name in regulariser:
         weights = together if is_shared(name, adapter) else own
         total = sum(np.float64(w) * g[name] for w, g in zip(weights, per_task, strict=True))
         expected[name] = total + LAMBDA * regulariser[name]
-    found = gradient_of(make_run(micro, kind, adapter, parts))
+    found = gradient_of(make_run(micro, kind, adapter, parts, blocks=blocks))
     for name, values, rtol in (("loss", losses, 1e-5), ("weight", together, 1e-3)):
         seen = [found.scalars[f"{task}/{name}"] for task in TASKS]
         np.testing.assert_allclose(seen, values, rtol=rtol)

@@ -84,15 +84,17 @@ def test_all_of_a_sam_learns_but_the_fourier_features(prompted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["talora", "lora_shared"])
-def test_adapters_learn_on_a_frozen_encoder(prompted, kind):
-    prompted.adapter.kind = kind
-
+@pytest.mark.parametrize(
+    ("kind", "blocks"), [("talora", None), ("lora_shared", None), ("talora", (-1,))]
+)
+def test_adapters_learn_on_a_frozen_encoder(prompted, kind, blocks):
+    prompted.adapter.kind, prompted.adapter.blocks = kind, blocks
     moved, scalars = one_step(prompted)
     parts = {name.split(".")[1] for name in moved}
     assert parts == {"image_encoder", "mask_decoder"}
     inside = {name for name in moved if "image_encoder" in name}
     assert all("adapter" in n or "norm1" in n or "norm2" in n for n in inside) and inside
+    assert all(("adapted.global_blocks" in name) == bool(blocks) for name in inside)
     assert scalars["adapter/relative_update"] > 0
 
 

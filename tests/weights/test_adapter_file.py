@@ -10,6 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from flax import nnx
+from PIL import Image
 
 import talora_jax
 from talora_jax import config as config_lib
@@ -22,7 +23,7 @@ from talora_jax.tasks import make_task
 from talora_jax.training.loop import train
 from talora_jax.training.setup import Run, learnt_file, make_model, prepare
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.state import tensors_of
+from talora_jax.weights.state import fingerprint, tensors_of
 
 
 def test_what_is_inside_is_told_without_jax(start_python, shelf, monkeypatch):
@@ -137,6 +138,94 @@ def test_new_tasks_on_every_kind(config, kind):
         else:
             entries = {1, 2} if name != "no_mask_embed" else {1, 4}
             assert {(x == 1).sum(axis).min(), (x == 2).sum(axis).min()} == entries
+
+
+@pytest.fixture
+def late(config, learn, tmp_path):
+    """An adapter of the last block of two, in its file; and the model that it was saved from."""
+    config.adapter.blocks = (-1,)
+    run, learnt = learn(config, 0)
+    path = tmp_path / "late.safetensors"
+    learnt_file(run, learnt).write(path)
+    return path, nnx.merge(run.graphdef, learnt, run.frozen)
+
+
+def test_a_file_of_some_blocks_holds_these_alone(late, config, shelf, capsys):
+    path, model = late
+    file, photo = AdapterFile.read(path), Image.open(shelf / "photo.jpg")
+    in_blocks = {name: x.shape for name, x in file.tensors.items() if "image_encoder" in name}
+    parts = ("adapter.G", "adapter.U1", "adapter.U2", "adapter.U3", *NORMS)
+    assert {*in_blocks} == {f"image_encoder.adapted.global_blocks.{part}" for part in parts}
+    assert in_blocks["image_encoder.adapted.global_blocks.adapter.U3"] == (1, 3, 2)
+    assert file.adapter["blocks"] == [-1]
+    describe_adapter.main([str(path)])
+    assert "scale 0.5, blocks -1" in capsys.readouterr().out
+
+    # Whatever of the base: an adapter of other blocks has the same.
+    config.adapter.blocks = (0, 1)
+    assert prepared_fingerprint(config) == file.base_fingerprint
+    config.adapter.blocks = None
+    assert prepared_fingerprint(config) != file.base_fingerprint
+
+    loaded = talora_jax.load(path)
+    seen = loaded.predict(photo)
+    maps = nnx.jit(lambda model, x: model(x))(model, np.asarray(photo)[None] / np.float32(255))
+    np.testing.assert_allclose(seen["depth"], maps["depth"][0, ..., 0], rtol=0, atol=1e-5)
+    merged = loaded.merge("depth")
+    squares = jax.random.uniform(jax.random.key(0), (1, 64, 64, 3))
+    expected = nnx.jit(lambda model: model.embed(squares, ["depth"]))(model)
+    alone = nnx.jit(lambda encoder: encoder(squares, (0,)))(merged)
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-5)
+    shared, base = (nnx.state(x.image_encoder.window_blocks) for x in (loaded.promptable(), model))
+    np.testing.assert_array_equal(shared["norm1"]["scale"][...], base["norm1"]["scale"][...])
+    with pytest.raises(
+        UserError, match=r"adapter.safetensors has adapters in all blocks, this model in blocks \(-"
+    ):
+        loaded.with_adapter(shelf / "adapter.safetensors")
+
+
+NORMS = tuple(f"norm{i}.{part}" for i in (1, 2) for part in ("scale", "bias"))
+
+
+def prepared_fingerprint(config) -> str:
+    """Of the base, as a run of this config has it."""
+    adapter = AdapterConfig.of(config.adapter)
+    model = talora_jax.load_msam(config.model.weights, adapter, {"depth": 1})
+    return fingerprint(tensors_of(nnx.state(model, nnx.Not(trainable(adapter)))))
+
+
+def test_adapted_layer_norms_begin_as_the_bases(config):
+    adapter = AdapterConfig(ranks=(4, 4, 2), blocks=(-1,))
+    encoder = talora_jax.load_msam(config.model.weights, adapter, {"depth": 1}).image_encoder
+    own, of_base = encoder.adapted["global_blocks"], encoder.global_blocks
+    for norm in ("norm1", "norm2"):
+        for ours, theirs in zip(
+            jax.tree.leaves(nnx.state(getattr(own, norm))),
+            jax.tree.leaves(nnx.state(getattr(of_base, norm))),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    assert np.ptp(own.norm1.scale[...]) > 0
+
+
+def test_extending_an_adapter_of_some_blocks(late, config, learn):
+    path, _ = late
+    config.tasks = ("edges",)
+    config.adapter.extend = str(path)
+    config.adapter.blocks = (1, 2)  # the same, in other words
+    run, learnt = learn(config, 1)
+    inside = {name for name in tensors_of(learnt) if "image_encoder" in name}
+    assert inside == {"image_encoder.adapted.global_blocks.adapter.U3"}
+    before, after = AdapterFile.read(path), learnt_file(run, learnt)
+    (name,) = inside
+    assert after.tensors[name].shape == (1, 4, 2)
+    np.testing.assert_array_equal(after.tensors[name][:, :3], before.tensors[name])
+    for blocks, told in ((None, "is None, but"), ((0,), r"is \(0,\), but")):
+        config.adapter.blocks = blocks
+        with pytest.raises(
+            UserError, match=rf"blocks {told}.*set --config.adapter.blocks='\(-1,\)"
+        ):
+            learn(config, 1)
 
 
 @pytest.mark.slow

@@ -163,6 +163,10 @@ def test_types_in_the_header_of_an_adapter(adapter, tmp_path):
         ("dropout", 1),
         ("qkv", [1, 1, 1]),
         ("init", None),
+        ("blocks", 3),
+        ("blocks", []),
+        ("blocks", [1, 2, 3]),
+        ("blocks", [0.5]),
     ):
         fields = {**json.loads(metadata["adapter"]), field: odd}
         changed = {**metadata, "adapter": json.dumps(fields)}

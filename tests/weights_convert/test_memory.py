@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.sam import SamConfig
 from weights_convert.__main__ import main
 from weights_convert.architecture import Architecture, entries_of, expected_shapes

@@ -19,10 +19,10 @@ CHANNELS = {"normals": 3, "depth": 1}
 def train(run, checkpoint, tmp_path):
     """A base, and an mSAM on it with random numbers for what it learnt, saved as training does."""
 
-    def train(kind):
+    def train(kind, blocks=None):
         base = tmp_path / "base.safetensors"
         assert run(checkpoint, base)[0] == 0
-        adapter = AdapterConfig(kind, (4, 5, 2), qkv=(True, False, True))
+        adapter = AdapterConfig(kind, (4, 5, 2), qkv=(True, False, True), blocks=blocks)
         model = load_msam(base, adapter, CHANNELS)
         graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
         rng = np.random.default_rng(1)
@@ -41,9 +41,12 @@ def first_mask(sam, squares):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "channels"), [("talora", 2), ("lora_shared", 1), ("full", 1)])
-def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind, channels):
-    model, base = train(kind)
+@pytest.mark.parametrize(
+    ("kind", "channels", "blocks"),
+    [("talora", 2, None), ("lora_shared", 1, None), ("full", 1, None), ("talora", 1, (-1,))],
+)
+def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind, channels, blocks):
+    model, base = train(kind, blocks)
     squares = jax.random.normal(jax.random.key(2), (1, 64, 64, 3))
     maps = nnx.jit(MSam.low_res)(model, squares)
     for channel, task, number in (("depth", "depth", 0), ("normals:2", "normals", 2))[:channels]:

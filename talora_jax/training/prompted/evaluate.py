@@ -51,7 +51,8 @@ class Evaluator:
             domains = range(len(self._asked.domains))
             if not sam.adapter.per_task:
                 return (sam.encode(padded),) * len(domains)
-            return tuple(sam.encode(padded, domain) for domain in domains)
+            trunk, encoder = sam.image_encoder.trunk(padded), sam.image_encoder
+            return tuple(encoder.from_trunk(trunk, (domain,))[0] for domain in domains)
 
         @functools.partial(jax.jit, out_shardings=sharding)
         def answer(trainable, frozen, embeddings, masks, size, prompts, last):

@@ -7,8 +7,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from talora_jax.models.adapters import TaskParam
+from talora_jax.models.adapters import AdapterConfig, TaskParam
 from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.msam import norms
 from talora_jax.models.sam import Sam
 
 # Pixels of a mask's logits along a token's side.
@@ -55,21 +56,19 @@ class Learner(nnx.Module):
         }
 
 
-def trainable(kind: str, learns: str = "all") -> nnx.filterlib.Filter:
-    """The filter that names what trains, `config.prompts.learns`, with an adapter of this kind.
+def trainable(adapter: AdapterConfig, learns: str = "all") -> nnx.filterlib.Filter:
+    """The filter that names what trains, `config.prompts.learns`, with such an adapter.
 
     `full`: all but the random Fourier features, which SAM never trains. Else what TA-LoRA adds, the
-    blocks' LayerNorms, and the mask decoder: the prompt encoder stays SAM's.
+    adapted blocks' LayerNorms, and the mask decoder: the prompt encoder stays SAM's.
     """
     if learns == "iou_head":
         return nnx.PathContains("iou_prediction_head")
-    if kind == "full":
+    if adapter.kind == "full":
         return nnx.Not(nnx.PathContains("gaussian_matrix"))
-    # The prompt encoder has LayerNorms of these names, too.
-    norms = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
     return nnx.Any(
         TaskParam,
         nnx.PathContains("mask_decoder"),
         nnx.PathContains("auxiliary"),
-        nnx.All(nnx.PathContains("image_encoder"), norms),
+        norms(adapter),
     )

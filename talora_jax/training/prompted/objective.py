@@ -146,7 +146,10 @@ def per_embedding(
     """Embeddings, and the masks [B, P, Y, X] of the domains that each serves."""
     if not sam.adapter.per_task:
         return [(sam.encode(padded, key=key), rearrange(masks, "b d m y x -> b (d m) y x"))]
-    return [(sam.encode(padded, d, key=key), masks[:, d]) for d in range(masks.shape[1])]
+    trunk, encoder = sam.image_encoder.trunk(padded), sam.image_encoder
+    return [
+        (encoder.from_trunk(trunk, (d,), key=key)[0], masks[:, d]) for d in range(masks.shape[1])
+    ]
 
 
 def init_weighting(run: Run) -> tuple[dict[str, Array], PyTree]:

@@ -86,7 +86,7 @@ def abstract(
 
 
 def _filter(config: ml_collections.ConfigDict) -> nnx.filterlib.Filter:
-    return trainable(config.adapter.kind, config.prompts.learns)
+    return trainable(AdapterConfig.of(config.adapter), config.prompts.learns)
 
 
 def auxiliary_tasks(
