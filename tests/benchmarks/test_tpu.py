@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import tpu
-from benchmarks.abstract_step import choose_tasks
+from benchmarks.tpu import choose_tasks
 from talora_jax.errors import run_command
 from talora_jax.tasks import TASKS
 
