@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from talora_jax import slurm
 from talora_jax.errors import UserError
 
 AXES = ("data", "fsdp", "task")
@@ -26,10 +27,11 @@ MIN_SHARDED_SIZE = 2**12
 
 def start_hosts(coordinator: str | None, num_processes: int, process_id: int) -> None:
     """Joins this process to the others; on a TPU pod `coordinator='auto'` finds them by itself."""
+    gpus = slurm.local_device_ids()
     if coordinator == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(local_device_ids=gpus)
     elif coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, gpus)
 
 
 def make_mesh(
