@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from talora_jax.errors import UserError, one_line, short
@@ -90,6 +91,40 @@ def split_topology(name: str) -> tuple[str, str]:
             f"--topology={name} needs libtpu, which is not installed: pip install libtpu"
         )
     return generation, shape
+
+
+def slice_of(device: str, chips: int) -> str:
+    """The topology of so many chips of an accelerator.
+
+    Raises:
+      UserError: it has no such slice.
+    """
+    generation = ACCELERATORS[device].generation
+    slices = GENERATIONS[generation].slices
+    if chips not in slices:
+        raise UserError(
+            f"config.mesh has {chips} devices, but slices of {device} have "
+            f"{', '.join(map(str, slices))} chips"
+        )
+    return f"{generation}:{slices[chips]}"
+
+
+def devices_of(mesh: Mapping[str, int]) -> int:
+    """How many devices `config.mesh` has, of which -1 is one."""
+    return math.prod(max(1, mesh[axis]) for axis in ("data", "fsdp", "task"))
+
+
+def compiles_for(device: str) -> bool:
+    """Whether XLA can compile for an accelerator that is not here."""
+    return bool(ACCELERATORS[device].generation) and knows_tpus()
+
+
+def prepare_for(device: str, count: int) -> None:
+    """Sets what JAX reads when it is loaded, to compile for so many of an accelerator."""
+    if compiles_for(device):
+        prepare_for_tpus()
+    else:
+        prepare_for_cpus(count)
 
 
 def knows_tpus() -> bool:
