@@ -83,7 +83,10 @@ def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
     config.batch_size = 6
     with pytest.raises(UserError, match=r"batch_size / config.accumulate = 6 is not divisible by"):
         check_mesh(config, {"data": 2, "fsdp": 2, "task": 1})
-    config.batch_size = 4
+    config.eval_batch_size = 5
+    with pytest.raises(UserError, match=r"accumulate = 6 .*\n.*eval_batch_size = 5 is not divis"):
+        check_mesh(config, {"data": 2, "fsdp": 2, "task": 1})
+    config.batch_size = config.eval_batch_size = 4
     with pytest.raises(UserError, match=r"names 3 tasks, not divisible by config.mesh.task=2"):
         check_mesh(config, {"data": 2, "fsdp": 1, "task": 2})
 

@@ -139,6 +139,11 @@ def describe(
     Raises:
       UserError: as `abstract_run`; or a step cannot be compiled for the device.
     """
+    if device is not None and not config.data.image_size:
+        raise UserError(
+            "config.data.image_size is None, and what a step takes depends on it: give the images' "
+            "--config.data.image_size='(480, 640)'"
+        )
     if device is not None:
         config = fit_lib.settled(config, device)
     run = abstract_run(config)
@@ -172,11 +177,6 @@ def describe(
 
 
 def _tell_fit(config: ml_collections.ConfigDict, console: Console, device: str) -> None:
-    if not config.data.image_size:
-        raise UserError(
-            "config.data.image_size is None, and what a step takes depends on it: give the images' "
-            "--config.data.image_size='(480, 640)'"
-        )
     run = abstract_run(config, fit_lib.mesh_of(config, device))
     console.print(f"\nA step of {config.batch_size} images, {fit_lib.source(run, device)}:")
     fit = fit_lib.measure(run, device)

@@ -23,6 +23,9 @@ from talora_jax.training.prompted.setup import asked_masks
 from talora_jax.training.setup import Run
 from talora_jax.training.step import abstract_state, make_train_step
 
+# What a program takes is decided before a CPU's machine code is made better, which takes minutes.
+_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}}
+
 
 @dataclasses.dataclass(frozen=True)
 class AbstractStep:
@@ -127,7 +130,7 @@ def compile_step(step: AbstractStep) -> CompiledStep:
         lowered = traced.lower()
         lowered_at = time.perf_counter()
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(_OPTIONS.get(step.mesh.devices.flat[0].platform))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
