@@ -276,6 +276,8 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
         config = config_lib.read(_workdir(args) / "config.json")
     if args.device is not None:
         accelerators.prepare_for(args.device, accelerators.devices_of(config.mesh))
+    if args.workdir:
+        config = config_lib.forget_unread(config, config)
     from rich.console import Console
 
     from talora_jax.experiments.describe import describe

@@ -8,7 +8,6 @@ import importlib.util
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -69,6 +68,7 @@ ACCELERATORS = {
     "v5p": Accelerator(95.74, "v5p"),
     "v6e": Accelerator(31.25, "v6e"),
 }
+_MOST_ON_CPU = 512
 TOPOLOGIES = (
     f"GENERATION:SHAPE, with generation one of {', '.join(GENERATIONS)} and a shape such as 2x4 "
     "(v5p: 2x2x1), or cpu:DEVICES"
@@ -147,13 +147,13 @@ def prepare_for_tpus() -> None:
 
 
 def prepare_for_cpus(count: int) -> None:
-    """Sets what JAX reads when it is loaded, so that this machine's CPU is so many devices.
+    """Sets what JAX reads when it starts, so that this machine's CPU is so many devices.
 
-    In a program that has loaded it, nothing changes.
+    Where it has started, nothing changes.
     """
-    if count > 1 and "jax" not in sys.modules:
+    if count > 1:
         flags = os.environ.get("XLA_FLAGS", "")
-        many = f"--xla_force_host_platform_device_count={count}"
+        many = f"--xla_force_host_platform_device_count={min(count, _MOST_ON_CPU)}"
         os.environ["XLA_FLAGS"] = f"{flags} {many}".strip()
 
 

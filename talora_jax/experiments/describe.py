@@ -64,7 +64,9 @@ class Part:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses a config that cannot work, or its mesh beside it.
+    """Refuses a config that cannot work, and tells beside it what is wrong with its mesh.
+
+    A mesh that alone is wrong is not refused: a model can be described all the same.
 
     Raises:
       UserError: tells all that is wrong, a line each.
