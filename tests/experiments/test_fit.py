@@ -79,7 +79,9 @@ def test_what_to_change_where_it_does_not(told):
 
 def test_a_step_on_images_of_any_size_cannot_be_told(told, folder):
     fields = {"data.name": "folder", "data.path": str(folder), "data.image_size": None}
-    with pytest.raises(UserError, match="config.data.image_size is None, .* image_size='.480, 640"):
+    with pytest.raises(
+        UserError, match="config.data.image_size is None, .* give the images' --config.data"
+    ):
         told(MEMORY, **fields)
 
 
