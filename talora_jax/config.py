@@ -7,8 +7,10 @@ Fields of `OPTIONAL` can be None, which leaves them to what their comments say. 
 JAX but `check`.
 """
 
+import functools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,15 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
-from talora_jax.errors import UserError, check_choice, nearest, one_line, short
+from talora_jax.errors import (
+    Refusals,
+    UserError,
+    check_choice,
+    nearest,
+    one_line,
+    short,
+    tell_together,
+)
 from talora_jax.files import distinct
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -404,54 +414,104 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Refuses values that cannot work, before anything is prepared or compiled.
 
     Raises:
-      UserError: names the field, its value and what is allowed.
+      UserError: tells of each field that is wrong its value and what is allowed, a line each.
     """
+    tell_together(refusals(config).by_field.values())
+
+
+def refusals(config: ml_collections.ConfigDict) -> Refusals:
+    """What `check` refuses, by the dotted name of the field that each sentence is about."""
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import tasks
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
     from talora_jax.weighting import gradients, losses
 
-    _check_numbers(config)
-    check_choice("config.trains", config.trains, TRAINS)
-    check_choice("config.optimizer.kind", config.optimizer.kind, OPTIMIZERS)
+    found = Refusals()
+    defaults = flat_fields(default().to_dict())
+    for field, value in flat_fields(config.to_dict()).items():
+        name = field.removeprefix("config.")
+        found.ask(functools.partial(_check_number, name, value, type(defaults.get(field))), name)
+    choices = {
+        "trains": TRAINS,
+        "optimizer.kind": OPTIMIZERS,
+        "model.size": sam.SIZES,
+        "model.attention": attention_kernels.ATTENTION,
+        "model.remat": image_encoder.REMAT,
+        "model.dtype": DTYPES,
+        "model.param_dtype": DTYPES,
+        "adapter.kind": adapters.KINDS,
+        "adapter.init": adapters.INITS,
+        "weighting.kind": losses.KINDS + gradients.KINDS,
+    }
+    for name, allowed in choices.items():
+        value = operator.attrgetter(name)(config)
+        if value is not None:
+            found.ask(functools.partial(check_choice, f"config.{name}", value, allowed), name)
     if config.trains == "prompts":
-        _check_names("prompts.domains", config.prompts.domains, tasks.MASKS)
-        if config.prompts.auxiliary:
-            _check_names("prompts.auxiliary", config.prompts.auxiliary, tasks.TASKS)
-        _check_prompts(config)
+        prompts = config.prompts
+        found.ask(
+            lambda: _check_names("prompts.domains", prompts.domains, tasks.MASKS), "prompts.domains"
+        )
+        if prompts.auxiliary:
+            found.ask(
+                lambda: _check_names("prompts.auxiliary", prompts.auxiliary, tasks.TASKS),
+                "prompts.auxiliary",
+            )
+        found.ask(lambda: _check_learns(config), "prompts.learns", "adapter.kind")
+        found.ask(lambda: _check_aspects(prompts.aspects), "prompts.aspects")
     else:
-        _check_names("tasks", config.tasks, tasks.TASKS)
-    if config.model.size is not None:
-        check_choice("config.model.size", config.model.size, sam.SIZES)
-    check_choice("config.model.attention", config.model.attention, attention_kernels.ATTENTION)
-    check_choice("config.model.remat", config.model.remat, image_encoder.REMAT)
-    check_choice("config.model.dtype", config.model.dtype, DTYPES)
-    check_choice("config.model.param_dtype", config.model.param_dtype, DTYPES)
-    check_choice("config.adapter.kind", config.adapter.kind, adapters.KINDS)
-    check_choice("config.adapter.init", config.adapter.init, adapters.INITS)
-    check_choice("config.weighting.kind", config.weighting.kind, losses.KINDS + gradients.KINDS)
-
+        found.ask(lambda: _check_names("tasks", config.tasks, tasks.TASKS), "tasks")
     if not config.model.weights:
-        size = config.model.size or DEFAULT_SIZE
-        check_ranks(config, sam.SIZES[size]().encoder.width)
-        adapters.AdapterConfig.of(config.adapter).adapted(sam.SIZES[size]().encoder.depth)
-    else:
-        adapters.AdapterConfig.of(config.adapter)
+        found.ask(
+            lambda: check_ranks(
+                config, sam.SIZES[config.model.size or DEFAULT_SIZE]().encoder.width
+            ),
+            "adapter.ranks",
+            "model.size",
+        )
+        found.ask(
+            lambda: adapters.AdapterConfig.of(config.adapter).adapted(
+                sam.SIZES[config.model.size or DEFAULT_SIZE]().encoder.depth
+            ),
+            *("adapter.blocks", "adapter.kind", "adapter.init", "model.size"),
+        )
+    found.ask(
+        lambda: adapters.AdapterConfig.of(config.adapter),
+        *("adapter.blocks", "adapter.kind", "adapter.init"),
+    )
+    found.ask(lambda: _check_adapted(config), "adapter.qkv")
+    found.ask(
+        lambda: _check_orthogonal(config.orthogonal_parts, adapters.ORTHOGONAL_PARTS),
+        "orthogonal_parts",
+    )
+    found.ask(
+        lambda: _check_task_weights(config),
+        *("weighting.task_weights", "weighting.kind", "tasks", "trains"),
+    )
+    found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
+    return found
+
+
+def _check_adapted(config: ml_collections.ConfigDict) -> None:
     if not any(config.adapter.qkv):
         raise UserError(
             "config.adapter.qkv switches q, k and v all off; for no adapter set "
             "config.adapter.kind=none"
         )
-    for part in config.orthogonal_parts:
-        check_choice("config.orthogonal_parts", part, adapters.ORTHOGONAL_PARTS)
-    if not config.orthogonal_parts:
+
+
+def _check_orthogonal(parts: Sequence[str], known: Sequence[str]) -> None:
+    for part in parts:
+        check_choice("config.orthogonal_parts", part, known)
+    if not parts:
         raise UserError(
             "config.orthogonal_parts is empty; for no regulariser set config.orthogonal_weight=0"
         )
-    if len(set(config.orthogonal_parts)) < len(config.orthogonal_parts):
-        raise UserError(
-            f"config.orthogonal_parts names a part twice: {', '.join(config.orthogonal_parts)}"
-        )
+    if len(set(parts)) < len(parts):
+        raise UserError(f"config.orthogonal_parts names a part twice: {', '.join(parts)}")
+
+
+def _check_task_weights(config: ml_collections.ConfigDict) -> None:
     weights = config.weighting.task_weights
     if config.weighting.kind == "fixed" and config.trains == "tasks":
         if len(weights) != len(config.tasks) or not any(weights):
@@ -460,6 +520,9 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"of the {len(config.tasks)} tasks, not all of them 0; or set "
                 "config.weighting.kind=equal"
             )
+
+
+def _check_parts(config: ml_collections.ConfigDict) -> None:
     if config.batch_size % config.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by "
@@ -467,28 +530,26 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_numbers(config: ml_collections.ConfigDict) -> None:
+def _check_number(name: str, value: Any, kind: type) -> None:
     """Refuses what is not finite, of another type or length than the field's, or out of range."""
-    defaults = flat_fields(default().to_dict())
-    for field, value in flat_fields(config.to_dict()).items():
-        name = field.removeprefix("config.")
-        expected, length, kind = _ENTRIES.get(name, ("a number", None, type(defaults.get(field))))
-        entries = value if isinstance(value, tuple | list) else (value,)
-        if value is None and name not in OPTIONAL:
-            raise UserError(f"{field} is None, expected a value")
-        if value is None:
-            continue
-        if kind in (bool, int, float):
-            expected = "True or False" if name not in _ENTRIES and kind is bool else expected
-            if (length and len(entries) != length) or not all(_is(kind, x) for x in entries):
-                raise UserError(f"{field} is {_short(value)}, expected {expected}")
-        if any(isinstance(x, float) and not abs(x) <= _LARGEST for x in entries):
-            raise UserError(f"{field} is {_short(value)}, expected a finite number")
-        for x in entries if name in _RANGES else ():
-            if not _RANGES[name].holds(x):
-                raise UserError(f"{field} is {_short(value)}, expected {_RANGES[name].told(x)}")
-        if "seed" not in name and any(isinstance(x, int) and x > _MOST for x in entries):
-            raise UserError(f"{field} is {_short(value)}, expected at most {_MOST}")
+    field = f"config.{name}"
+    expected, length, kind = _ENTRIES.get(name, ("a number", None, kind))
+    entries = value if isinstance(value, tuple | list) else (value,)
+    if value is None and name not in OPTIONAL:
+        raise UserError(f"{field} is None, expected a value")
+    if value is None:
+        return
+    if kind in (bool, int, float):
+        expected = "True or False" if name not in _ENTRIES and kind is bool else expected
+        if (length and len(entries) != length) or not all(_is(kind, x) for x in entries):
+            raise UserError(f"{field} is {_short(value)}, expected {expected}")
+    if any(isinstance(x, float) and not abs(x) <= _LARGEST for x in entries):
+        raise UserError(f"{field} is {_short(value)}, expected a finite number")
+    for x in entries if name in _RANGES else ():
+        if not _RANGES[name].holds(x):
+            raise UserError(f"{field} is {_short(value)}, expected {_RANGES[name].told(x)}")
+    if "seed" not in name and any(isinstance(x, int) and x > _MOST for x in entries):
+        raise UserError(f"{field} is {_short(value)}, expected at most {_MOST}")
 
 
 def _is(kind: type, x: Any) -> bool:
@@ -512,7 +573,7 @@ def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> 
         raise UserError(f"config.{field} names a {what} twice: {', '.join(names)}")
 
 
-def _check_prompts(config: ml_collections.ConfigDict) -> None:
+def _check_learns(config: ml_collections.ConfigDict) -> None:
     prompts = config.prompts
     check_choice("config.prompts.learns", prompts.learns, LEARNS)
     if prompts.learns == "iou_head":
@@ -526,7 +587,9 @@ def _check_prompts(config: ml_collections.ConfigDict) -> None:
                 "config.prompts.learns=iou_head changes no embedding; leave "
                 "config.prompts.auxiliary empty"
             )
-    aspects = prompts.aspects
+
+
+def _check_aspects(aspects: tuple[float, ...] | None) -> None:
     if aspects is not None and not (len(aspects) == 2 and 0 < aspects[0] <= aspects[1]):
         raise UserError(
             f"config.prompts.aspects is {tuple(aspects)}, expected a lowest height / width above 0 "
@@ -600,24 +663,25 @@ def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
             )
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh_shape: dict[str, int]) -> None:
+def check_mesh(config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int]) -> None:
     """Refuses batches and tasks that the mesh does not divide.
 
     Raises:
-      UserError: names the field and what it must be divisible by.
+      UserError: tells of each field what it must be divisible by, a line each.
     """
     shares = mesh_shape["data"] * mesh_shape["fsdp"]
-    for field, size in (
-        ("batch_size / config.accumulate", config.batch_size // config.accumulate),
-        ("eval_batch_size", config.eval_batch_size),
-    ):
-        if size % shares:
-            raise UserError(
-                f"config.{field} = {size} is not divisible by the mesh's data × fsdp = "
-                f"{mesh_shape['data']} × {mesh_shape['fsdp']} = {shares}"
-            )
+    told = [
+        f"config.{field} = {size} is not divisible by the mesh's data × fsdp = "
+        f"{mesh_shape['data']} × {mesh_shape['fsdp']} = {shares}"
+        for field, size in (
+            ("batch_size / config.accumulate", config.batch_size // config.accumulate),
+            ("eval_batch_size", config.eval_batch_size),
+        )
+        if size % shares
+    ]
     if len(config.tasks) % mesh_shape["task"]:
-        raise UserError(
+        told.append(
             f"config.tasks names {len(config.tasks)} tasks, not divisible by "
             f"config.mesh.task={mesh_shape['task']}"
         )
+    tell_together(told)

@@ -2,12 +2,14 @@
 
 import argparse
 import difflib
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 _LONGEST = 300  # characters
 _SHOWN = 80  # characters of a value
+_MOST_TOLD = 580  # characters of several sentences
 
 
 class UserError(Exception):
@@ -27,6 +29,44 @@ class UserError(Exception):
     def __init__(self, message: str):
         # What is named may come from a file: it shall not write to the terminal as it likes.
         super().__init__("\n".join(printable(line, None) for line in message.split("\n")))
+
+
+class Refusals:
+    """What is wrong with things that have names, to be told at once.
+
+    Attributes:
+      by_field: the sentences, by the name of what each is about.
+    """
+
+    def __init__(self) -> None:
+        self.by_field: dict[str, str] = {}
+
+    def ask(self, check: Callable[[], Any], field: str, *others: str) -> None:
+        """Makes a check and keeps what it refuses.
+
+        Args:
+          field: what it is about. Where it or one of the others that the check looks at has been
+            refused already, there is no telling, and the check is not made.
+        """
+        if self.by_field.keys().isdisjoint((field, *others)):
+            try:
+                check()
+            except UserError as error:
+                self.by_field[field] = str(error)
+
+
+def tell_together(sentences: Iterable[str]) -> None:
+    """Refuses what the sentences tell, a line each: the first ones, if they are many.
+
+    Raises:
+      UserError: there are any.
+    """
+    lines = list(sentences)
+    shown = list(itertools.accumulate(len(line) + 1 for line in lines))
+    count = max(1, sum(length <= _MOST_TOLD for length in shown))
+    more = [f"and {len(lines) - count} more"] if count < len(lines) else []
+    if lines:
+        raise UserError("\n".join([*lines[:count], *more]))
 
 
 class Stopped(KeyboardInterrupt):

@@ -25,6 +25,7 @@ import jax
 import ml_collections
 from jax._src import distributed
 
+from talora_jax import slurm
 from talora_jax.errors import Stopped, UserError, one_line, outcome, short
 
 AUTO = "auto"
@@ -98,6 +99,7 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     try:
         jax.distributed.initialize(
             **explicit,
+            local_device_ids=slurm.local_device_ids(),
             initialization_timeout=2 * hosts.initialization_timeout + 60,
             heartbeat_timeout_seconds=2 * hosts.heartbeat_timeout + 60,
             shutdown_timeout_seconds=hosts.shutdown_timeout,

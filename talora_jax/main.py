@@ -5,7 +5,8 @@ so. Any field can be overridden: --config.batch_size=8 --config.adapter.kind=lor
 
 What a config describes is told beforehand, for any number of devices, and nothing is allocated:
 
-python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --config.mesh.data=8
+python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --config.mesh.data=4
+python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --device a100-40
 
 A run goes on to more steps, with the learning rate of a run that had as many from the start, where
 they are given explicitly: the same command with --config.steps=2000. It is evaluated again on its
@@ -34,6 +35,7 @@ from talora_jax import config as config_lib
 from talora_jax.command_line import fields_of, override, parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
+from talora_jax.experiments import accelerators
 
 Config = ml_collections.ConfigDict | None
 
@@ -54,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "what trains, and memory on each device of config.mesh, whether such devices are here or "
         "not. Default: train.",
     )
-    for add_arguments in (_add_config, _add_workdir, _add_evaluate, _add_predict):
+    for add_arguments in (_add_config, _add_workdir, *_OF_A_MODE.values()):
         add_arguments(parser)
     args, config = parse(parser, arguments)
-    for mode, add_arguments in (("evaluate", _add_evaluate), ("predict", _add_predict)):
+    for mode, add_arguments in _OF_A_MODE.items():
         if args.mode != mode:
             _refuse_arguments(args, mode, add_arguments)
     _run(_MODES[args.mode], args, config)
@@ -123,9 +125,12 @@ def describe(arguments: Sequence[str] | None = None) -> None:
     """talora_jax describe --config nyuv2:vit_l [--config.FIELD=VALUE …], or --workdir DIR
 
     The model of a config, or of a run, as tables: parts, shapes, parameters, what trains, and
-    memory on each device of config.mesh, whether such devices are here or not.
+    memory on each device of config.mesh, whether such devices are here or not. With --device, also
+    whether a training step fits such a device, and if not, what takes less:
+
+      talora_jax describe --config nyuv2:vit_l --device a100-40 --config.accumulate=4
     """
-    _command(describe, _describe, (_add_config, _add_workdir), arguments)
+    _command(describe, _describe, (_add_config, _add_workdir, _add_describe), arguments)
 
 
 def _command(
@@ -178,6 +183,16 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         metavar="SPLIT",
         default="val",
         help="evaluate: val, train, or all for every sample of the data. Default: val",
+    )
+
+
+def _add_describe(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=tuple(accelerators.ACCELERATORS),
+        metavar="|".join(accelerators.ACCELERATORS),
+        help="describe: whether a step fits such a device, which need not be here, on config.mesh "
+        "(-1 is one); compiling it takes minutes",
     )
 
 
@@ -274,6 +289,10 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
         )
     if config is None:
         config = config_lib.read(_workdir(args) / "config.json")
+    if args.device is not None:
+        accelerators.prepare_for(args.device, accelerators.devices_of(config.mesh))
+    if args.workdir:
+        config = config_lib.forget_unread(config, config)
     from rich.console import Console
 
     from talora_jax.experiments.describe import describe
@@ -282,10 +301,12 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
     # Wide enough for the tables where the output is no terminal.
     if not console.is_terminal:
         console.width = 120
-    describe(config, console)
+    describe(config, console, args.device)
 
 
 _MODES = {"train": _train, "evaluate": _evaluate, "predict": _predict, "describe": _describe}
+# Arguments that do nothing in other modes.
+_OF_A_MODE = {"evaluate": _add_evaluate, "predict": _add_predict, "describe": _add_describe}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ Mesh axes: `data` and `fsdp` share the batch; `fsdp` also shards the frozen para
 shards the task axis of the encoder's activations.
 """
 
+import collections
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree, Shaped
 
@@ -23,21 +26,49 @@ AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 MIN_SHARDED_SIZE = 2**12
 
 
-def make_mesh(data: int, fsdp: int, task: int) -> jax.sharding.Mesh:
+def make_mesh(
+    data: int, fsdp: int, task: int, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
     """A mesh over all devices of all hosts; `data` = -1 takes what the other axes leave.
 
+    Where the devices are several slices (TPUs that a data centre's network joins, GPUs of several
+    machines), `data` runs over the slices, and `fsdp` and `task` stay within one.
+
+    Args:
+      devices: in place of those that are here.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or slices of TPUs do not divide
+        `data`.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
     if data == -1:
-        data = devices // (fsdp * task)
-    if data * fsdp * task != devices:
+        data = len(devices) // (fsdp * task)
+    if data * fsdp * task != len(devices):
         raise UserError(
             f"mesh data={data} × fsdp={fsdp} × task={task} needs {data * fsdp * task} devices, "
-            f"but {devices} are here; set config.mesh so that the product is {devices}"
+            f"but {len(devices)} are here; set config.mesh so that the product is {len(devices)}"
         )
-    return jax.make_mesh((data, fsdp, task), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # jax.make_mesh refuses several slices, and on v5p and v6e what splits a physical axis.
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    slices = len(sizes)
+    if slices > 1 and data % slices == 0 and len(set(sizes.values())) == 1:
+        laid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, task),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    elif slices > 1 and devices[0].platform == "tpu":
+        raise UserError(
+            f"config.mesh.data is {data}, expected a multiple of {slices}: it runs over the "
+            f"{slices} slices, and config.mesh.fsdp and config.mesh.task stay within one"
+        )
+    else:
+        laid = mesh_utils.create_device_mesh(
+            (data, fsdp, task), devices, allow_split_physical_axes=True
+        )
+    return jax.sharding.Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def abstract_mesh(data: int, fsdp: int, task: int) -> jax.sharding.AbstractMesh:

@@ -8,15 +8,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding"}
+GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding", "slurm"}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "compiled": set(),
     "files": {"errors"},
-    "hosts": {"errors"},
+    "hosts": {"errors", "slurm"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
+    "slurm": set(),
     "models": GROUND,
     "tasks": GROUND,
     "weighting": GROUND,

@@ -100,6 +100,35 @@ def test_values_that_cannot_work(field, value, told):
         config_lib.check(config)
 
 
+def test_all_that_is_wrong_is_told_at_once():
+    config = config_lib.default()
+    config.batch_size, config.accumulate = 4, 3
+    config.steps = 0
+    config.adapter.ranks = (97, 16)
+    config.model.size = "vit_x"
+    config.tasks = ("semantic", "flow")
+    with pytest.raises(UserError) as error:
+        config_lib.check(config)
+    # Of what is refused, nothing else is asked: neither ranks by sizes nor weights by tasks.
+    begins = [
+        "config.adapter.ranks is (97, 16), expected three whole numbers",
+        "config.steps is 0, expected at least 1",
+        "config.model.size: unknown 'vit_x'",
+        "config.tasks: unknown 'flow'",
+        "config.batch_size=4 is not divisible by config.accumulate=3",
+    ]
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(begin) for line, begin in zip(lines, begins, strict=True)), lines
+
+    for name in ("log_every", "eval_batch_size", "num_pictures", "read_threads", "seed"):
+        config[name] = -1
+    config.optimizer.learning_rate = -1.0
+    config.weighting.cagrad_c = -1.0
+    with pytest.raises(UserError, match=r"\nand \d more$") as error:
+        config_lib.check(config)
+    assert len(str(error.value)) < 600
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

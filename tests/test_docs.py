@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from talora_jax import tasks
+from talora_jax import config as config_lib
+from talora_jax import sharding, tasks
+from talora_jax.command_line import load_config
 from talora_jax.models import adapters
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -43,6 +45,17 @@ def test_what_a_page_links_to_is_there(page):
     links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
     for file in (link for link in links if "://" not in link):
         assert (page.parent / file).exists(), file
+
+
+def test_the_meshes_of_the_readme_work_for_the_configs_beside_them():
+    readme = (DOCS.parent / "README.md").read_text()
+    commands = re.findall(r"^    (--config configs/.*--config\.mesh\..*)", readme, re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        _, name, *overrides = command.split()
+        config = load_config(name, overrides)
+        config_lib.check(config)
+        config_lib.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape)
 
 
 def test_a_training_step_is_read_in_one_sitting():

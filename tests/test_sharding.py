@@ -1,6 +1,8 @@
 """One step on eight fake devices is the step on one."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,90 +11,25 @@ from talora_jax.config import check_mesh
 from talora_jax.errors import UserError
 from talora_jax.sharding import make_mesh
 
-# Runs in a process of its own: the number of devices is fixed when JAX starts.
-PROGRAM = """
-import json, sys
-import jax, numpy as np
-from talora_jax import config as config_lib, sharding
-from talora_jax.data.dataset import Dataset
-from talora_jax.training import setup
-from talora_jax.training.prompted import setup as prompted_setup
-from talora_jax.tasks import make_task
-from talora_jax.training.step import init_state, make_train_step
-
-sys.path.insert(0, "tests")
-import micro
-
-names, (height, width) = ("a", "b", "c"), (24, 32)
-rng = np.random.default_rng(0)
-trains = sys.argv[3]
-if trains == "tasks":
-    batch = {
-        "image": rng.random((8, height, width, 3), np.float32),
-        "semantic": rng.integers(-1, 3, (8, height, width)).astype(np.int32),
-        "depth": rng.random((8, height, width, 1), np.float32),
-    }
-else:
-    asked = np.zeros((8, 1, 64, 64), np.uint8)
-    for i, m in np.ndindex(8, 2):
-        asked[i, 0, 4 * i : 4 * i + 20, 10 + 20 * m : 24 + 20 * m] = 1 + m
-    batch = {
-        "image": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
-        "asked": asked,
-        "size": np.full((8, 2), 64, np.int32),
-    }
-dataset = Dataset("random", ("semantic", "depth"), names, (height, width), {"train": [0] * 8})
-for data, fsdp, task, *blocks in json.loads(sys.argv[1]):
-    config = config_lib.default()
-    config.trains = trains
-    config.prompts.update(domains=("semantic",), masks=2, clicks=2)
-    config.model.size = "nano"
-    config.model.weights = sys.argv[2]
-    config.tasks = ("semantic", "depth")
-    config.weighting.task_weights = (1.0, 2.0)
-    config.adapter.ranks = (4, 4, 2)
-    config.adapter.blocks = tuple(blocks) or None
-    config.batch_size = 8
-    config.mesh.update(data=data, fsdp=fsdp, task=task)
-    if data * fsdp * task == 1:
-        mesh = jax.make_mesh(
-            (1, 1, 1), sharding.AXES, devices=jax.devices()[:1],
-            axis_types=(jax.sharding.AxisType.Auto,) * 3,
-        )
-    else:
-        mesh = sharding.make_mesh(data, fsdp, task)
-    if trains == "tasks":
-        tasks = tuple(make_task(t, class_names=names) for t in config.tasks)
-        run = setup.assemble(config, mesh, dataset, tasks, parent=None)
-    else:
-        run = prompted_setup.assemble(config, mesh, dataset)
-    step = make_train_step(run)
-    with jax.set_mesh(mesh):
-        state, scalars = step(init_state(run), run.frozen, sharding.shard_batch(batch, mesh))
-        # The first step's scalars and moments are read below, and a step donates its state.
-        step(jax.tree.map(jax.numpy.copy, state), run.frozen, sharding.shard_batch(batch, mesh))
-    frozen = [x for x in jax.tree.leaves(run.frozen) if x.size >= sharding.MIN_SHARDED_SIZE]
-    # Adam's first moment is a tenth of the gradient.
-    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
-    print(json.dumps({
-        "objective": float(scalars["objective"]),
-        "grad_norm": float(scalars["grad_norm"]),
-        "gradients": [np.asarray(x).ravel()[:200].tolist() for x in moments],
-        "compilations": step._cache_size(),
-        "frozen_shares": [x.addressable_shards[0].data.size / x.size for x in frozen],
-    }))
-"""
-
-
 # Every axis is shared out in one of them, all three in the last.
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
+# As much at once as goes together.
+MIXED = {
+    "accumulate": 2,
+    "adapter.blocks": [-1],
+    "model.native_aspect": True,
+    "model.remat": "block",
+    "weighting.kind": "db_mtl",
+}
 
 
 @pytest.fixture(scope="module")
 def run_on(start_python, nano_base):
-    def run_on(meshes, trains):
-        arguments = (json.dumps(meshes), str(nano_base), trains)
-        process = start_python("-c", PROGRAM, *arguments, devices=8)
+    def run_on(meshes, fields):
+        # In a process of its own: the number of devices is fixed when JAX starts.
+        fields = {"accumulate": 1, "model.weights": str(nano_base), **fields}
+        cases = [(mesh, math.prod(mesh), fields) for mesh in meshes]
+        process = start_python("tests/mesh_sweep.py", "--cases", json.dumps(cases), devices=8)
         out, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         return dict(zip(meshes, map(json.loads, out.splitlines()), strict=True))
@@ -102,7 +39,7 @@ def run_on(start_python, nano_base):
 
 @pytest.fixture(scope="module")
 def steps(run_on):
-    return run_on(MESHES, "tasks")
+    return run_on(MESHES, {})
 
 
 def assert_same_step(many, one):
@@ -120,13 +57,13 @@ def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
 
 @pytest.mark.slow
 def test_nor_does_it_in_training_from_prompts(run_on):
-    one, many = run_on([(1, 1, 1), (8, 1, 1)], "prompts").values()
+    one, many = run_on([(1, 1, 1), (8, 1, 1)], {"trains": "prompts"}).values()
     assert_same_step(many, one)
 
 
 @pytest.mark.slow
-def test_nor_where_the_last_block_alone_is_adapted(run_on):
-    one, many = run_on([(1, 1, 1, -1), (2, 2, 2, -1)], "tasks").values()
+def test_nor_where_a_batch_comes_in_parts_and_gradients_are_balanced(run_on):
+    one, many = run_on([(1, 1, 1), (2, 2, 2)], MIXED).values()
     assert_same_step(many, one)
 
 
@@ -147,7 +84,10 @@ def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
     config.batch_size = 6
     with pytest.raises(UserError, match=r"batch_size / config.accumulate = 6 is not divisible by"):
         check_mesh(config, {"data": 2, "fsdp": 2, "task": 1})
-    config.batch_size = 4
+    config.eval_batch_size = 5
+    with pytest.raises(UserError, match=r"accumulate = 6 .*\n.*eval_batch_size = 5 is not divis"):
+        check_mesh(config, {"data": 2, "fsdp": 2, "task": 1})
+    config.batch_size = config.eval_batch_size = 4
     with pytest.raises(UserError, match=r"names 3 tasks, not divisible by config.mesh.task=2"):
         check_mesh(config, {"data": 2, "fsdp": 1, "task": 2})
 
@@ -155,3 +95,33 @@ def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
 def test_a_mesh_of_another_number_of_devices():
     with pytest.raises(UserError, match=r"data=2 × fsdp=3 × task=1 needs 6 devices, but 1 are"):
         make_mesh(2, 3, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of one of several slices, in the order in which JAX gives them."""
+
+    id: int
+    slice_index: int
+    platform: str
+    process_index: int = 0
+    device_kind: str = "chip"
+
+
+def chips(slices, each, platform):
+    return [Chip(i, i // each, platform) for i in range(slices * each)]
+
+
+def test_data_runs_over_slices_and_the_other_axes_stay_within_one():
+    # By turns, so that it is not their order that makes the mesh.
+    turned = sorted(chips(2, 4, "gpu"), key=lambda chip: chip.id % 4)
+    mesh = make_mesh(-1, 2, 2, turned)
+    assert mesh.shape == {"data": 2, "fsdp": 2, "task": 2}
+    for of_data, devices in enumerate(mesh.devices):
+        assert {chip.slice_index for chip in devices.flat} == {of_data}
+    with pytest.raises(
+        UserError, match=r"config.mesh.data is 1, expected a multiple of 2: it runs"
+    ):
+        make_mesh(1, 4, 2, chips(2, 4, "tpu"))
+    # GPUs of two machines can be one group, if slowly.
+    assert make_mesh(1, 8, 1, chips(2, 4, "gpu")).shape["fsdp"] == 8

@@ -19,7 +19,8 @@ from rich.table import Table
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import class_names
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, tell_together
+from talora_jax.experiments import fit as fit_lib
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.tasks import make_task
 from talora_jax.training import setup
@@ -64,17 +65,41 @@ class Part:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def abstract_run(config: ml_collections.ConfigDict) -> Run:
-    """The run of a config as shapes, on the mesh that the config names.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that cannot work, and tells beside it what is wrong with its mesh.
+
+    A mesh that alone is wrong is not refused: a model can be described all the same.
+
+    Raises:
+      UserError: tells all that is wrong, a line each.
+    """
+    found = setup.refusals(config)
+    found.ask(lambda: setup.sizes(config), "model.weights", "model.size", "adapter.ranks", "tasks")
+    found.ask(lambda: setup.parent_of(config), "adapter.extend", "model.weights", "model.size")
+    axes = [f"mesh.{axis}" for axis in sharding.AXES]
+    found.ask(lambda: sharding.abstract_mesh(**config.mesh), "mesh", *axes)
+    if found.by_field:
+        batches = ("batch_size", "accumulate", "eval_batch_size", "tasks")
+        found.ask(
+            lambda: config_lib.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape),
+            *("mesh", *axes, *batches),
+        )
+    tell_together(found.by_field.values())
+
+
+def abstract_run(config: ml_collections.ConfigDict, mesh: sharding.AnyMesh | None = None) -> Run:
+    """The run of a config as shapes.
+
+    Args:
+      mesh: in place of the one that the config names.
 
     Raises:
       UserError: the config cannot work, or its classes are not known without its data.
     """
-    config_lib.check(config)
-    mesh = sharding.abstract_mesh(**config.mesh)
+    check(config)
+    mesh = sharding.abstract_mesh(**config.mesh) if mesh is None else mesh
     if config.trains == "prompts":
         return prompted.abstract(config, mesh, class_names(config.data, config.prompts.auxiliary))
-    setup.parent_of(config)
     names = class_names(config.data, config.tasks)
     tasks = tuple(make_task(name, class_names=names) for name in config.tasks)
     return setup.abstract(config, mesh, tasks, setup.sizes(config))
@@ -107,12 +132,24 @@ def memory(run: Run) -> dict[str, int]:
     }
 
 
-def describe(config: ml_collections.ConfigDict, console: Console) -> None:
+def describe(
+    config: ml_collections.ConfigDict, console: Console, device: str | None = None
+) -> None:
     """Prints the model of a config.
 
+    Args:
+      device: one of `accelerators.ACCELERATORS`: also compiles a step, and tells whether it fits.
+
     Raises:
-      UserError: as `abstract_run`.
+      UserError: as `abstract_run`; or a step cannot be compiled for the device.
     """
+    if device is not None and not config.data.image_size:
+        raise UserError(
+            "config.data.image_size is None, and what a step takes depends on it: give the images' "
+            "--config.data.image_size='(480, 640)'"
+        )
+    if device is not None:
+        config = fit_lib.settled(config, device)
     run = abstract_run(config)
     parts = parts_of(run)
     for line in _headlines(run):
@@ -128,16 +165,33 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
     axes = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     console.print(f"Memory on each of {run.mesh.size} device(s), mesh {axes}:")
     console.print(_memory_table(run))
-    console.print(
-        "MB are 10⁶ bytes. Activations come on top: python -m benchmarks.tpu compiles a step and "
-        "tells them."
-    )
+    told = "MB are 10⁶ bytes."
+    if device is None:
+        told += " Activations come on top: --device v5e compiles a step and tells them."
+    console.print(told)
     if config.model.param_dtype == "auto" and jax.default_backend() == "cpu":
         console.print("Frozen parameters are float32 as here on a CPU, bfloat16 on accelerators.")
     try:
         config_lib.check_mesh(config, run.mesh.shape)
     except UserError as error:
         console.print(f"Training on this mesh would be refused: {error}")
+        return
+    if device is not None:
+        _tell_fit(config, console, device)
+
+
+def _tell_fit(config: ml_collections.ConfigDict, console: Console, device: str) -> None:
+    run = abstract_run(config, fit_lib.mesh_of(config, device))
+    console.print(f"\nA step of {config.batch_size} images, {fit_lib.source(run, device)}:")
+    fit = fit_lib.measure(run, device)
+    console.print(_fit_table(fit))
+    if fit.fits:
+        console.print(f"It fits {device}.")
+        return
+    console.print(f"It does not fit {device}. What takes less:")
+    encoder = setup.sizes(config).encoder
+    for line in fit_lib.advice(config, encoder, run.mesh.shape, device, fit):
+        console.print(f"  {line}")
 
 
 def _split(path: tuple) -> tuple[str, str]:
@@ -232,6 +286,24 @@ def _memory_table(run: Run) -> Table:
         table.add_row(name, f"{size / 1e6:,.1f}")
     table.add_section()
     table.add_row("together", f"{sum(rows.values()) / 1e6:,.1f}")
+    return table
+
+
+def _fit_table(fit: fit_lib.Fit) -> Table:
+    table = Table()
+    table.add_column("on each device")
+    table.add_column("MB", justify="right")
+    rows: dict[str, int | None] = {}
+    if fit.memory is not None:
+        rows["state, frozen parameters, batch"] = fit.memory.peak - fit.memory.temporaries
+        rows["activations, gradients and all else in between"] = fit.memory.temporaries
+        rows["program"] = fit.memory.program
+    rows["together"] = fit.needed
+    rows["a program may take"] = fit.capacity
+    for name, size in rows.items():
+        if name == "together":
+            table.add_section()
+        table.add_row(name, "more" if size is None else f"{size / 1e6:,.1f}")
     return table
 
 

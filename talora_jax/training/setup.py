@@ -17,7 +17,7 @@ from talora_jax import config as config_lib
 from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.transforms import Augment
-from talora_jax.errors import UserError
+from talora_jax.errors import Refusals, UserError, tell_together
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
@@ -67,15 +67,25 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     Raises:
       UserError: the config cannot work, or not on these devices.
     """
-    config_lib.check(config)
-    config_lib.check_read(config)
-    Augment.from_config(config.augment, (1, 1))  # of any size, before data is prepared
+    tell_together(refusals(config).by_field.values())
     hosts.join(config.hosts)
     mesh = sharding.make_mesh(**config.mesh)
     config_lib.check_mesh(config, mesh.shape)
     dtype = resolve_dtype(config.model.dtype)
     attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
     return mesh
+
+
+def refusals(config: ml_collections.ConfigDict) -> Refusals:
+    """What in a config cannot work whatever the data hold and the devices are."""
+    found = config_lib.refusals(config)
+    data, augment = (
+        [f"{section}.{name}" for name in config[section]] for section in ("data", "augment")
+    )
+    found.ask(lambda: config_lib.check_read(config), "data", *data)
+    # Of any size, before data is prepared.
+    found.ask(lambda: Augment.from_config(config.augment, (1, 1)), "augment", *augment)
+    return found
 
 
 def prepare(config: ml_collections.ConfigDict) -> Run:

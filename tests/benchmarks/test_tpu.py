@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from benchmarks import tpu
-from benchmarks.abstract_step import choose_tasks
+from benchmarks.tpu import choose_tasks
 from talora_jax.errors import run_command
+from talora_jax.experiments import accelerators
 from talora_jax.tasks import TASKS
 
 RECIPE = ("semantic", "depth", "normals")
@@ -53,23 +54,24 @@ def test_the_step_is_compiled_and_measured(start_python, tmp_path):
         (["--topology", "cpu:1", "--config", "none.py"], "--config: there is no file 'none.py'"),
         (["--topology", "cpu:1", "--config.model.sise=tiny"], "the config has no field sise"),
         (["--topology", "cpu:1", "--tasks", "0"], "--tasks is 0, expected at least 1"),
+        (["--topology", "cpu:1", "cpu:2"], "cpu:DEVICES stands alone, and in one slice"),
+        (["--topology", "cpu:2", "--slices", "2"], "cpu:DEVICES stands alone, and in one slice"),
     ],
 )
 def test_mistakes_are_told_in_one_line(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["tpu", *arguments])
-    monkeypatch.setattr(tpu, "_set_environment", None)
+    monkeypatch.setattr(accelerators, "prepare_for_tpus", None)
     with pytest.raises(SystemExit) as stop:
         run_command(tpu.main)
-    # A text for a status is what Python prints at the end.
-    error = capsys.readouterr().err + (stop.value.code if isinstance(stop.value.code, str) else "")
-    assert stop.value.code and message in error and len(error.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
 def test_a_mesh_of_another_number_of_devices(start_python):
     process = start_python("-m", "benchmarks.tpu", "--topology", "cpu:2", "--mesh", "4,1,1")
     _, errors = process.communicate(timeout=120)
     assert process.returncode
-    assert errors.splitlines()[-1] == "--mesh is 4,1,1, but the topology has 2 devices"
+    assert errors.splitlines()[-1] == "error: --mesh is 4,1,1, but the topology has 2 devices"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")

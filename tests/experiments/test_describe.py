@@ -140,6 +140,19 @@ def test_a_mesh_without_devices(axis):
         abstract_run(config)
 
 
+def test_what_is_wrong_with_config_and_mesh_is_told_at_once():
+    config = nyuv2("tiny")
+    config.data.depth_scale = 2.0  # `rooms` does not read it
+    config.augment.turn = -1.0
+    config.steps = 0
+    config.mesh.task = 2
+    with pytest.raises(UserError) as error:
+        abstract_run(config)
+    told = str(error.value)
+    for part in ("config.steps is 0", "config.data.depth_scale", "config.augment.turn", "3 tasks"):
+        assert part in told, told
+
+
 @pytest.mark.slow
 def test_the_command(start_main):
     process = start_main(
