@@ -461,6 +461,8 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         found.ask(lambda: _check_aspects(prompts.aspects), "prompts.aspects")
     else:
         found.ask(lambda: _check_names("tasks", config.tasks, tasks.TASKS), "tasks")
+    # What an `AdapterConfig` reads, the one that it is about first.
+    adapter = ("adapter.blocks", *(f"adapter.{name}" for name in config.adapter))
     if not config.model.weights:
         found.ask(
             lambda: check_ranks(
@@ -473,11 +475,12 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
             lambda: adapters.AdapterConfig.of(config.adapter).adapted(
                 sam.SIZES[config.model.size or DEFAULT_SIZE]().encoder.depth
             ),
-            *("adapter.blocks", "adapter.kind", "adapter.init", "model.size"),
+            *adapter,
+            "model.size",
         )
     found.ask(
         lambda: adapters.AdapterConfig.of(config.adapter),
-        *("adapter.blocks", "adapter.kind", "adapter.init"),
+        *adapter,
     )
     found.ask(lambda: _check_adapted(config), "adapter.qkv")
     found.ask(
