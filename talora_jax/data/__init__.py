@@ -44,6 +44,7 @@ DATASETS = {
         "folder:stated_class_names",
         (
             "path",
+            "description",
             "val_fraction",
             "class_names",
             "depth_scale",
