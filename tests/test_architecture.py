@@ -36,6 +36,7 @@ ENTRANCES = {
     "main",
     "adapter",
     "demo",
+    "describe_data",
     "export",
     "masks",
     "report",
