@@ -13,6 +13,7 @@ talora_jax/data/folder/settings.py and readings.py.
 import json
 import os
 import re
+import shlex
 import tempfile
 import textwrap
 from collections.abc import Sequence
@@ -54,11 +55,14 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
     root = Path(os.path.expanduser(data))
     check_root(root)
     said = description or (root / "dataset.json").exists() or (root / "image").is_dir()
+    place = write and (root / "dataset.json" if write == _HERE else Path(os.path.expanduser(write)))
     text, notes = None, ()
+    if place and place.exists():
+        raise UserError(f"{place} is there already; remove it, or give --write another name.")
     if not said:
         found = guess(root)
         text, notes = _json(found.description), found.notes
-    elif write is not None:
+    elif write:
         raise UserError(f"{root} needs no description but the one it has: leave --write out.")
     with tempfile.TemporaryDirectory() as folder:
         if text is not None:
@@ -84,21 +88,21 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
         with replacing(sheet) as temporary:
             target_sheet(seen.samples, seen.names, seen.class_names).save(temporary, "png")
         print(f"{len(seen.samples)} samples as pictures: {sheet}")
-    place = ""
-    if write is not None:
-        path = root / "dataset.json" if write == _HERE else Path(os.path.expanduser(write))
-        if path.exists():
-            raise UserError(f"{path} is there already; remove it, or give --write another name.")
-        write_atomically(path, text.encode())
-        print(f"written: {path}")
-        place = "" if write == _HERE else f" --config.data.description={path}"
+    elsewhere = ""
+    if place:
+        write_atomically(place, text.encode())
+        print(f"written: {place}")
+        elsewhere = (
+            "" if write == _HERE else f" --config.data.description={shlex.quote(str(place))}"
+        )
     tasks = ", ".join(repr(name) for name in seen.targets if name in TASKS)
     if tasks:
+        workdir = Path("runs") / (root.resolve().name or "data")
         first = "" if said or write else "with --write, which keeps the guess, "
         comma = "," if tasks.count("'") == 2 else ""
         print(
             f"to train on it {first}then: talora_jax train --config folder_small "
-            f'--config.data.path={root}{place} --config.tasks="({tasks}{comma})" --workdir '
+            f'--config.data.path={root}{elsewhere} --config.tasks="({tasks}{comma})" --workdir '
             f"{Path('runs') / (root.resolve().name or 'data')}"
         )
 

@@ -473,7 +473,13 @@ def _reading(root: Path, name: str, stream: _Stream, kind: str, paths: Sequence[
             if sum(none) * 2 > len(none) and max(v[-1] for v in numbers) == _NONE_OF_8_BITS:
                 return {"read": {"ignore": [_NONE_OF_8_BITS]}}, []
         case "depth" | "disparity":
-            return _lengths(name, files)
+            content, notes = _lengths(name, files)
+            if "depth_meters" in stream.parts[-1]:
+                notes.append(
+                    "depth: if this is Hypersim, it is the distance to the camera's centre: say "
+                    "'along_ray': true in read.depth, and intrinsics"
+                )
+            return content, notes
         case "normals":
             return _vectors(files)
         case "saliency" | "edges":
