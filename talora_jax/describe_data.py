@@ -102,8 +102,8 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
         comma = "," if tasks.count("'") == 2 else ""
         print(
             f"to train on it {first}then: talora_jax train --config folder_small "
-            f'--config.data.path={root}{elsewhere} --config.tasks="({tasks}{comma})" --workdir '
-            f"{Path('runs') / (root.resolve().name or 'data')}"
+            f"--config.data.path={shlex.quote(str(root))}{elsewhere} "
+            f'--config.tasks="({tasks}{comma})" --workdir {shlex.quote(str(workdir))}'
         )
 
 

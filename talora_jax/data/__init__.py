@@ -36,7 +36,7 @@ _ALL_READ = ("name", "dir", "image_size")
 DATASETS = {
     "cityscapes_mtan": _Entry(
         "cityscapes_mtan:open_cityscapes_mtan",
-        "cityscapes_mtan:CLASS_NAMES",
+        "cityscapes_mtan:class_names",
         ("path", "ignore_label"),
     ),
     "folder": _Entry(

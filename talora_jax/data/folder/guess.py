@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from talora_jax import rgb
+from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
 from talora_jax.data.folder import rasters
 from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import read_image
@@ -49,12 +50,7 @@ _NONE_OF_8_BITS = 255
 _LOOKED_AT = 12  # files of each kind
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
 
-# As Cityscapes' own scripts have them (helpers/labels.py).
-_CITYSCAPES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
-    "bicycle",
-)  # fmt: skip
+# The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
 _CAMVID = (
@@ -494,9 +490,9 @@ def _labels(stream: _Stream, files: Sequence[Path]) -> _Reading:
     place = "/".join(stream.parts).lower()
     values = sorted({int(v) for f in files for v in np.unique(rasters.read_plane_of(f, None))})
     if "labeltrainids" in place:
-        return {"class_names": list(_CITYSCAPES)}, []
+        return {"class_names": list(CITYSCAPES)}, []
     if "labelids" in place and set(values) <= {*range(35), 255}:
-        pairs = zip(_CITYSCAPES_IDS, _CITYSCAPES, strict=True)
+        pairs = zip(_CITYSCAPES_IDS, CITYSCAPES, strict=True)
         ids = {str(value): name for value, name in pairs}
         return {"read": {"ids": ids, "ignore": "others"}}, []
     if "{split}annot" in place and max(values) <= 11:
