@@ -19,6 +19,10 @@ def read_table(path: Path) -> dict[str, tuple[Colour, ...]]:
       UserError: there is no such file, or no colour in it, or a colour stands there twice.
     """
     try:
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise UserError(
+                f"{printable(path)}: there is no such file, expected colours of classes."
+            )
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{printable(path)}: too large for a table of colours.")
         lines = path.read_text(encoding="utf-8-sig").splitlines()

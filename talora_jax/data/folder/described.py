@@ -2,6 +2,7 @@
 tables that name the files of each sample."""
 
 import csv
+import errno
 import io
 import os
 import unicodedata
@@ -232,6 +233,8 @@ def _by_table(root: Path, settings: Settings) -> Listing:
 def _rows(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
     """The columns of a table, '' for one that is passed over, and its lines with their numbers."""
     try:
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"

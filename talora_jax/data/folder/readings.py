@@ -35,7 +35,6 @@ A reading makes of a file what an npy file of the plain layout holds; what that 
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +55,9 @@ _DIRECTIONS = {
     "back": (2, -1),
 }  # fmt: skip
 _CONVENTIONS = {"opencv": ("right", "down", "forward"), "opengl": ("right", "up", "back")}
+_LARGEST = 1e300
+# Of whole numbers in JSON: up to here every one is itself.
+_MOST = 2**53
 # Values that 8 bits hold, and that nearly every data set uses for no label.
 _NONE_OF_8_BITS = 255
 
@@ -373,6 +375,10 @@ def _colour_table(value: Any, place: str, root: Path) -> dict[str, tuple[Colour,
         raise UserError(f"{place}: expected {expected}.")
     table: dict[str, tuple[Colour, ...]] = {}
     for name, colours in value.items():
+        if not name.strip() or not name.isprintable():
+            raise UserError(
+                f"{place}: a class is called {printable(repr(name))}; expected {expected}."
+            )
         several = isinstance(colours, list) and colours and not _is_whole(colours[0])
         found = [_colour(colour) for colour in (colours if several else [colours])]
         if None in found:
@@ -410,7 +416,8 @@ def _id_table(value: Any, place: str) -> list[tuple[int, int | str | None]]:
             raise UserError(
                 f"{place}: {printable(key)} is {printable(repr(found))}; expected {expected}."
             )
-        table.append((int(key), None if found == -1 else found))
+        number = None if found in (None, -1) else found if isinstance(found, str) else int(found)
+        table.append((int(key), number))
     return table
 
 
@@ -423,11 +430,11 @@ def _field(kind: type, name: str, value: Any, place: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and -_LARGEST < value < _LARGEST  # of NaN neither is true
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+    return _is_number(value) and abs(value) <= _MOST and value == int(value)
 
 
 def _is_numbers(value: Any) -> bool:

@@ -47,6 +47,7 @@ file in its place, or one that comes along: `cityscapes`, `cityscapes_7`.
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -201,6 +202,8 @@ def _listed(root: Path, names: tuple[str, ...] | str) -> tuple[str, ...]:
         return names
     path = root / names
     try:
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
@@ -248,6 +251,8 @@ def _parse(name: str, value: Any, where: str) -> Any:
     parse, expected = _FIELDS[name]
     try:
         return parse(value)
+    except UserError as error:  # which names the part of it
+        raise UserError(f"{where.rpartition(': ')[0]}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError):
         raise UserError(f"{where} is {printable(repr(value))}; expected {expected}.") from None
 

@@ -112,7 +112,7 @@ def test_tables_of_colours_that_are_none(tmp_path):
         with pytest.raises(UserError) as error:
             read_table(tmp_path / "t.txt")
         assert expected in str(error.value)
-    with pytest.raises(UserError, match="cannot be read as a table of colours"):
+    with pytest.raises(UserError, match="there is no such file, expected colours"):
         read_table(tmp_path / "none.txt")
 
 
