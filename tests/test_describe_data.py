@@ -163,7 +163,7 @@ def test_what_is_described_is_not_guessed(tree, capsys):
     capsys.readouterr()
     main(["describe-data", str(root)])
     text = capsys.readouterr().out
-    assert "problem: 1 images lack a target, train/t0001TP_000690 semantic among them" in text
+    assert "problem: 1 images have no semantic, train/t0001TP_000690 first" in text
     assert "problem: semantic: 4 of 5 files: trainannot/" in text
     with pytest.raises(UserError, match="dataset.json is there already"):
         main(["describe-data", str(root), "--write"])
@@ -176,6 +176,21 @@ def test_a_plain_folder(folder, tmp_path, monkeypatch, capsys):
     for name in ("semantic: class ids 0 to 2", "depth: min 1", "normals: 100 %"):
         assert name in text
     assert "--config.tasks=\"('semantic', 'depth', 'normals')\"" in text
+
+
+def test_a_split_without_targets_is_left_out(tmp_path, monkeypatch, capsys):
+    """KITTI's test images have no labels: validation is drawn from the others."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "KITTI"
+    for i in range(4):
+        image, label, _ = trees.scene(i)
+        trees.save(root / f"training/image_2/00000{i}_10.png", image)
+        trees.save(root / f"testing/image_2/00000{i}_10.png", image)
+        trees.save(root / f"training/semantic/00000{i}_10.png", np.uint8(label))
+    main(["describe-data", str(root)])
+    text = capsys.readouterr().out
+    assert "3 training and 1 validation samples, drawn by their names" in text
+    assert '"semantic": "training/semantic/{stem}.png"' in text
 
 
 def test_folders_in_which_nothing_is_found(tmp_path, monkeypatch):
@@ -208,17 +223,22 @@ def test_what_the_numbers_of_files_may_mean(tmp_path, monkeypatch):
         trees.save(root / f"depth/{i:03}.png", pixels)
         normals = np.broadcast_to(np.uint8([128, 200, 230]), (*trees.SIZE, 3))
         trees.save(root / f"normals/{i:03}.png", np.ascontiguousarray(normals))
+        trees.save(root / f"disparity/{i:03}.npy", 1 / depth[None])  # channels first
         trees.save(root / f"saliency/{i:03}.png", np.uint8(label == 1) * 255)
         trees.save(root / f"masks/{i:03}.png", np.uint8(label == 1) * 255)
     main(["describe-data", str(root), "--write"])
     read = json.loads((root / "dataset.json").read_text())["read"]
     assert read == {
         "depth": {"ignore": [65535], "scale": 1000},
+        "disparity": {},
         "normals": {"axes": "opengl"},
         "semantic": {"ids": {"0": "background", "255": "foreground"}},
     }
-    tasks = ("semantic", "depth", "normals", "saliency")
+    tasks = ("semantic", "depth", "normals", "saliency", "disparity")
     sample = opened(root, tasks).splits["val"][0]
     np.testing.assert_array_equal(sample["semantic"], sample["saliency"][..., 0])
+    measured = sample["depth"] > 0
+    depth = 1 / sample["disparity"][measured]
+    np.testing.assert_allclose(depth, sample["depth"][measured], atol=1e-3)
     assert sample["depth"][0].max() == 0 and sample["depth"][1:].min() >= 1
     assert (sample["normals"][..., 1] < 0).all() and (sample["normals"][..., 2] < 0).all()

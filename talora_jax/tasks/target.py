@@ -50,7 +50,7 @@ class PixelTarget(abc.ABC):
           BadFile: they are something else, or this target is read from nothing but its own files.
         """
         del values, settings
-        raise BadFile(f"expected a file of kind {', '.join(cls.suffixes)} as it is, none described")
+        raise BadFile(f"expected a file of kind {', '.join(cls.suffixes)}, which alone can be read")
 
     @classmethod
     def palette_in_use(cls, path: Path, target: Truth) -> dict[int, tuple[int, ...]]:

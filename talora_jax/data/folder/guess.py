@@ -144,7 +144,8 @@ def guess(root: Path) -> Guess:
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
-            "files that belong to each of them; expected targets with the same part of the name."
+            "files that belong to each of them; expected targets with the same part of the name, or "
+            "say in dataset.json which are pairs, by a table."
         )
     files, targets, splits = found
     description: dict[str, Any] = {"files": files}
@@ -158,7 +159,7 @@ def guess(root: Path) -> Guess:
         content, more = _reading(root, name, stream, kinds[id(stream)], paths)
         notes += more
         description |= {key: value for key, value in content.items() if key != "read"}
-        if content.get("read"):
+        if "read" in content:
             read[name] = content["read"]
     if read:
         description["read"] = read
@@ -302,9 +303,16 @@ def _targets(
     for stream in streams:
         if stream is not image and (role := _role(stream, kinds[id(stream)])):
             by_role[role].append(stream)
-    splits = tuple(split for split in ("train", "val", "test") if split in image.paths)
+    of_targets = [stream for candidates in by_role.values() for stream in candidates]
+    splits = tuple(
+        split
+        for split in ("train", "val", "test")
+        if split in image.paths and any(_paths(stream, split) for stream in of_targets)
+    )
     if "train" not in splits or len(splits) < 2:
         splits = ("",) if "" in image.paths else splits[:1]
+    if not splits:
+        return None
     found: dict[str, tuple[_Stream, dict[str, str]]] = {}
     used = splits[:2] if len(splits) > 1 else splits
     of_image = {split: image.pattern(split) for split in used}
@@ -598,12 +606,12 @@ def _vectors(files: Sequence[Path]) -> _Reading:
         values = values / np.iinfo(stored.dtype).max * 2 - 1
     elif stored.max() > 2:
         values, reading = values / 255 * 2 - 1, {"range": [0, 255]}
-    elif stored.min() >= 0 and (np.linalg.norm(values, axis=-1) > 0.02).any():
+    elif not (abs(np.linalg.norm(values, axis=-1) - 1) < 0.02).mean() > 0.1 and stored.min() >= 0:
         values, reading = values * 2 - 1, {"range": [0, 1]}
     length = np.linalg.norm(values, axis=-1)
     z = values[(length > 0.5) & (length < 1.5), 2]
     if (z > 0).sum() <= (z < 0).sum():
-        return {"read": reading}, []
+        return {"read": reading} if reading else {}, []
     note = "normals: most z are positive, so they are taken for right, up, back (OpenGL)"
     return {"read": reading | {"axes": "opengl"}}, [note]
 

@@ -30,7 +30,7 @@ class Look:
 
     Attributes:
       lines: for people.
-      targets: those that there are files of, in the order of `TARGETS`.
+      targets: those that every sample has a file of, in the order of `TARGETS`.
       samples: some, of one size, with all their targets; empty if none could be read.
       names: of these.
       class_names: of `semantic`.
@@ -57,17 +57,18 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     settings, listed = list_all(root, data)
     splits = split_samples(listed, settings, _VAL_FRACTION, root)
     samples = [sample for name in ("train", "val") for sample in splits[name]]
-    targets = tuple(name for name in listed.folders if name != "image")
+    lacking = {name: [s for s in samples if name not in s.files] for name in listed.folders}
+    targets = tuple(name for name in listed.folders if name != "image" and not lacking[name])
     lines = [
         f"{printable(root)}: {len(splits['train'])} training and {len(splits['val'])} validation "
         f"samples{'' if settings.splits or listed.splits else ', drawn by their names'}"
     ]
-    if lacking := [s for s in samples if any(name not in s.files for name in listed.folders)]:
-        name = next(name for name in listed.folders if name not in lacking[0].files)
-        lines.append(
-            f"problem: {len(lacking)} images lack a target, {printable(lacking[0].stem)} {name} "
-            "among them: training would refuse them"
-        )
+    lines += [
+        f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} first: "
+        "training on it would refuse them"
+        for name, without in lacking.items()
+        if without
+    ]
     if listed.problems:
         lines.append(
             f"problem: {len(listed.problems)} files cannot be used: {some(listed.problems, _NAMED)}"
