@@ -48,6 +48,7 @@ _SPLIT_WORDS = {
 _PREFERRED = ("labeltrainids", "labelids", "bfx", "filt", "leftimg8bit", "rgb", "color", "tonemap")
 _NONE_OF_8_BITS = 255
 _LOOKED_AT = 12  # files of each kind
+_MASKS = 300  # of which the colours are gathered
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
 
 # The labels of `CITYSCAPES`, in its order.
@@ -144,8 +145,8 @@ def guess(root: Path) -> Guess:
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
-            "files that belong to each of them; expected targets with the same part of the name, or "
-            "say in dataset.json which are pairs, by a table."
+            "files that belong to each of them; expected targets with the same part of the name, "
+            "or a table in dataset.json that says which are pairs."
         )
     files, targets, splits = found
     description: dict[str, Any] = {"files": files}
@@ -421,7 +422,7 @@ def _kind_of(path: Path, role: str | None) -> str:
         values = rasters.read_triples(path, None) if suffix in rasters.SUFFIXES else None
         if values is None or values.dtype == np.uint8:
             pixels = (read_image(path) if values is None else values).reshape(-1, 3)
-            colours = len(np.unique(pixels, axis=0))
+            colours = len(np.unique(rasters.codes_of(pixels)))
             if role == "normals":
                 return "vectors"
             return "colours" if colours <= 64 and colours <= 0.2 * len(pixels) else "photo"
@@ -525,13 +526,10 @@ def _labels(stream: _Stream, files: Sequence[Path]) -> _Reading:
 
 
 def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Reading:
-    seen: collections.Counter[tuple[int, int, int]] = collections.Counter()
-    for file in files:
-        colours, counts = np.unique(
-            rasters.read_colours(file).reshape(-1, 3), axis=0, return_counts=True
-        )
-        for colour, count in zip(colours.tolist(), counts.tolist(), strict=True):
-            seen[tuple(colour)] += count
+    seen: set[tuple[int, int, int]] = set()
+    for file in files[:: max(1, len(files) // _MASKS)]:
+        codes = np.unique(rasters.codes_of(rasters.read_colours(file))).tolist()
+        seen |= {(code >> 16, code >> 8 & 255, code & 255) for code in codes}
     tables = [path for path in paths if Path(path).suffix.lower() in (".txt", ".csv", ".tsv")]
     for path in tables:
         try:
@@ -539,11 +537,11 @@ def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Readin
         except UserError:
             continue
         of_table = {colour for colours in table.values() for colour in colours}
-        if len(of_table & set(seen)) * 2 < len(seen):
+        if len(of_table & seen) * 2 < len(seen):
             continue
         ignore: Any = [name for name in table if name.lower() in _NO_CLASS]
         notes = []
-        if lacking := set(seen) - of_table:
+        if lacking := seen - of_table:
             ignore = "others"
             notes = [
                 f"semantic: {len(lacking)} colours are not in {path}, such as "

@@ -286,8 +286,8 @@ def _meant(name: str, samples: Mapping[str, SampleFiles]) -> str:
 def _stems_of(
     names: Sequence[str], split: str, samples: Mapping[str, SampleFiles], root: Path
 ) -> tuple[str, ...]:
-    """The stems that a list means: lists of others name images by their paths, too, and may have
-    something behind the name."""
+    """The stems that a list means; lists that data sets bring along name images by their paths,
+    too."""
     images = {
         _composed(sample.files["image"].relative_to(root).as_posix()): stem
         for stem, sample in samples.items()
@@ -300,6 +300,11 @@ def _stems_of(
     return tuple(found)
 
 
+def _images_of(root: Path) -> Path:
+    """Where images are in the plain layout; elsewhere they are anywhere."""
+    return root / "image" if (root / "image").is_dir() else root
+
+
 def _draw_splits(
     stems: Sequence[str], val_fraction: float, root: Path
 ) -> dict[str, tuple[str, ...]]:
@@ -309,7 +314,7 @@ def _draw_splits(
         )
     if len(stems) < 2:
         raise UserError(
-            f"{root / 'image'} holds one image; expected two or more, to train and to validate."
+            f"{_images_of(root)} holds one image; expected two or more, to train and to validate."
         )
     ranked = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
     val = min(max(round(len(stems) * val_fraction), 1), len(stems) - 1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from talora_jax.errors import UserError, listed, one_line
@@ -89,6 +89,11 @@ def read_colours(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode not in ("L", "P", "RGB", "RGBA", "1"):
         raise BadFile(f"mode {image.mode}, expected colours of 8 bits")
     return np.asarray(image.convert("RGB"))
+
+
+def codes_of(pixels: UInt8[np.ndarray, "*n 3"]) -> Int64[np.ndarray, "*n"]:
+    """Colours as one number each, 0xRRGGBB."""
+    return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
 def _is_grey(values: UInt8[np.ndarray, "H W 3"]) -> bool:

@@ -85,7 +85,7 @@ class Labels:
         del settings
         if self.colours:
             return self._of_colours(rasters.read_colours(path))
-        stored = whole_numbers(rasters.read_plane_of(path, None))
+        stored = _exact_numbers(path)
         values = stored.astype(np.int64)
         nothing = (values == -1) | np.isin(values, self.ignore)
         if is_8_bits(stored, path) and _NONE_OF_8_BITS not in dict(self.ids):
@@ -111,7 +111,7 @@ class Labels:
 
     def _of_colours(self, pixels: np.ndarray) -> Integer[np.ndarray, "H W"]:
         table = {_code(colour): index for colour, index in self.colours}
-        codes = pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+        codes = rasters.codes_of(pixels)
         found, at = np.unique(codes, return_inverse=True)
         lacking = [int(code) for code in found if int(code) not in table]
         if lacking and not self.others:
@@ -248,8 +248,8 @@ class Numbers:
         """Numbers from 1 on; 0 and less is no label."""
         del settings
         if self.each_colour:
-            return rasters.read_colours(path).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-        values = whole_numbers(rasters.read_plane_of(path, None)).astype(np.int64)
+            return rasters.codes_of(rasters.read_colours(path))
+        values = _exact_numbers(path).astype(np.int64)
         return np.where(np.isin(values, self.ignore), -1, values)
 
 
@@ -490,6 +490,15 @@ _FIELDS: dict[type, Mapping[str, Any]] = {
     YesNo: {"threshold": _NUMBER, "ignore": _LIST, "invert": _FLAG},
     Numbers: {"ignore": _WHOLE_LIST, "each_colour": _FLAG},
 }
+
+
+def _exact_numbers(path: Path) -> np.ndarray:
+    """Whole numbers of a file that has kept each of them."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise BadFile(
+            "a JPEG, whose values are not exactly those that were written: expected a PNG"
+        )
+    return whole_numbers(rasters.read_plane_of(path, None))
 
 
 def _ray_lengths(shape: tuple[int, int], intrinsics: Any) -> np.ndarray:

@@ -276,6 +276,18 @@ def test_a_pickle_is_not_run(tmp_path):
     assert "cannot be read as npz" in refusal("depth", tmp_path / "a.npz", said("depth", {}))
 
 
+@pytest.mark.parametrize("target", ["semantic", "instance"])
+def test_numbers_of_a_jpeg_are_not_exact(tmp_path, target):
+    path = write(tmp_path / "a.jpg", np.zeros((8, 8), np.uint8))
+    assert "a JPEG, whose values are not exactly" in refusal(target, path, said(target, {}))
+
+
+def test_the_farthest_disparity(tmp_path):
+    path = write(tmp_path / "a.npy", np.float32([[0, 1, 2, 900]]))
+    read_disparity = read("disparity", path, said("disparity", {"max": 100}))
+    np.testing.assert_array_equal(read_disparity[0, :, 0], [0, 1, 2, 0])
+
+
 # Normals and the rest.
 
 FACING = np.float32([[[0, 0, -1], [0.6, 0, -0.8], [0, 0, 0]]])  # right, down, forward
