@@ -193,6 +193,22 @@ def test_a_split_without_targets_is_left_out(tmp_path, monkeypatch, capsys):
     assert '"semantic": "training/semantic/{stem}.png"' in text
 
 
+def test_odd_names(tmp_path, monkeypatch, capsys):
+    """Spaces, many words of roles in one name, and what means something else in a pattern."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "my data"
+    for i in range(4):
+        image, label, _ = trees.scene(i)
+        name = f"a {i}_img_b_label_c_depth_d_mask_e"
+        trees.save(root / f"my photos/{name}.jpg", image)
+        trees.save(root / f"my masks/{name}.png", np.uint8(label))
+        trees.save(root / f"my masks/{{x}}*{i}.png", np.uint8(label))
+    main(["describe-data", str(root)])
+    text = capsys.readouterr().out
+    assert "3 training and 1 validation samples" in text and "in 4 files of 24×32" in text
+    assert f"--config.data.path='{root}'" in text and "--workdir 'runs/my data'" in text
+
+
 def test_folders_in_which_nothing_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, expected in (

@@ -3,8 +3,9 @@ them hold: a `dataset.json` to look at and correct."""
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,7 @@ class _Stream:
 
     def pattern(self, split: str, *, any_name: bool = False) -> str:
         """The text of a pattern of one split."""
-        names = iter(("stem", "stem2", "stem3"))
-        folders = iter(("folder", "folder2", "folder3"))
+        names, folders = _counted("stem"), _counted("folder")
         parts = []
         for number, part in enumerate(self.parts):
             last = number == len(self.parts) - 1
@@ -131,7 +131,8 @@ def guess(root: Path) -> Guess:
     ]
     streams = _streams([path for path in paths if Path(path).suffix.lower() in known])
     kinds = {id(stream): _kind(root, stream) for stream in streams}
-    images = [s for s in streams if kinds[id(s)] == "photo" and s.role in ("image", None)]
+    photos = [stream for stream in streams if kinds[id(stream)] == "photo"]
+    images = [stream for stream in photos if stream.role in ("image", None)] or photos
     images.sort(key=lambda s: (s.role is None, s.rank, -s.count))
     if not images:
         raise UserError(
@@ -175,6 +176,8 @@ def _streams(paths: Iterable[str]) -> list[_Stream]:
     """Files in groups of those that are named alike."""
     found: dict[tuple[str, ...], _Stream] = {}
     for path in paths:
+        if set(path) & set("*{}"):  # which mean something else in a pattern
+            continue
         *folders, name = path.split("/")
         parts, split, word, role = [], "", "", None
         for folder in folders:
@@ -194,7 +197,7 @@ def _streams(paths: Iterable[str]) -> list[_Stream]:
         if words & _PASSED_OVER:
             continue
         if role is None and parts[:1] == ["**"]:  # the name of a folder is all there is to tell
-            parts = [folders[0], *parts[1:]] if len(folders) == 1 else [folders[0], *parts]
+            parts = [folders[0], *parts[len(folders) == 1 :]]
         key = (*parts, file_part + suffix)
         stream = found.setdefault(key, _Stream(key, role, {}, {}))
         stream.paths.setdefault(split, []).append(path)
@@ -293,6 +296,11 @@ def _capturing(stream: _Stream, number: int) -> re.Pattern[str]:
     return re.compile("".join(pieces))
 
 
+def _counted(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}{number}" for number in itertools.count(2))
+
+
 _Found = tuple[dict[str, Any], dict[str, _Stream], tuple[str, ...]]
 
 
@@ -355,7 +363,7 @@ def _told(patterns: Mapping[str, str]) -> Any:
 
 def _pairs(images: Sequence[str], of_image: str, paths: Sequence[str], text: str) -> int:
     """How many images have one of some files."""
-    first, other = compile_pattern(of_image, "guess"), compile_pattern_or_none(text)
+    first, other = compile_pattern(of_image, "guess"), _pattern_or_none(text)
     if other is None or not (shared := [n for n in first.names if n in other.names]):
         return 0
 
@@ -369,7 +377,7 @@ def _pairs(images: Sequence[str], of_image: str, paths: Sequence[str], text: str
     return sum(key in theirs for key in mine)
 
 
-def compile_pattern_or_none(text: str) -> Pattern | None:
+def _pattern_or_none(text: str) -> Pattern | None:
     try:
         return compile_pattern(text, "guess")
     except UserError:
