@@ -45,6 +45,9 @@ COMMANDS = {
     "report": Command("talora_jax.experiments.report", "main", "finished runs side by side"),
     "masks": Command("talora_jax.masks", "main", "masks of everything in images, and their names"),
     "demo": Command("talora_jax.demo", "main", "a page to look, click and point at what it sees"),
+    "describe-data": Command(
+        "talora_jax.describe_data", "main", "what lies in a folder of data, and where"
+    ),
     "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"

@@ -43,6 +43,7 @@ DEFAULT_SIZE = "tiny"
 OPTIONAL = {
     "data.dir": "",
     "data.path": "",
+    "data.description": "",
     "data.image_size": (),
     "data.class_names": ("",),
     "data.depth_scale": 0.0,
@@ -170,6 +171,8 @@ def default() -> ml_collections.ConfigDict:
     # `folder`: the directory with image/ and one folder per task; else the download, as the data
     # set's module describes it
     data.path = placeholder(str)
+    # `folder`: a dataset.json elsewhere, or one that comes along, as "cityscapes"
+    data.description = placeholder(str)
     # H, W; `folder`, `*_mtan`: None keeps the files' own size
     data.image_size = FieldReference((192, 256), tuple)
     data.seed = 0  # `rooms`: another seed is another set of rooms

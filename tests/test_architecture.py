@@ -39,6 +39,7 @@ ENTRANCES = {
     "main",
     "adapter",
     "demo",
+    "describe_data",
     "export",
     "masks",
     "report",

@@ -36,7 +36,7 @@ _ALL_READ = ("name", "dir", "image_size")
 DATASETS = {
     "cityscapes_mtan": _Entry(
         "cityscapes_mtan:open_cityscapes_mtan",
-        "cityscapes_mtan:CLASS_NAMES",
+        "cityscapes_mtan:class_names",
         ("path", "ignore_label"),
     ),
     "folder": _Entry(
@@ -44,6 +44,7 @@ DATASETS = {
         "folder:stated_class_names",
         (
             "path",
+            "description",
             "val_fraction",
             "class_names",
             "depth_scale",

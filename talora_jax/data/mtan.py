@@ -8,9 +8,14 @@ Multi-Task Learning with Attention"; the reader of its `im2im_pred/create_datase
 downloads are linked to from the README of https://github.com/lorenmt/mtan.
 
 `config.data.path` is the folder, or the zip archive of it as it was downloaded: that is read
-without being unpacked. In either, train and val may lie up to three folders down. The samples are
-checked and written as array_record under `config.data.dir` once, all targets together unless
-something is wrong with one that is not wanted; a changed download is prepared anew.
+without being unpacked. In either, train and val may lie up to three folders down. Or it is a folder
+of the same samples as parquet files, as https://huggingface.co/datasets/tanganke/nyuv2 and
+…/cityscapes have them (`talora_jax.data.parquet`; pyarrow is in the extra `parquet`): a row is a
+sample, with the columns `image` f32 [3, H, W] in [0, 1], `segmentation` i64 [H, W], `depth` f32
+[1, H, W] and, of NYUv2, `normal` f32 [3, H, W]; others, such as `noise`, are not read.
+
+The samples are checked and written as array_record under `config.data.dir` once, all targets
+together unless something is wrong with one that is not wanted; a changed download is prepared anew.
 
 What is kept:
 
@@ -40,6 +45,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, Float32, Int8, UInt8
 
 from talora_jax.data.dataset import Dataset, check_tasks
+from talora_jax.data.parquet import Cell, Tables, find_tables
 from talora_jax.data.records import (
     Records,
     RecordsConfig,
@@ -62,7 +68,18 @@ HOME = "https://github.com/lorenmt/mtan"
 SPLITS = ("train", "val")
 
 AnyPath = Path | zipfile.Path
-Files = Mapping[str, AnyPath]  # of one sample, by 'image' and task
+AnyRoot = AnyPath | Tables
+Place = AnyPath | Cell
+Files = Mapping[str, Place]  # of one sample, by 'image' and task
+
+# The columns of parquet files.
+_COLUMNS = {
+    "image": "image",
+    "semantic": "segmentation",
+    "depth": "depth",
+    "disparity": "depth",
+    "normals": "normal",
+}
 
 _STORED = {
     "image": (np.uint8, (3,)),
@@ -87,6 +104,7 @@ class Packing:
       title: what people call the data set.
       folders: in which folder of a split 'image' and each task lie; of several, the first there.
       class_names: of 'semantic'.
+      class_names_of_tables: the same, of the parquet files, where they are others.
       published: how many samples the published splits have.
     """
 
@@ -95,6 +113,7 @@ class Packing:
     folders: Mapping[str, tuple[str, ...]]
     class_names: tuple[str, ...]
     published: Mapping[str, int]
+    class_names_of_tables: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -123,6 +142,8 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
     others = tuple(name for name in packing.tasks if name not in tasks)
     with _opened(packing, data.path) as root:
         _check_title(packing, root)
+        if isinstance(root, Tables) and packing.class_names_of_tables:
+            packing = dataclasses.replace(packing, class_names=packing.class_names_of_tables)
         part = functools.partial(_Part, root, data.dir, data.image_size or (), meaning, {})
         wanted = part(packing.only(tasks), tasks=tuple(tasks))
         builder = whole_or_wanted(_download(root), part(packing), wanted, others)
@@ -172,7 +193,7 @@ class _Part:
       tasks: these targets; empty for all that there are.
     """
 
-    root: AnyPath
+    root: AnyRoot
     data_dir: str | None
     wanted_size: Sequence[int]
     meaning: _Meaning
@@ -215,14 +236,17 @@ class _Part:
 
 
 @contextlib.contextmanager
-def _opened(packing: Packing, path: str) -> Iterator[AnyPath]:
-    """The folder, on disk or in an archive, that has train or val in it."""
+def _opened(packing: Packing, path: str) -> Iterator[AnyRoot]:
+    """The folder, on disk or in an archive, that has train or val in it, or parquet files."""
     wanted = f"expected the folder or zip archive of {packing.title} that {HOME} links to"
     if not path:
         raise UserError(f"config.data.path is empty; {wanted}.")
     download = Path(os.path.expanduser(path))
     if not download.exists():
         raise UserError(f"config.data.path is {path!r}, which does not exist; {wanted}.")
+    if tables := find_tables(download):
+        yield tables
+        return
     with contextlib.ExitStack() as stack:
         root = download
         if not download.is_dir():
@@ -284,18 +308,22 @@ def _entries(folder: AnyPath) -> list[AnyPath]:
         return []
 
 
-def _download(root: AnyPath) -> Path:
+def _download(root: AnyRoot) -> Path:
     """The folder or the archive that the files lie in."""
+    if isinstance(root, Tables):
+        return root.root
     return Path(root.root.filename) if isinstance(root, zipfile.Path) else root
 
 
 def _contents(
     packing: Packing,
-    root: AnyPath,
+    root: AnyRoot,
     splits: Mapping[str, Sequence[Files]],
     hashes: dict[Path, str],
 ) -> dict[str, dict[str, str]]:
     """A digest of each file by split, or of the archive that they are in."""
+    if isinstance(root, Tables):
+        return contents_of(root.root, root.files, packing.title, hashes)
     if isinstance(root, zipfile.Path):
         archive = _download(root)
         if archive not in hashes:
@@ -308,12 +336,14 @@ def _contents(
     return contents_of(root, files, packing.title, hashes)
 
 
-def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
+def _list(packing: Packing, root: AnyRoot) -> dict[str, list[Files]]:
     """The files of all samples of each split, in the order of their numbers.
 
     Raises:
       UserError: with a line for all that is missing from a folder.
     """
+    if isinstance(root, Tables):
+        return _list_rows(packing, root)
     there = _there(root)
     folders = {
         target: next((name for name in names if name in there), " or ".join(names))
@@ -352,8 +382,24 @@ def _list(packing: Packing, root: AnyPath) -> dict[str, list[Files]]:
     return splits
 
 
-def _there(root: AnyPath) -> set[str]:
-    """The names of all folders of a split."""
+def _list_rows(packing: Packing, root: Tables) -> dict[str, list[Files]]:
+    """The cells of all samples of each split, in the order of files and rows."""
+    columns = {target: _COLUMNS[target] for target in packing.folders}
+    if lacking := [column for column in columns.values() if column not in root.columns]:
+        raise UserError(
+            f"{root} is not {packing.title} as parquet files: it has the columns "
+            f"{some(sorted(root.columns), 9)}, and not {', '.join(lacking)}."
+        )
+    splits = {split: root.cells(split, columns) for split in SPLITS}
+    if empty := [split for split, cells in splits.items() if not cells]:
+        raise UserError(f"{root}: the parquet files of {empty[0]!r} have no rows.")
+    return splits
+
+
+def _there(root: AnyRoot) -> set[str]:
+    """The names of all folders of a split, or of all columns."""
+    if isinstance(root, Tables):
+        return root.columns
     return {
         folder.name
         for split in SPLITS
@@ -363,7 +409,7 @@ def _there(root: AnyPath) -> set[str]:
     }
 
 
-def _check_title(packing: Packing, root: AnyPath) -> None:
+def _check_title(packing: Packing, root: AnyRoot) -> None:
     """Tells NYUv2 from Cityscapes: the one has normals, the other has not."""
     there = _there(root)
     if not {"image", "depth"} <= there or ("normal" in there) == ("normals" in packing.tasks):
@@ -389,7 +435,7 @@ def _numbered(folder: AnyPath) -> tuple[dict[int, AnyPath], list[str]]:
     return files, sorted(others)
 
 
-def _note_counts(packing: Packing, root: AnyPath, splits: Mapping[str, Sequence[Files]]) -> None:
+def _note_counts(packing: Packing, root: AnyRoot, splits: Mapping[str, Sequence[Files]]) -> None:
     """Copies vary; whoever compares with published numbers should know."""
     if any(len(splits[split]) != packing.published[split] for split in SPLITS):
         counts = (f"{split} {len(splits[split])} ({packing.published[split]})" for split in SPLITS)
@@ -403,9 +449,13 @@ def _note(text: str) -> None:
 # What is in a file. Each function raises `BadFile` when it is something else.
 
 
-def _read_image(path: AnyPath) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
+def _array(place: Place) -> np.ndarray:
+    return place.read() if isinstance(place, Cell) else read_npy(place)
+
+
+def _read_image(path: Place) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
     """RGB, and whether it had to be rounded to 8 bits."""
-    values = read_npy(path)
+    values = _array(path)
     if values.ndim != 3 or values.shape[2] != 3:
         raise BadFile(f"shape {values.shape}, expected [H, W, 3]")
     if values.dtype == np.uint8:
@@ -420,10 +470,10 @@ def _read_image(path: AnyPath) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
 
 
 def _read_labels(
-    path: AnyPath, class_names: Sequence[str], ignored: int | None
+    path: Place, class_names: Sequence[str], ignored: int | None
 ) -> Int8[np.ndarray, "H W"]:
     """Class indices, -1 = no label."""
-    values = read_npy(path)
+    values = _array(path)
     if values.ndim != 2:
         raise BadFile(f"shape {values.shape}, expected [H, W]")
     if values.dtype.kind not in "iuf":
@@ -440,9 +490,9 @@ def _read_labels(
     return values.astype(np.int8)
 
 
-def _read_floats(path: AnyPath, channels: int, blank: bool = False) -> Float[np.ndarray, "H W C"]:
+def _read_floats(path: Place, channels: int, blank: bool = False) -> Float[np.ndarray, "H W C"]:
     """Finite values; with `blank`, zeros in place of NaN if nothing else is there."""
-    values = read_npy(path)
+    values = _array(path)
     if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != channels:
         raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, {channels}]")
     if blank and np.isnan(values).all():
@@ -452,7 +502,7 @@ def _read_floats(path: AnyPath, channels: int, blank: bool = False) -> Float[np.
     return values
 
 
-def _read_depth(path: AnyPath, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"]:
+def _read_depth(path: Place, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"]:
     """Depth or disparity, 0 = no measurement."""
     values = _read_floats(path, 1, blank=True)
     if values.min() < 0:
@@ -461,7 +511,7 @@ def _read_depth(path: AnyPath, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"
     return measured(values / np.float64(scale), meaning.max_depth)
 
 
-def _read_normals(path: AnyPath) -> Float32[np.ndarray, "H W 3"]:
+def _read_normals(path: Place) -> Float32[np.ndarray, "H W 3"]:
     """Unit vectors, all-zero = invalid. Resizing may have made some shorter than 1, none longer."""
     values = _read_floats(path, 3)
     longest = np.linalg.norm(values.astype(np.float64), axis=-1).max()
@@ -473,7 +523,7 @@ def _read_normals(path: AnyPath) -> Float32[np.ndarray, "H W 3"]:
 # How a sample is stored.
 
 
-def _size(wanted: Sequence[int], image: AnyPath) -> tuple[int, int]:
+def _size(wanted: Sequence[int], image: Place) -> tuple[int, int]:
     """H, W of the images, which must be the config's."""
     try:
         size = _read_image(image)[0].shape[:2]
@@ -495,7 +545,7 @@ def _prepare(
     size: tuple[int, int],
     meaning: _Meaning,
 ) -> None:
-    rounded: list[AnyPath] = []
+    rounded: list[Place] = []
     config = RecordsConfig(
         name=name,
         title=packing.title,
@@ -527,7 +577,7 @@ def _make_sample(
     size: tuple[int, int],
     class_names: Sequence[str],
     meaning: _Meaning,
-    rounded: list[AnyPath],
+    rounded: list[Place],
 ) -> Sample:
     """Reads and checks the files of one sample; adds its image to `rounded` if it was."""
     sample = {}

@@ -67,7 +67,6 @@ class Binary(Task):
     @classmethod
     def read(cls, path: Path, settings: FileSettings) -> Float32[np.ndarray, "H W 1"]:
         """A PNG of 0 for no, anything else for yes; an npy file of 1, 0 and -1."""
-        del settings
         if path.suffix.lower() != ".npy":
             values = read_indices(path)
             if {1, 255} <= set(np.unique(values)) <= {0, 1, 255}:
@@ -81,7 +80,13 @@ class Binary(Task):
                     "choose a threshold before"
                 )
             return (values != 0).astype(np.float32)[..., None]
-        values = read_plane(path)
+        return cls.from_values(read_plane(path), settings)
+
+    @classmethod
+    def from_values(
+        cls, values: np.ndarray, settings: FileSettings
+    ) -> Float32[np.ndarray, "H W 1"]:
+        del settings
         if values.ndim != 2 or not np.isin(values, (-1, 0, 1)).all():
             raise BadFile(f"shape {values.shape}, {span(values)}, expected [H, W] of 1, 0 and -1")
         return values.astype(np.float32)[..., None]

@@ -181,20 +181,24 @@ class Depth(Task):
         file of floats in such units (by default metres), where what is not finite is no
         measurement, nor what is above `max_depth`."""
         if path.suffix.lower() != ".npy":
-            values, scale = _read_16_bits(path, settings), _PNG_SCALE
-        else:
-            values, scale = read_plane(path), 1
-            if values.dtype.kind != "f":
-                raise BadFile(f"{values.dtype}, expected float {cls.in_files}")
-            if values.ndim != 2:
-                raise BadFile(f"shape {values.shape}, expected [H, W] or [H, W, 1]")
-            values = np.where(np.isfinite(values), values, 0)
+            return cls._measured(_read_16_bits(path, settings), _PNG_SCALE, settings)[..., None]
+        return cls.from_values(read_plane(path), settings)
+
+    @classmethod
+    def from_values(
+        cls, values: np.ndarray, settings: FileSettings
+    ) -> Float32[np.ndarray, "H W 1"]:
+        if values.dtype.kind != "f":
+            raise BadFile(f"{values.dtype}, expected float {cls.in_files}")
+        if values.ndim != 2:
+            raise BadFile(f"shape {values.shape}, expected [H, W] or [H, W, 1]")
+        values = np.where(np.isfinite(values), values, 0)
         if values.min() < 0:
             raise BadFile(
                 f"{cls.__name__.lower()} {values.min():g}, expected 0 (no measurement) or "
                 f"{cls.in_files} above"
             )
-        return cls._measured(values, scale, settings)[..., None]
+        return cls._measured(values, 1, settings)[..., None]
 
     @classmethod
     def _measured(

@@ -65,8 +65,12 @@ class Instance(PixelTarget):
     @classmethod
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Numbers from 1 on of a PNG or an npy file; 0 and less is no label."""
+        return cls.from_values(read_indices(path), settings)
+
+    @classmethod
+    def from_values(cls, values: np.ndarray, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         del settings
-        values = as_int32(read_indices(path), "renumber the objects of each image from 1 on")
+        values = as_int32(values, "renumber the objects of each image from 1 on")
         values[values <= 0] = -1
         return values
 

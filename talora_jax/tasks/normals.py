@@ -92,7 +92,6 @@ class Normals(Task):
 
         A surface that the camera sees faces it, so most z must be negative.
         """
-        del settings
         if path.suffix.lower() != ".npy":
             image = open_image(path)
             if image.mode != "RGB":
@@ -100,10 +99,17 @@ class Normals(Task):
             values = np.asarray(image).astype(np.float32) * np.float32(2 / 255) - 1
         else:
             values = read_npy(path)
-            if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != 3:
-                raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, 3]")
-            with np.errstate(over="ignore"):  # what is too large for float32 is infinitely long
-                values = np.where(np.isfinite(values), values, 0).astype(np.float32)
+        return cls.from_values(values, settings)
+
+    @classmethod
+    def from_values(
+        cls, values: np.ndarray, settings: FileSettings
+    ) -> Float32[np.ndarray, "H W 3"]:
+        del settings
+        if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != 3:
+            raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, 3]")
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinitely long
+            values = np.where(np.isfinite(values), values, 0).astype(np.float32)
         with np.errstate(over="ignore"):
             length = np.linalg.norm(values, axis=-1, keepdims=True)
         _refuse_other_vectors(values, length[..., 0])

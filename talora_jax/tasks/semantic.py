@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Int, Int32, Integer, UInt8
 from matplotlib.colors import hsv_to_rgb
 
 from talora_jax.errors import UserError
@@ -41,6 +41,9 @@ from talora_jax.tasks.target_files import (
     read_indices,
     read_palette,
 )
+
+_WAY_ON = "config.data.ignore_label names the one that is no label"
+_PARTS_WAY_ON = "255 is none in 8-bit PNGs alone"
 
 # In 8-bit PNGs of class indices, the value that nearly every dataset uses for 'no label'.
 _IGNORED_IN_UINT8 = 255
@@ -154,8 +157,14 @@ class Semantic(Task):
     @classmethod
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Class indices of a PNG or an npy file; -1 is no label, and so is `ignore_label`."""
-        way_on = "config.data.ignore_label names the one that is no label"
-        return _read_labels(path, settings.class_names, settings.ignore_label, way_on)
+        stored, ignored = read_indices(path), settings.ignore_label
+        if ignored is None and is_8_bits(stored, path):
+            ignored = _IGNORED_IN_UINT8
+        return _labels(stored, settings.class_names, ignored, _WAY_ON)
+
+    @classmethod
+    def from_values(cls, values: np.ndarray, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
+        return _labels(values, settings.class_names, settings.ignore_label, _WAY_ON)
 
     @classmethod
     def palette_in_use(cls, path: Path, target: Int[np.ndarray, "H W"]) -> dict[int, tuple]:
@@ -313,19 +322,28 @@ class HumanParts(Semantic):
     def read(cls, path: Path, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
         """Indices of `part_names`; -1 is no label, and so is 255 in an 8-bit PNG."""
         del settings  # its classes, and the label that means none of them, are of `semantic`
-        return _read_labels(path, cls.part_names, None, "255 is none in 8-bit PNGs alone")
+        stored = read_indices(path)
+        ignored = _IGNORED_IN_UINT8 if is_8_bits(stored, path) else None
+        return _labels(stored, cls.part_names, ignored, _PARTS_WAY_ON)
+
+    @classmethod
+    def from_values(cls, values: np.ndarray, settings: FileSettings) -> Int32[np.ndarray, "H W"]:
+        del settings
+        return _labels(values, cls.part_names, None, _PARTS_WAY_ON)
 
     def colours(self) -> UInt8[np.ndarray, "C 3"]:
         """Grey for the background, for it is most of the image."""
         return np.concatenate([np.full((1, 3), 200, np.uint8), palette(self.num_classes - 1)])
 
 
-def _read_labels(
-    path: Path, class_names: Sequence[str], ignored: int | None, way_on: str
+def is_8_bits(stored: Integer[np.ndarray, "H W"], path: Path) -> bool:
+    """Whether labels are of an image of 8 bits, where 255 is no label if nobody says otherwise."""
+    return stored.dtype == np.uint8 and path.suffix.lower() not in (".npy", ".npz")
+
+
+def _labels(
+    stored: Integer[np.ndarray, "H W"], class_names: Sequence[str], ignored: int | None, way_on: str
 ) -> Int32[np.ndarray, "H W"]:
-    stored = read_indices(path)
-    if ignored is None and stored.dtype == np.uint8 and path.suffix.lower() != ".npy":
-        ignored = _IGNORED_IN_UINT8
     # Before it is cast: what is ignored need not fit.
     nothing = np.zeros(stored.shape, bool) if ignored is None else stored == ignored
     values = as_int32(np.where(nothing, stored.dtype.type(0), stored), way_on)

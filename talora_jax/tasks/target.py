@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Num, Shaped
 
 from talora_jax.tasks.content import Content
-from talora_jax.tasks.target_files import FileSettings
+from talora_jax.tasks.target_files import BadFile, FileSettings
 
 Truth = Num[np.ndarray, "H W *c"]
 
@@ -41,6 +41,16 @@ class PixelTarget(abc.ABC):
         Raises:
           BadFile: the file holds something else; the message says what was expected.
         """
+
+    @classmethod
+    def from_values(cls, values: np.ndarray, settings: FileSettings) -> Truth:
+        """The target of numbers as an npy file of a user's folder has them.
+
+        Raises:
+          BadFile: they are something else, or this target is read from nothing but its own files.
+        """
+        del values, settings
+        raise BadFile(f"expected a file of kind {', '.join(cls.suffixes)}, which alone can be read")
 
     @classmethod
     def palette_in_use(cls, path: Path, target: Truth) -> dict[int, tuple[int, ...]]:

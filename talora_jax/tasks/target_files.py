@@ -94,8 +94,8 @@ def read_indices(path: Path) -> Integer[np.ndarray, "H W"]:
         image = open_image(path)
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
             raise BadFile(
-                f"mode {image.mode}, expected one channel of integers: a colour must be turned "
-                "into its number before"
+                f"mode {image.mode}, expected one channel of integers; which colour is which "
+                "class 'read' in dataset.json can say"
             )
         values = np.asarray(image)
     else:

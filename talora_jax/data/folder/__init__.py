@@ -20,9 +20,11 @@ folder that a run uses. Only `image/` and one of the others are needed: normals 
 depth and intrinsics, edges from instances or, lacking those, from semantic labels.
 
 What the files cannot tell stands in an optional `dataset.json`; see
-`talora_jax.data.folder.settings`. The samples, decoded and derived, are prepared once and kept as
-array_record under `config.data.dir`; changed files, told by what they hold, are prepared anew, and
-so are they for other settings but class names, splits and `ignore_label`.
+`talora_jax.data.folder.settings`. It may also say where files are that lie otherwise (`patterns`)
+and what other kinds of files mean (`readings`). The samples, decoded and derived, are prepared once
+and kept as array_record under `config.data.dir`; changed files, told by what they hold, are
+prepared anew, and so are they for other settings but class names, splits, places and
+`ignore_label`.
 """
 
 from talora_jax.data.folder.open import open_folder, stated_class_names

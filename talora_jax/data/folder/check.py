@@ -7,7 +7,7 @@ import functools
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from talora_jax.data.folder.decode import orientation, read
 from talora_jax.data.folder.settings import Settings
@@ -64,7 +64,7 @@ def check_samples(
         concurrent.futures.ThreadPoolExecutor() as pool,
         progress(f"Checking {printable(root.name)}", len(samples), "samples") as advance,
     ):
-        for report in pool.map(lambda sample: _check(sample, folders, settings), samples):
+        for report in pool.map(lambda sample: _check(root, sample, folders, settings), samples):
             reports.append(report)
             advance()
     problems = [*problems, *_folded(line for report in reports for line in report.problems)]
@@ -72,15 +72,15 @@ def check_samples(
     size = sizes.most_common(1)[0][0] if sizes else (0, 0)
     if one_size:
         problems += [
-            f"{_name(report.sample, 'image')}: {_size(report.image_size)}, expected {_size(size)} "
-            "as the other images"
+            f"{_name(report.sample, 'image', root)}: {_size(report.image_size)}, expected "
+            f"{_size(size)} as the other images"
             for report in reports
             if report.image_size not in (size, None)
         ]
         if len(sizes) > 1 and settings.image_size is None:
             problems.append("config.data.image_size=(height, width) brings all to one size")
     for folder in folders:
-        problems += _differing_palettes(folder, reports)
+        problems += _differing_palettes(root, folder, reports)
     contents = {
         folder: functools.reduce(operator.add, (report.contents[folder] for report in reports))
         for folder in (() if problems else MASKS)
@@ -101,39 +101,47 @@ def check_samples(
     return size, classes.num_classes if classes else 0
 
 
-def _check(sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _Report:
+def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _Report:
     problems: list[str] = []
     size, contents, palettes = None, {}, {}
     for folder in folders:
         if folder not in sample.files:
-            problems.append(
-                f"{_name(sample, 'image')}: {folder}/ has no file of stem "
-                f"{printable(repr(sample.stem))}, expected one"
-            )
+            lacking = _lacking(sample, folder, settings)
+            problems.append(f"{_name(sample, 'image', root)}: {lacking}, expected one")
             continue
         path = sample.files[folder]
         try:
             values = read(folder, path, settings)
-            if folder in TARGETS:
+            if folder in TARGETS and folder not in (settings.read or {}):
                 palettes[folder] = TARGETS[folder].palette_in_use(path, values)
         except BadFile as error:
-            problems.append(f"{_name(sample, folder)}: {error}")
+            problems.append(f"{_name(sample, folder, root)}: {error}")
             continue
         if folder == "image":
             size = values.shape[:2]
-        elif problem := _turned(sample, folder, values.shape[:2], size):
+        elif problem := _turned(root, sample, folder, values.shape[:2], size):
             problems.append(problem)
-        elif size and values.shape[:2] != size:
+        elif size and values.shape[:2] != size and not settings.stretch:
             problems.append(
-                f"{_name(sample, folder)}: {_size(values.shape)}, expected {_size(size)} as its "
-                "image"
+                f"{_name(sample, folder, root)}: {_size(values.shape)}, expected {_size(size)} as "
+                "its image"
             )
         if folder in MASKS:
             contents[folder] = TARGETS[folder].content(values)
     return _Report(sample, tuple(problems), size, contents, palettes)
 
 
-def _differing_palettes(folder: str, reports: Sequence[_Report]) -> list[str]:
+def _lacking(sample: SampleFiles, folder: str, settings: Settings) -> str:
+    """What there is not."""
+    if settings.table:
+        return f"its line in the table names no file of {folder}"
+    if settings.files:
+        pattern = " or ".join(repr(text) for text in settings.files[folder].values())
+        return f"{folder} has no file for it ({printable(pattern)})"
+    return f"{folder}/ has no file of stem {printable(repr(sample.stem))}"
+
+
+def _differing_palettes(root: Path, folder: str, reports: Sequence[_Report]) -> list[str]:
     """A line if a value has one colour in one file and another in another: it is two classes."""
     first: dict[int, tuple[tuple[int, ...], SampleFiles]] = {}
     for report in reports:
@@ -141,9 +149,9 @@ def _differing_palettes(folder: str, reports: Sequence[_Report]) -> list[str]:
             known, sample = first.setdefault(value, (colour, report.sample))
             if known != colour:
                 return [
-                    f"{_name(report.sample, folder)}: value {value} has colour {colour}, and "
-                    f"{known} in {_name(sample, folder)}: expected one palette in all files, or "
-                    "grey PNGs of class indices"
+                    f"{_name(report.sample, folder, root)}: value {value} has colour {colour}, and "
+                    f"{known} in {_name(sample, folder, root)}: expected one palette in all files, "
+                    "or grey PNGs of class indices"
                 ]
     return []
 
@@ -164,7 +172,11 @@ def _folded(lines: Iterable[str]) -> list[str]:
 
 
 def _turned(
-    sample: SampleFiles, folder: str, size: tuple[int, int], image_size: tuple[int, int] | None
+    root: Path,
+    sample: SampleFiles,
+    folder: str,
+    size: tuple[int, int],
+    image_size: tuple[int, int] | None,
 ) -> str | None:
     """What is wrong with a target beside an image that its EXIF orientation has turned upright.
 
@@ -172,8 +184,8 @@ def _turned(
     """
     if orientation(sample.files[folder]) != 1:
         return (
-            f"{_name(sample, folder)}: has an EXIF orientation, expected targets as their pixels "
-            "are stored; save it without EXIF"
+            f"{_name(sample, folder, root)}: has an EXIF orientation, expected targets as their "
+            "pixels are stored; save it without EXIF"
         )
     turn = orientation(sample.files["image"])
     if turn == 1 or image_size is None:
@@ -183,13 +195,13 @@ def _turned(
         return None
     is_not = "is not" if size != image_size else "may not be"
     return (
-        f"{_name(sample, 'image')}: its EXIF orientation ({turn}) turns it, and "
-        f"{_name(sample, folder)} {is_not} turned; save both upright, without EXIF"
+        f"{_name(sample, 'image', root)}: its EXIF orientation ({turn}) turns it, and "
+        f"{_name(sample, folder, root)} {is_not} turned; save both upright, without EXIF"
     )
 
 
-def _name(sample: SampleFiles, folder: str) -> str:
-    return printable(f"{folder}/{PurePosixPath(sample.stem).parent / sample.files[folder].name}")
+def _name(sample: SampleFiles, folder: str, root: Path) -> str:
+    return printable(sample.files[folder].relative_to(root).as_posix())
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 Every function raises `BadFile` with what was expected when the file is something else.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from jaxtyping import Num, UInt8
 from PIL import ExifTags, Image
 
 from talora_jax import rgb
+from talora_jax.data.folder import rasters
+from talora_jax.data.folder.readings import KINDS
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError, one_line
 from talora_jax.tasks import TARGETS
@@ -19,17 +22,39 @@ from talora_jax.tasks.target_files import BadFile, one_frame, read_npy, span
 COMMON_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".npy")
 
 
-def suffixes() -> dict[str, frozenset[str]]:
-    """The folders that there may be, and the suffixes of the files that each may hold."""
-    targets = {name: frozenset(target.suffixes) for name, target in TARGETS.items()}
+def suffixes(settings: Settings | None) -> dict[str, frozenset[str]]:
+    """The folders that there may be, and the suffixes of the files that each may hold: more where
+    `settings` describe them."""
+    targets = {
+        name: frozenset(rasters.SUFFIXES if is_described(name, settings) else target.suffixes)
+        for name, target in TARGETS.items()
+    }
     return {"image": rgb.suffixes() | {".npy"}, **targets}
+
+
+def is_described(target: str, settings: Settings | None) -> bool:
+    """Whether `dataset.json` says something of a target's files, beyond what their place says."""
+    if settings is None or target not in KINDS:
+        return False
+    return (
+        target in (settings.read or {}) or target in (settings.files or {}) or bool(settings.table)
+    )
 
 
 def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c"]:
     """A file of one of the `suffixes` folders, as `talora_jax.data.dataset.Source` has it."""
     if not path.stat().st_size:
         raise BadFile("empty (0 bytes)")
-    return read_image(path) if folder == "image" else TARGETS[folder].read(path, settings)
+    if folder == "image":
+        return read_image(path)
+    target, reading = TARGETS[folder], (settings.read or {}).get(folder)
+    if reading is None and path.suffix.lower() in target.suffixes:
+        return target.read(path, settings)
+    if folder not in KINDS:
+        raise BadFile(f"expected a file of kind {', '.join(target.suffixes)}")
+    values = (reading or KINDS[folder]()).values(path, settings)
+    # What the reading has applied is not applied again.
+    return target.from_values(values, dataclasses.replace(settings, depth_scale=None))
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -28,14 +28,20 @@ class Listing:
       others: names of the directories beside them.
       samples: by stem, in sorted order; every stem of `image/`. Files go by their folder. The stem
         of a file in a subfolder has the subfolder in it, as 'kitchen/0001'.
-      problems: files that are too many, or of a wrong kind; one line each, beginning with the
-        folder that it is about.
+      problems_of: files that are too many, or of a wrong kind; one line each, by the folder that
+        it is about.
+      splits: the stems of each, where the places of files tell.
     """
 
     folders: tuple[str, ...]
     others: tuple[str, ...]
     samples: Mapping[str, SampleFiles]
-    problems: tuple[str, ...]
+    problems_of: Mapping[str, tuple[str, ...]]
+    splits: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(line for lines in self.problems_of.values() for line in lines)
 
     def only(self, folders: Collection[str]) -> "Listing":
         """What there is of these folders."""
@@ -48,30 +54,31 @@ class Listing:
                 )
                 for stem, sample in self.samples.items()
             },
-            tuple(line for line in self.problems if line.partition("/")[0] in folders),
+            {name: lines for name, lines in self.problems_of.items() if name in folders},
+            self.splits,
         )
 
 
-def list_samples(root: Path) -> Listing:
-    """Lists the samples of `root`.
+def list_samples(root: Path, settings: Settings) -> Listing:
+    """Lists the samples of `root`, one folder per target.
 
     Raises:
-      UserError: `root` or `root/image` is not a directory, or holds no image.
+      UserError: `root` has no folder `image`, or that holds no image.
     """
-    _check_root(root)
-    known = suffixes()
+    _check_image_folder(root)
+    known = suffixes(settings)
     folders = tuple(name for name in known if os.path.lexists(root / name))
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {folder: [] for folder in folders}
     files: dict[str, dict[str, Path]] = {}
     for folder in folders:
         for path, problem in _walk(root / folder, known[folder]):
             name = _name(path, root)
             if problem:
-                problems.append(f"{name}: {problem}")
+                problems[folder].append(f"{name}: {problem}")
                 continue
             files_of_stem = files.setdefault(_stem(path, root / folder), {})
             if folder in files_of_stem:
-                problems.append(
+                problems[folder].append(
                     f"{name}: {printable(files_of_stem[folder].name)} has the same stem; "
                     "expected one"
                 )
@@ -81,35 +88,41 @@ def list_samples(root: Path) -> Listing:
     }
     if not samples:
         kinds = ", ".join(COMMON_IMAGES)
-        why = f" that can be used: {problems[0]}" if problems else f"; expected {kinds}, …"
+        first = next((line for lines in problems.values() for line in lines), None)
+        why = f" that can be used: {first}" if first else f"; expected {kinds}, …"
         raise UserError(f"{root / 'image'} holds no image{why}")
     alike = {_blurred(stem): stem for stem in samples}
     for stem in sorted(set(files) - set(samples)):
         other = alike.get(_blurred(stem))
         hint = f", but one of {printable(repr(other))}: stems must be equal" if other else ""
-        problems += [
-            f"{_name(path, root)}: there is no image of this stem{hint}"
-            for path in files[stem].values()
-        ]
+        for folder, path in files[stem].items():
+            problems[folder].append(f"{_name(path, root)}: there is no image of this stem{hint}")
     others = [path.name for path in root.iterdir() if path.name not in known and path.is_dir()]
     others = sorted(name for name in others if not _is_left_over(name))
-    return Listing(folders, tuple(others), samples, tuple(problems))
+    found = {folder: tuple(lines) for folder, lines in problems.items()}
+    return Listing(folders, tuple(others), samples, found)
 
 
 def split_samples(
-    samples: Mapping[str, SampleFiles], settings: Settings, val_fraction: float, root: Path
+    listed: Listing, settings: Settings, val_fraction: float, root: Path
 ) -> dict[str, tuple[SampleFiles, ...]]:
     """The samples of 'train' and 'val', in the order of their stems.
 
-    Without `settings.splits`, the stems whose hashes come first are 'val': a choice that looks
-    random, and moves few samples when others are added.
+    Where neither `settings` nor the places of the files tell, the stems whose hashes come first
+    are 'val': a choice that looks random, and moves few samples when others are added.
 
     Raises:
       UserError: a split names an unknown stem, the splits overlap, or there is no way to give
         each at least one sample.
     """
-    stems = settings.splits or _draw_splits(sorted(samples), val_fraction, root)
-    stems = {split: tuple(map(_composed, names)) for split, names in stems.items()}
+    samples = listed.samples
+    if settings.splits is None:
+        stems = listed.splits or _draw_splits(sorted(samples), val_fraction, root)
+    else:
+        stems = {
+            split: _stems_of(names, split if listed.splits else "", samples, root)
+            for split, names in settings.splits.items()
+        }
     for split, names in stems.items():
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -131,16 +144,20 @@ def split_samples(
     return {name: tuple(samples[stem] for stem in sorted(stems[name])) for name in stems}
 
 
-def _check_root(root: Path) -> None:
-    """Raises a `UserError` unless `root` is a directory with `image/` in it."""
+def check_root(root: Path) -> None:
+    """Raises a `UserError` unless `root` is a directory that can be listed."""
     if not root.is_dir():
         is_archive = root.is_file() and zipfile.is_zipfile(root)
         hint = ": it is a zip archive, unpack it" if is_archive else ""
         raise UserError(f"config.data.path is {str(root)!r}, which is not a directory{hint}.")
     try:
-        names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        next(root.iterdir(), None)
     except OSError as error:
         raise UserError(f"config.data.path: {root} cannot be listed ({error.strerror}).") from None
+
+
+def _check_image_folder(root: Path) -> None:
+    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     if (root / "image").is_dir():
         return
     there = f"it holds {some(names, _NAMED)}" if names else "it is empty"
@@ -152,15 +169,28 @@ def _check_root(root: Path) -> None:
         hint = f". Is it {printable(renamed)}? Then rename that"
     elif inner := [name for name in names if (root / name / "image").is_dir()]:
         hint = f". Is {root / inner[0]} the directory of the data?"
+    elif names:
+        hint = ". `talora_jax describe-data` tells where its files are without moving them"
     raise UserError(
         f"{root} has no folder 'image', expected to hold the images of all samples; {there}{hint}."
     )
 
 
 def _walk(folder: Path, known: Collection[str]) -> list[tuple[Path, str | None]]:
-    """All files below a folder, in order, each with what is wrong with it before it is read."""
+    """All files below a target's folder, as `files_below`, or that it is none."""
     if not folder.is_dir():
         return [(folder / "", f"{_no_folder(folder)}, expected a folder")]
+    return files_below(folder, known)
+
+
+def files_below(
+    folder: Path, known: Collection[str] | None = None
+) -> list[tuple[Path, str | None]]:
+    """All files below a folder, in order, each with what is wrong with it before it is read.
+
+    Args:
+      known: the suffixes that all of them must have; None to tell only what cannot be listed.
+    """
     found: list[tuple[Path, str | None]] = []
     ahead: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while ahead:
@@ -178,7 +208,7 @@ def _walk(folder: Path, known: Collection[str]) -> list[tuple[Path, str | None]]
         for path in entries:
             if _is_left_over(path.name):
                 continue
-            problem = _problem(path, known)
+            problem = known and problem_of(path, known)
             if problem or not path.is_dir():
                 found.append((path, problem))
             else:
@@ -186,7 +216,7 @@ def _walk(folder: Path, known: Collection[str]) -> list[tuple[Path, str | None]]
     return sorted(found, key=lambda entry: entry[0].parts)
 
 
-def _problem(path: Path, known: Collection[str]) -> str | None:
+def problem_of(path: Path, known: Collection[str]) -> str | None:
     """What is wrong with a file before it is read, or with a folder's name."""
     try:
         path.name.encode()
@@ -253,6 +283,28 @@ def _meant(name: str, samples: Mapping[str, SampleFiles]) -> str:
     return f"; there is one of {printable(repr(close[0]))}" if close else ""
 
 
+def _stems_of(
+    names: Sequence[str], split: str, samples: Mapping[str, SampleFiles], root: Path
+) -> tuple[str, ...]:
+    """The stems that a list means; lists that data sets bring along name images by their paths,
+    too."""
+    images = {
+        _composed(sample.files["image"].relative_to(root).as_posix()): stem
+        for stem, sample in samples.items()
+    }
+    found = []
+    for name in map(_composed, names):
+        ways = (name, f"{split}/{name}" if split else name)
+        stem = next((way for way in ways if way in samples), None)
+        found.append(stem or images.get(name) or name)
+    return tuple(found)
+
+
+def _images_of(root: Path) -> Path:
+    """Where images are in the plain layout; elsewhere they are anywhere."""
+    return root / "image" if (root / "image").is_dir() else root
+
+
 def _draw_splits(
     stems: Sequence[str], val_fraction: float, root: Path
 ) -> dict[str, tuple[str, ...]]:
@@ -262,7 +314,7 @@ def _draw_splits(
         )
     if len(stems) < 2:
         raise UserError(
-            f"{root / 'image'} holds one image; expected two or more, to train and to validate."
+            f"{_images_of(root)} holds one image; expected two or more, to train and to validate."
         )
     ranked = sorted(stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
     val = min(max(round(len(stems) * val_fraction), 1), len(stems) - 1)

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.data.folder.check import check_samples
-from talora_jax.data.folder.listing import Listing, list_samples, split_samples
+from talora_jax.data.folder.described import list_described
+from talora_jax.data.folder.listing import Listing, check_root, list_samples, split_samples
 from talora_jax.data.folder.records import (
     SAMPLES,
     Folder,
@@ -38,6 +39,9 @@ from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.tasks import TARGETS
 
+# Settings that say where files lie, of which `Dataset.contents` has the names, or that only
+# `read` has a say in.
+_PLACES = ("files", "table", "read", "stretch")
 # Settings that files of one folder alone are read with.
 _ONLY_FOR = {
     "depth_scale": "depth",
@@ -65,8 +69,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     if not data.path:
         raise UserError("config.data.path is empty; expected the directory of the data.")
     root = Path(os.path.expanduser(data.path))
-    listed = list_samples(root)
-    settings = read_settings(root, data)
+    settings, listed = list_all(root, data)
     derives_normals = "normals" not in listed.folders and "depth" in listed.folders
     if "normals" in tasks and derives_normals and settings.intrinsics is None:
         raise UserError(
@@ -76,7 +79,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
         )
     available = _made_from(listed.folders, settings)
     _check_tasks(root, listed, available, tasks)
-    splits = split_samples(listed.samples, settings, data.val_fraction, root)
+    splits = split_samples(listed, settings, data.val_fraction, root)
     stems = sorted(sample.stem for samples in splits.values() for sample in samples)
 
     hashes: dict[Path, str] = {}
@@ -114,6 +117,18 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             **{split: wanted.contents(samples) for split, samples in splits.items()},
         },
     )
+
+
+def list_all(root: Path, data: ml_collections.ConfigDict) -> tuple[Settings, Listing]:
+    """What is said of a directory, and its samples: in the plain layout, or as described.
+
+    Raises:
+      UserError: as of `open_folder`.
+    """
+    check_root(root)
+    settings = read_settings(root, data)
+    described = settings.files or settings.table
+    return settings, (list_described if described else list_samples)(root, settings)
 
 
 def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -167,7 +182,9 @@ class _Part:
     def _kind(self) -> str:
         """Begins the names of all that is prepared of this folder in this way."""
         how = dataclasses.replace(self.settings, class_names=(), ignore_label=None, splits=None)
-        return f"{name_of(self.root)}-{fingerprint(repr(self.root.resolve()), repr(how))}"
+        read = [repr(self.settings.read)] if self.settings.read else []
+        place = repr(self.root.resolve())
+        return f"{name_of(self.root)}-{fingerprint(place, repr(how), *read)}"
 
     def contents(self, samples: Sequence[SampleFiles]) -> dict[str, str]:
         """The hash of each file of some samples, by its path below the root."""
@@ -183,9 +200,19 @@ class _Part:
         """The settings that these targets depend on, with what was found where none was given."""
         settings = dataclasses.asdict(dataclasses.replace(self.settings, image_size=image_size))
         unused = {name for name, folder in _ONLY_FOR.items() if folder not in self.listed.folders}
-        if self.made_from.get("normals") != "depth":
+        if self.made_from.get("normals") != "depth" and not self._along_ray:
             unused.add("intrinsics")
-        return {k: v for k, v in settings.items() if k not in {"class_names", "splits", *unused}}
+        unused |= {"class_names", "splits", *_PLACES}
+        found = {name: value for name, value in settings.items() if name not in unused}
+        read = {name: repr(x) for name, x in (self.settings.read or {}).items()}
+        used = {name: text for name, text in read.items() if name in self.listed.folders}
+        return found | ({"read": used} if used else {})
+
+    @property
+    def _along_ray(self) -> bool:
+        """Whether depth is told by the camera's intrinsics."""
+        reading = (self.settings.read or {}).get("depth")
+        return "depth" in self.listed.folders and reading is not None and reading.along_ray
 
     def found(self) -> tfds.core.DatasetBuilder | None:
         """What an earlier run prepared that has these targets of these files, and maybe more."""
@@ -226,7 +253,7 @@ class _Part:
             self.listed.folders,
             self.settings,
             # The intrinsics are of one size, and so are samples unless they are resized.
-            one_size=derives_normals or self.settings.image_size is None,
+            one_size=derives_normals or self._along_ray or self.settings.image_size is None,
             problems=self.listed.problems,
         )
         checked = {"image_size": list(size), "num_classes": num_classes}

@@ -18,12 +18,36 @@
                                             of `config.data.val_fraction` for val
     }
 
+Where the files do not lie in one folder per target, it says where they are. A pattern for each,
+`{split}` being train or val; see `talora_jax.data.folder.patterns`:
+
+      "files": {
+        "image": "leftImg8bit/{split}/**/{stem}_leftImg8bit.png",
+        "semantic": {"train": "trainannot/{stem}.png", "val": "valannot/{stem}.png"}
+      }
+
+or text files with a line for each sample, in a CSV or with spaces between, of paths from here:
+
+      "table": {"files": {"train": "train.csv", "val": "val.csv"},   or one for all, with or without
+                                                                     a column 'split'
+                "columns": ["image", "depth", ""]}    default: as its first line says
+
+and of either
+
+      "splits": {"train": "lists/train.txt", "val": "lists/val.txt"}   as above, from text files
+      "read": {"depth": {"scale": 5000}}      what the numbers in files mean: `readings`; scale and
+                                              max of depth stand for depth_scale and max_depth
+      "stretch": true                         targets may have another size than their image, and
+                                              are stretched to `image_size` each by itself
+
 All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `max_depth`,
-`ignore_label`, `intrinsics` as (fx, fy, cx, cy) and `image_size`; one that is not None or empty is
-taken in place of `dataset.json`'s.
+`ignore_label` (of what `read` gives), `intrinsics` as (fx, fy, cx, cy) and `image_size`; one that
+is not None or empty is taken in place of `dataset.json`'s. `config.data.description` names another
+file in its place, or one that comes along: `cityscapes`, `cityscapes_7`.
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -33,8 +57,15 @@ from typing import Any
 
 import ml_collections
 
+from talora_jax.data.folder.patterns import SPLIT, compile_pattern
+from talora_jax.data.folder.readings import KINDS, Reading, parse_readings
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import distinct
+
+# Descriptions that come along, of data sets in the layout that they are published in.
+SHIPPED = Path(__file__).with_name("layouts")
+_SPLITS = ("train", "val")
+_IN_FILE_ONLY = ("splits", "files", "table", "read", "stretch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +79,19 @@ class Intrinsics:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """Text files that name the files of each sample, in a line.
+
+    Attributes:
+      files: by split; under '' where a column tells it, or nothing does.
+      columns: the target of each, '' for one that is passed over; empty where the first line says.
+    """
+
+    files: Mapping[str, str]
+    columns: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The fields of `dataset.json`; see the top of this file."""
 
@@ -58,32 +102,119 @@ class Settings:
     intrinsics: Intrinsics | None = None
     image_size: tuple[int, int] | None = None
     splits: Mapping[str, tuple[str, ...]] | None = None
+    # Not in `repr`, which names what earlier versions have prepared.
+    files: Mapping[str, Mapping[str, str]] | None = dataclasses.field(default=None, repr=False)
+    table: Table | None = dataclasses.field(default=None, repr=False)
+    read: Mapping[str, Reading] | None = dataclasses.field(default=None, repr=False)
+    stretch: bool | None = dataclasses.field(default=None, repr=False)
 
 
 def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Settings:
-    """Merges `root/dataset.json`, if there is one, with `config.data`, which takes precedence.
+    """Merges the description with `config.data`, which takes precedence: `root/dataset.json`, if
+    there is one, or what `config.data.description` names.
 
     Without a root, `config.data` speaks alone.
 
     Raises:
       UserError: a field is unknown or its value is not what it should be.
     """
-    path = root and root / "dataset.json"
     fields = [field.name for field in dataclasses.fields(Settings)]
-    values = {}
-    if path and _there_is(path):
-        for name, value in _read_json(path).items():
+    values, path = {}, _description(root, data)
+    if path:
+        content = _read_json(path)
+        for name, value in content.items():
             if name not in fields:
                 raise UserError(
                     f"{path}: unknown field {printable(repr(name))}; the fields are "
                     f"{', '.join(fields)}."
                 )
-            values[name] = _parse(name, value, f"{path}: {name}")
+            if name != "read":
+                values[name] = _parse(name, value, f"{path}: {name}")
+        if "read" in content:
+            # Of the files of the data, wherever the description lies.
+            where, names = f"{path}: read", values.get("class_names", ())
+            values["read"] = parse_readings(content["read"], where, root or path.parent, names)
+            _move_up(values, path)
+        _check_described(values, path)
+        if values.get("splits"):
+            values["splits"] = {
+                split: _listed(root or path.parent, names)
+                for split, names in values["splits"].items()
+            }
     for name in fields:
         value = data.get(name)
-        if name != "splits" and value not in (None, ()):
+        if name not in _IN_FILE_ONLY and value not in (None, ()):
             values[name] = _parse(name, value, f"config.data.{name}")
+    if values.get("stretch") and not values.get("image_size"):
+        raise UserError(
+            f"{path}: stretch needs image_size, [height, width], which images and targets are "
+            "stretched to."
+        )
     return Settings(**values)
+
+
+def _description(root: Path | None, data: ml_collections.ConfigDict) -> Path | None:
+    """The file that describes the data.
+
+    Raises:
+      UserError: `config.data.description` names none.
+    """
+    named = data.get("description")
+    if not named:
+        path = root and root / "dataset.json"
+        return path if path and _there_is(path) else None
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
+    path = Path(os.path.expanduser(named))
+    if named in shipped and not path.exists():
+        return shipped[named]
+    if not path.is_file():
+        raise UserError(
+            f"config.data.description is {printable(repr(named))}, which is no file; expected a "
+            f"dataset.json, or one of those that come along: {', '.join(shipped)}."
+        )
+    return path
+
+
+def _move_up(values: dict[str, Any], path: Path) -> None:
+    """What `read` says of depth and classes stands in one place, where `config.data` has it."""
+    read = values["read"]
+    depth = read.get("depth")
+    for name, field in (("depth_scale", "scale"), ("max_depth", "max")):
+        if depth is not None and getattr(depth, field) is not None:
+            if name in values:
+                raise UserError(f"{path}: {name} and read.depth.{field}; expected one of them.")
+            values[name] = getattr(depth, field)
+    if depth is not None:
+        read["depth"] = dataclasses.replace(depth, scale=None, max=None)
+    semantic = read.get("semantic")
+    if semantic is not None and semantic.names:
+        values.setdefault("class_names", semantic.names)
+
+
+def _check_described(values: Mapping[str, Any], path: Path) -> None:
+    if values.get("files") and values.get("table"):
+        raise UserError(f"{path}: files and table; expected one of them.")
+
+
+def _listed(root: Path, names: tuple[str, ...] | str) -> tuple[str, ...]:
+    """The names of a split, one in each line where they are in a text file."""
+    if not isinstance(names, str):
+        return names
+    path = root / names
+    try:
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(
+            f"{printable(path)}, which splits names, cannot be read ({reason}); expected a text "
+            "file with a name in each line."
+        ) from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UserError(f"{printable(path)} names no image; expected one in each line.")
+    return found
 
 
 def _there_is(path: Path) -> bool:
@@ -120,6 +251,8 @@ def _parse(name: str, value: Any, where: str) -> Any:
     parse, expected = _FIELDS[name]
     try:
         return parse(value)
+    except UserError as error:  # which names the part of it
+        raise UserError(f"{where.rpartition(': ')[0]}: {error}") from None
     except (TypeError, ValueError, KeyError, OverflowError):
         raise UserError(f"{where} is {printable(repr(value))}; expected {expected}.") from None
 
@@ -167,9 +300,76 @@ def _image_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
-def _splits(value: Any) -> dict[str, tuple[str, ...]]:
-    _demand(isinstance(value, dict) and set(value) == {"train", "val"})
-    return {name: _strings(value[name]) for name in ("train", "val")}
+def _splits(value: Any) -> dict[str, tuple[str, ...] | str]:
+    _demand(isinstance(value, dict) and set(value) == set(_SPLITS))
+    return {name: _name_of_file(value[name]) or _strings(value[name]) for name in _SPLITS}
+
+
+def _name_of_file(value: Any) -> str | None:
+    _demand(value != "")
+    return value if isinstance(value, str) else None
+
+
+def _files(value: Any) -> dict[str, dict[str, str]]:
+    _demand(isinstance(value, dict) and "image" in value and len(value) > 1)
+    known = {"image", *KINDS}
+    if unknown := [name for name in value if name not in known]:
+        raise UserError(
+            f"files: unknown target {printable(repr(unknown[0]))}; expected image and "
+            f"{', '.join(KINDS)}."
+        )
+    files = {name: _patterns(name, patterns) for name, patterns in value.items()}
+    for name, patterns in files.items():
+        if "" in files["image"] and "" not in patterns:
+            raise UserError(
+                f"files.{name} tells train from val and files.image does not; expected {{split}} "
+                "in both, or lists under splits."
+            )
+    return files
+
+
+def _patterns(name: str, value: Any) -> dict[str, str]:
+    """The patterns of one target by split; under '' one of all."""
+    if isinstance(value, str):
+        value = (
+            {split: value.replace(SPLIT, split) for split in _SPLITS}
+            if SPLIT in value
+            else {"": value}
+        )
+    elif not isinstance(value, dict) or set(value) != set(_SPLITS):
+        raise UserError(
+            f"files.{printable(name)} is {printable(repr(value))}; expected a pattern, or one "
+            "under 'train' and one under 'val'."
+        )
+    for text in value.values():
+        _demand(isinstance(text, str))
+        compile_pattern(text, f"files.{name}")
+    return {split: value[split] for split in ("", *_SPLITS) if split in value}
+
+
+def _table(value: Any) -> Table:
+    if isinstance(value, str):
+        value = {"files": value}
+    _demand(isinstance(value, dict) and {"files"} <= set(value) <= {"files", "columns"})
+    files = value["files"]
+    files = {"": files} if isinstance(files, str) else files
+    _demand(isinstance(files, dict) and set(files) in ({""}, set(_SPLITS)))
+    _demand(all(isinstance(name, str) and name for name in files.values()))
+    columns = value.get("columns", [])
+    _demand(isinstance(columns, list) and all(isinstance(name, str) for name in columns))
+    _demand(not columns or "image" in columns)
+    _demand(all(columns.count(name) == 1 for name in columns if name))
+    if unknown := set(columns) - {"", "image", "split", *KINDS}:
+        raise UserError(
+            f"table.columns: unknown {printable(repr(sorted(unknown)[0]))}; expected '', image, "
+            f"split, {', '.join(KINDS)}."
+        )
+    return Table(files, tuple(columns))
+
+
+def _true(value: Any) -> bool | None:
+    _demand(isinstance(value, bool))
+    return value or None
 
 
 _FIELDS = {
@@ -180,4 +380,7 @@ _FIELDS = {
     "intrinsics": (_intrinsics, "fx, fy, cx, cy in pixels, the first two positive"),
     "image_size": (_image_size, "two positive integers, height and width, below 65536"),
     "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
+    "files": (_files, "an object of patterns, one for 'image' and one for each target"),
+    "table": (_table, "a text file, or {files: {train: …, val: …}, columns: ['image', …]}"),
+    "stretch": (_true, "true or false"),
 }

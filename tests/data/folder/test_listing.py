@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 
 from talora_jax.data.folder.listing import list_samples
+from talora_jax.data.folder.settings import Settings
 
 
 def test_a_given_split_is_kept_in_order_of_stems(planes, root):
@@ -78,7 +79,7 @@ def test_what_is_no_file_is_a_line_and_nothing_is_waited_for(planes, root):
     (root / "depth/self.png").symlink_to("self.png")
     (root / "depth/folder.png").mkdir()
     (root / "depth" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    listing = list_samples(root)
+    listing = list_samples(root, Settings())
     assert [line.removeprefix("depth/") for line in listing.problems] == [
         "caf\\udce9.png: its name is not UTF-8, rename it",
         "circle: a link to a folder that it lies in, expected no circle",
@@ -107,7 +108,7 @@ def test_stems_that_only_look_alike_are_told(planes, root):
     (root / "image/0.png").rename(root / "image/A.png")
     (root / "semantic/0.png").rename(root / "semantic/a.png")
     (root / "depth/0.png").rename(root / "depth/A .png")
-    problems = list_samples(root).problems
+    problems = list_samples(root, Settings()).problems
     assert "depth/A .png: there is no image of this stem, but one of 'A': stems must be equal" in (
         problems
     )
@@ -127,7 +128,7 @@ def test_what_systems_leave_is_passed_over(planes, root):
         (root / "image" / name).write_bytes(b"x")
     (root / "image/__MACOSX").mkdir()
     (root / "image/__MACOSX/0.png").write_bytes(b"x")
-    assert not list_samples(root).problems
+    assert not list_samples(root, Settings()).problems
 
 
 def test_names_of_files_in_splits_are_told_to_be_stems(planes, root):

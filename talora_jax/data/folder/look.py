@@ -1,0 +1,153 @@
+"""What lies in a user's folder, in words and numbers, before anything is prepared of it."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from talora_jax.data.folder.decode import read
+from talora_jax.data.folder.listing import split_samples
+from talora_jax.data.folder.open import list_all
+from talora_jax.data.folder.settings import Settings
+from talora_jax.data.records import SampleFiles
+from talora_jax.data.transforms import resize_image
+from talora_jax.errors import UserError, printable, some
+from talora_jax.tasks import TARGETS
+from talora_jax.tasks.content import Content
+from talora_jax.tasks.target_files import BadFile
+
+_VAL_FRACTION = 0.2  # as the default of `config.data.val_fraction`
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What was found.
+
+    Attributes:
+      lines: for people.
+      targets: those that every sample has a file of, in the order of `TARGETS`.
+      samples: some, of one size, with all their targets; empty if none could be read.
+      names: of these.
+      class_names: of `semantic`.
+    """
+
+    lines: tuple[str, ...]
+    targets: tuple[str, ...]
+    samples: tuple[Mapping[str, np.ndarray], ...]
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, pictures: int) -> Look:
+    """Reads some of a directory's samples, evenly spread.
+
+    Args:
+      data: `config.data` with `path`, and fields of `talora_jax.data.folder.settings`.
+      looked_at: how many at the most, for counts and ranges.
+      pictures: how many of them to hand back.
+
+    Raises:
+      UserError: as of `list_all`, or where nothing can be read.
+    """
+    settings, listed = list_all(root, data)
+    splits = split_samples(listed, settings, _VAL_FRACTION, root)
+    samples = [sample for name in ("train", "val") for sample in splits[name]]
+    lacking = {name: [s for s in samples if name not in s.files] for name in listed.folders}
+    targets = tuple(name for name in listed.folders if name != "image" and not lacking[name])
+    lines = [
+        f"{printable(root)}: {len(splits['train'])} training and {len(splits['val'])} validation "
+        f"samples{'' if settings.splits or listed.splits else ', drawn by their names'}"
+    ]
+    lines += [
+        f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} first: "
+        "training on it would refuse them"
+        for name, without in lacking.items()
+        if without
+    ]
+    if listed.problems:
+        lines.append(
+            f"problem: {len(listed.problems)} files cannot be used: {some(listed.problems, _NAMED)}"
+        )
+    at = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), looked_at)).astype(int))
+    chosen = [samples[i] for i in at]
+    found = {name: _read(name, chosen, settings, root) for name in listed.folders}
+    classes = 0
+    for name, (values, bad) in found.items():
+        lines.append(f"{name}: {_in_words(name, values)}{_where(name, settings)}")
+        if bad:
+            lines.append(f"problem: {name}: {len(bad)} of {len(chosen)} files: {bad[0]}")
+        if name != "image" and values:
+            content = _content(name, values.values())
+            lines += [f"note: {name}: {note}" for note in content.notes()]
+            if problem := content.refusal() or (not _named(name, settings) and content.numbering()):
+                lines.append(f"problem: {name}: {problem}")
+            classes = content.num_classes if name == "semantic" else classes
+    class_names = settings.class_names or tuple(f"class {index}" for index in range(classes))
+    whole = [s for s in chosen if all(s.stem in values for values, _ in found.values())]
+    if "image" not in found or not found["image"][0]:
+        raise UserError("\n  ".join([f"{root}: no image can be read:", *lines]))
+    shown = (
+        [whole[i] for i in np.unique(np.linspace(0, len(whole) - 1, pictures).astype(int))]
+        if (whole)
+        else []
+    )
+    size = settings.image_size or next(iter(found["image"][0].values())).shape[:2]
+    return Look(
+        tuple(lines),
+        targets,
+        tuple({n: _resized(n, found[n][0][s.stem], size) for n in listed.folders} for s in shown),
+        tuple(sample.stem for sample in shown),
+        class_names,
+    )
+
+
+def _read(
+    name: str, samples: Sequence[SampleFiles], settings: Settings, root: Path
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What can be read of one target, by stem, and what is wrong with the others."""
+    values, bad = {}, []
+    for sample in samples:
+        path = sample.files.get(name)
+        if path is None:
+            continue
+        try:
+            values[sample.stem] = read(name, path, settings)
+        except BadFile as error:
+            bad.append(f"{printable(path.relative_to(root))}: {error}")
+    return values, bad
+
+
+def _content(name: str, values) -> Content:
+    return functools.reduce(operator.add, (TARGETS[name].content(x) for x in values))
+
+
+def _in_words(name: str, values: Mapping[str, np.ndarray]) -> str:
+    if not values:
+        return "none can be read"
+    sizes = sorted({x.shape[:2] for x in values.values()})
+    told = " and ".join(f"{h}×{w}" for h, w in ([sizes[0], sizes[-1]] if sizes[1:] else sizes))
+    size = f"{told} (H×W)" if len(sizes) < 3 else f"{len(sizes)} sizes, such as {told} (H×W)"
+    if name == "image":
+        return size
+    return f"{_content(name, values.values()).in_words()}, in {len(values)} files of {size}"
+
+
+def _where(name: str, settings: Settings) -> str:
+    if not settings.files:
+        return ""
+    return f" [{printable(' | '.join(settings.files[name].values()))}]"
+
+
+def _named(name: str, settings: Settings) -> bool:
+    return name == "semantic" and bool(settings.class_names)
+
+
+def _resized(name: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if values.shape[:2] == tuple(size):
+        return values
+    return resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
