@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
+from talora_jax import storage
 from talora_jax.errors import UserError, check_choice, nearest, one_line, short
 from talora_jax.files import distinct
 
@@ -406,6 +407,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     from talora_jax.weighting import gradients, losses
 
     _check_numbers(config)
+    _check_places(config)
     check_choice("config.trains", config.trains, TRAINS)
     check_choice("config.optimizer.kind", config.optimizer.kind, OPTIMIZERS)
     if config.trains == "prompts":
@@ -480,6 +482,21 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
                 raise UserError(f"{field} is {_short(value)}, expected {_RANGES[name].told(x)}")
         if "seed" not in name and any(isinstance(x, int) and x > _MOST for x in entries):
             raise UserError(f"{field} is {_short(value)}, expected at most {_MOST}")
+
+
+def _check_places(config: ml_collections.ConfigDict) -> None:
+    for field, allowed in (
+        ("data.dir", storage.local),
+        ("data.path", storage.local),
+        ("model.weights", storage.place),
+        ("adapter.extend", storage.place),
+    ):
+        section, _, name = field.partition(".")
+        if path := config[section][name]:
+            try:
+                allowed(path)
+            except UserError as error:
+                raise UserError(f"config.{field}: {error}") from None
 
 
 def _is(kind: type, x: Any) -> bool:

@@ -260,6 +260,10 @@ def mistakes(groups: Groups) -> bool:
             "process 1 is not as process 0: config.seed is 1 here and 0 there",
         ),
         ([f"--config.data.path={groups.root}/nowhere"], "process 1: .*nowhere|^error: .*nowhere"),
+        (
+            [f"--workdir={groups.root}/data/mistaken"],
+            "--workdir: .*mistaken is not the same folder .* process 1 does not see",
+        ),
     ):
         processes = groups.train("mistaken", count=2, odd=odd)
         good &= told_by_all(f"mistakes: {odd[0][:20]}", processes, 2, sentence, 30)
@@ -271,7 +275,8 @@ def mistakes(groups: Groups) -> bool:
     (alone,) = groups.train("mistaken", "--config.hosts.coordinator=auto", count=1)
     told = "coordinator=auto finds no cluster here .*: it asks a TPU pod, SLURM or Open MPI"
     good &= told_by_all("mistakes: no cluster", [alone], 2, told, 30)
-    return good & expect("mistakes: no workdir is left", not (groups.root / "mistaken").exists())
+    left = [*groups.root.rglob("mistaken"), *groups.root.rglob(".shared-*")]
+    return good & expect("mistakes: no workdir is left", not left, left)
 
 
 def shapes(groups: Groups) -> bool:

@@ -8,15 +8,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding"}
+GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding", "storage"}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "compiled": set(),
-    "files": {"errors"},
-    "hosts": {"errors"},
+    "files": {"errors", "storage"},
+    "hosts": {"errors", "storage"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
+    "storage": {"errors"},
     "models": GROUND,
     "tasks": GROUND,
     "weighting": GROUND,

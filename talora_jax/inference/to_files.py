@@ -97,6 +97,7 @@ def predict(
             "--npy": npy,
         }
     )
+    hosts.check_shared("--out", out)
     index, count = jax.process_index(), jax.process_count()
 
     def read(given: Input) -> Prepared:
