@@ -77,6 +77,11 @@ def place(path: str | Path) -> Path:
     return epath.Path(f"{scheme}://{rest}")
 
 
+def absolute(path: Path) -> Path:
+    """A path from the root of the disk, or of the bucket that it is in."""
+    return path if is_remote(path) else path.absolute()
+
+
 @contextlib.contextmanager
 def reached(path: Path) -> Iterator[None]:
     """Tells in a sentence what a bucket refuses; nothing of what happens at local paths.

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from talora_jax import storage
 from talora_jax.errors import UserError, one_line
 
 _POSITION, _DIGEST = "position", "sha256"
@@ -41,7 +42,7 @@ class Checkpoints:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_not_orbax)
         self._read_only = read_only
-        self._directory = (workdir / "checkpoints").absolute()
+        self._directory = storage.absolute(workdir / "checkpoints")
         make = not read_only
         with self._saving(), _quiet():
             self._manager = ocp.CheckpointManager(
