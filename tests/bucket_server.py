@@ -59,6 +59,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, request, client_address):
+        """Who was killed has hung up."""
+
     def put(self, name: str, content: bytes) -> Object:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         made = Object(bytes(content), next(self.generations), now.replace("+00:00", "Z"))
@@ -195,9 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _condition_holds(self, name: str) -> bool:
         found = self.server.objects.get(name)
         generation = found.generation if found else 0
-        wanted, other = (
-            self._asked.get(k) for k in ("ifGenerationMatch", "ifGenerationNotMatch")
-        )
+        wanted, other = (self._asked.get(k) for k in ("ifGenerationMatch", "ifGenerationNotMatch"))
         return wanted in (None, str(generation)) and other != str(generation)
 
     def _refuse(self, status: int) -> None:
