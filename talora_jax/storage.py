@@ -102,6 +102,18 @@ def reached(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Refuses a folder of a bucket in which nothing can be written; leaves nothing.
+
+    Raises:
+      UserError: as of `reached`.
+    """
+    probe = folder / f".probe-{secrets.token_hex(8)}"
+    with reached(folder):
+        probe.write_bytes(b"")
+        probe.unlink()
+
+
 def fetched(path: str | Path) -> Path:
     """A file as a local one: itself, or a copy for as long as this process runs.
 

@@ -152,16 +152,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        try:
-            yield
-        # TensorStore raises ValueErrors for what the disk refuses.
-        except (OSError, ValueError, RuntimeError) as error:
-            full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
-            raise UserError(
-                f"a checkpoint could not be written to {self._directory}: "
-                f"{'no space left on the disk' if full else one_line(error)}. What was saved "
-                "before stays, and the same command goes on from there"
-            ) from error
+        with storage.reached(self._directory):
+            try:
+                yield
+            # TensorStore raises ValueErrors for what the disk refuses.
+            except (OSError, ValueError, RuntimeError) as error:
+                full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+                raise UserError(
+                    f"a checkpoint could not be written to {self._directory}: "
+                    f"{'no space left on the disk' if full else one_line(error)}. What was saved "
+                    "before stays, and the same command goes on from there"
+                ) from error
 
 
 def _position(told: Any) -> tuple[dict[str, Any], str | None]:

@@ -263,8 +263,7 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
 def _check_place(workdir: Path) -> None:
     """Refuses what is no directory and cannot become one, or cannot be written to."""
     if storage.is_remote(workdir):
-        with storage.reached(workdir):
-            workdir.exists()
+        storage.check_writable(workdir)
         return
     place = workdir.absolute()
     while not place.exists() and place != place.parent:
