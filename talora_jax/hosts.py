@@ -231,7 +231,8 @@ def check_shared(flag: str, folder: Path) -> None:
     try:
         gathered(None)  # by now it is written
         with storage.reached(folder):
-            seen = gathered(_seen(path, 0 if ours else _SEEN))
+            sees = _seen(path, 0 if ours else _SEEN)
+        seen = gathered(sees)
         blind = [i for i in range(len(seen)) if not (seen[i] and to_make[i] == to_make[0])]
     finally:
         if ours:

@@ -137,7 +137,8 @@ def _copied(path: Path, length: int, mtime: int) -> Path:
     """A local copy of an object of this length and time."""
     _copies.append(tempfile.TemporaryDirectory(prefix="talora_jax_"))
     copy = Path(_copies[-1].name, path.name)
-    _copy(path, copy)
+    with path.open("rb") as source, copy.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _PIECE)
     return copy
 
 
@@ -152,7 +153,7 @@ def uploading(output: Path) -> Iterator[Path]:
         here = Path(folder, output.name)
         yield here
         with reached(output):
-            _copy(here, place(output))
+            _upload(here, place(output))
 
 
 class Appending:
@@ -181,7 +182,7 @@ class Appending:
         with reached(self._folder):
             for path in sorted(self.here.rglob("*")):
                 if path.is_file() and self._there.get(path) != (size := path.stat().st_size):
-                    _copy(path, self._folder / path.relative_to(self.here).as_posix())
+                    _upload(path, self._folder / path.relative_to(self.here).as_posix())
                     self._there[path] = size
 
     def close(self) -> None:
@@ -255,9 +256,17 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _copy(path: Path, to: Path) -> None:
-    with path.open("rb") as source, to.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _PIECE)
+def _upload(path: Path, to: Path) -> None:
+    """Writes a file to a bucket, whole or not at all."""
+    sink = to.open("wb")
+    try:
+        with path.open("rb") as source:
+            shutil.copyfileobj(source, sink, _PIECE)
+    except BaseException:
+        sink.discard()
+        sink.closed = True  # or what it has would be written when it goes
+        raise
+    sink.close()
 
 
 def _as_given(path: str | Path) -> str:

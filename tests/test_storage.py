@@ -1,5 +1,6 @@
 """Paths that are URLs: what lies in a bucket works as what lies here, and the rest is told."""
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -130,6 +131,21 @@ def test_a_file_is_written_whole_or_not_at_all(bucket):
     with pytest.raises(UserError, match=told):
         write_atomically(path, b"new")
     assert {k: x.content for k, x in bucket.objects.items()} == {"run/notes.txt": b"old"}
+
+
+@pytest.mark.parametrize("size", [10, 8_000_000])
+def test_an_interrupt_leaves_no_half_of_an_object(bucket, monkeypatch, size):
+    def interrupted(source, sink, piece):
+        sink.write(source.read(size // 2 + 1))
+        raise KeyboardInterrupt
+
+    path = storage.place("gs://bucket/base.safetensors")
+    write_atomically(path, b"old")
+    monkeypatch.setattr(storage.shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, bytes(size))
+    gc.collect()
+    assert path.read_bytes() == b"old"
 
 
 def test_a_path_stays_in_its_bucket(bucket):
