@@ -170,7 +170,7 @@ def _add_workdir(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="where the run leaves checkpoints, metrics, pictures and the adapter",
+        help="where the run leaves checkpoints, metrics, pictures and the adapter; may be gs://…",
     )
 
 

@@ -9,6 +9,7 @@ a path leads.
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import re
 import secrets
@@ -72,6 +73,8 @@ def place(path: str | Path) -> Path:
     import fsspec
     from etils import epath
 
+    # It logs with a traceback what it raises as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # What other processes write is seen.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(f"{scheme}://{rest}")

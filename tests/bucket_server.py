@@ -47,6 +47,7 @@ class Server(http.server.ThreadingHTTPServer):
             "STORAGE_EMULATOR_HOST": self.address,
             "TENSORSTORE_GCS_HTTP_URL": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+            "NO_PROXY": "127.0.0.1",
             # It would ask for the kind of the bucket by gRPC.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
