@@ -11,13 +11,14 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
+from talora_jax import storage
 from talora_jax.errors import (
     Refusals,
     UserError,
@@ -434,6 +435,10 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     for field, value in flat_fields(config.to_dict()).items():
         name = field.removeprefix("config.")
         found.ask(functools.partial(_check_number, name, value, type(defaults.get(field))), name)
+    for name, allowed in _PLACES.items():
+        value = operator.attrgetter(name)(config)
+        if value:
+            found.ask(functools.partial(_check_place, name, value, allowed), name)
     choices = {
         "trains": TRAINS,
         "optimizer.kind": OPTIMIZERS,
@@ -556,6 +561,23 @@ def _check_number(name: str, value: Any, kind: type) -> None:
             raise UserError(f"{field} is {_short(value)}, expected {_RANGES[name].told(x)}")
     if "seed" not in name and any(isinstance(x, int) and x > _MOST for x in entries):
         raise UserError(f"{field} is {_short(value)}, expected at most {_MOST}")
+
+
+# What of a path can be: some places serve all, others hold workdirs, bases and adapters alone.
+_PLACES = {
+    "data.dir": storage.local,
+    "data.path": storage.local,
+    "data.description": storage.local,
+    "model.weights": storage.place,
+    "adapter.extend": storage.place,
+}
+
+
+def _check_place(name: str, path: str, allowed: Callable[[str], Any]) -> None:
+    try:
+        allowed(path)
+    except UserError as error:
+        raise UserError(f"config.{name}: {error}") from None
 
 
 def _is(kind: type, x: Any) -> bool:

@@ -10,8 +10,8 @@ it is served to this machine alone, unless --host says otherwise.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from talora_jax import storage
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, "python -m talora_jax.demo")
     add = parser.add_argument
-    add("--workdir", nargs="+", type=Path, required=True, metavar="PATH",
+    add("--workdir", nargs="+", type=storage.place, required=True, metavar="PATH",
         help="finished runs, or adapter files")  # fmt: skip
     add("--base", metavar="FILE", help="where the base of adapter files lies if it has moved")
     add("--host", default="127.0.0.1", metavar="ADDRESS",

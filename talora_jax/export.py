@@ -32,6 +32,7 @@ With --format onnx it writes ONNX files, checked in onnxruntime (pip install 'ta
 from collections.abc import Sequence
 from pathlib import Path
 
+from talora_jax import storage
 from talora_jax.errors import ArgumentParser, run_command
 
 # As jax.export calls them.
@@ -52,12 +53,15 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, "python -m talora_jax.export")
     parser.add_argument(
         "workdir",
-        type=Path,
+        type=storage.place,
         metavar="WORKDIR",
         help="of a finished run, or its adapter file; with --format onnx it may be a base",
     )
     parser.add_argument(
-        "out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty"
+        "out",
+        type=storage.local,
+        metavar="OUT",
+        help="folder to write; it must not exist or be empty",
     )
     parser.add_argument(
         "--format",

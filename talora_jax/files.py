@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from talora_jax import storage
 from talora_jax.errors import UserError
 
 _NAME = 50  # characters of a file's name, so that the temporary one is not too long
@@ -19,9 +20,15 @@ _TEMPORARY = re.compile(r"\..*\.partial-[0-9a-f]{16}", re.DOTALL)
 def replacing(output: Path) -> Iterator[Path]:
     """A path beside `output`, for a file or a folder: renamed to it in the end, or removed.
 
+    In place of a file in a bucket it is a local one, see `storage.uploading`.
+
     Raises:
-      UserError: the disk refuses; nothing is left behind.
+      UserError: the disk or the bucket refuses; nothing is left behind.
     """
+    if storage.is_remote(output):
+        with storage.uploading(output) as temporary:
+            yield temporary
+        return
     # A name that nobody can foresee, so that no link lies in wait there.
     name = f".{output.name[:_NAME]}.partial-{secrets.token_hex(8)}"
     temporary = output.absolute().with_name(name)

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -19,13 +20,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import ml_collections
 from jax._src import distributed
 
-from talora_jax import slurm
+from talora_jax import slurm, storage
 from talora_jax.errors import Stopped, UserError, one_line, outcome, short
 
 AUTO = "auto"
@@ -35,6 +37,7 @@ _EVERY = 1.0  # seconds between two pulses
 _TO_READ_IT = 10.0  # seconds that process 0 stays for the others to read why all end
 # Others may be preparing data for hours; if one is gone, its pulse tells.
 _LONG = 10 * 24 * 3600  # seconds
+_SEEN = 5.0  # seconds that a network's disk may take to show what another host wrote
 _PIECE = 2**20  # characters, for a message between processes has a limit
 _NAMED = 3  # differences in a sentence
 _SHOWN = 60  # characters of a value
@@ -197,6 +200,61 @@ def gathered(value: Any) -> list[Any]:
         json.loads("".join(read(f"{i}/{k}") for k in range(int(read(f"{i}/pieces")))))
         for i in range(jax.process_count())
     ]
+
+
+def check_shared(flag: str, folder: Path) -> None:
+    """Refuses a folder that is not the same one for all processes: process 0 writes a token, where
+    the folder is or will be, and all others look for it. All of them call this; nothing is left.
+
+    Args:
+      flag: how the folder was given, for the message.
+
+    Raises:
+      UserError: a process does not see the token, or process 0 cannot write it.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    ours = jax.process_index() == 0
+    missing = 0  # how many of the folders on the way are still to be made
+    if not storage.is_remote(folder):
+        folder = folder.absolute()
+        while not [folder, *folder.parents][missing].is_dir():
+            missing += 1
+    token, missing = gathered((f".shared-{secrets.token_hex(8)}", missing))[0]
+    to_make = gathered(folder.parts[len(folder.parts) - missing :])
+    path = [folder, *folder.parents][: missing + 1][-1] / token
+    if ours:
+        try:
+            with storage.reached(folder):
+                path.write_bytes(b"")
+        except OSError as error:
+            raise UserError(f"{flag}: {path.parent}: {error.strerror or error}") from None
+    try:
+        gathered(None)  # by now it is written
+        with storage.reached(folder):
+            sees = _seen(path, 0 if ours else _SEEN)
+        seen = gathered(sees)
+        blind = [i for i in range(len(seen)) if not (seen[i] and to_make[i] == to_make[0])]
+    finally:
+        if ours:
+            path.unlink(missing_ok=True)
+    if blind:
+        named = " and ".join(map(str, blind[:_NAMED]))
+        raise UserError(
+            f"{flag}: {folder} is not the same folder for all processes: what process 0 writes "
+            f"there process {named} does not see. Give one on a disk that all hosts share, or in a "
+            "bucket, gs://BUCKET/FOLDER"
+        )
+
+
+def _seen(path: Path, within: float) -> bool:
+    """Whether there is such a file, or will be in so many seconds."""
+    until = time.monotonic() + within
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _check_address(hosts: ml_collections.ConfigDict) -> None:

@@ -32,6 +32,7 @@ import ml_collections
 from absl import logging
 
 from talora_jax import config as config_lib
+from talora_jax import storage
 from talora_jax.command_line import fields_of, override, parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
@@ -173,7 +174,7 @@ def _add_workdir(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="where the run leaves checkpoints, metrics, pictures and the adapter",
+        help="where the run leaves checkpoints, metrics, pictures and the adapter; may be gs://…",
     )
 
 
@@ -260,7 +261,7 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
 def _workdir(args: argparse.Namespace) -> Path:
     if not args.workdir:
         raise UserError("--workdir is missing: where should the run leave what it makes?")
-    return Path(args.workdir).expanduser()
+    return storage.place(args.workdir)
 
 
 def _predict(args: argparse.Namespace, config: Config) -> None:
@@ -274,7 +275,7 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
     from talora_jax.inference.model import load
     from talora_jax.inference.to_files import find_images, predict
 
-    out = Path(args.out).expanduser()
+    out = storage.local(args.out)
     how = {"npy": args.npy, "overwrite": args.overwrite, "batch_size": args.batch_size}
     with hosts.joined(override(config_lib.default(), args.overrides).hosts):
         inputs = find_images(args.images, out)

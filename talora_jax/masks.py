@@ -18,8 +18,8 @@ points make it faster, and crops find small things.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from talora_jax import storage
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, run_command
 
@@ -38,7 +38,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("--images", nargs="+", action="extend", default=[], metavar="PATH",
         help="files, folders (with all below them), quoted globs")  # fmt: skip
-    add("--out", type=Path, required=True, metavar="OUT", help="the folder to write to")
+    add("--out", type=storage.local, required=True, metavar="OUT", help="the folder to write to")
     add("--base", metavar="FILE",
         help="a SAM as weights_convert writes it, or sam_small (default: sam_small); with "
         "--workdir or --adapter, where its base lies if it has moved")  # fmt: skip

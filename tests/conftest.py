@@ -189,6 +189,23 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def one_bucket():
+    """What `bucket` empties: the clients look for the address once in a process."""
+    pytest.importorskip("gcsfs", reason="needs the extra `gcs`")
+    with load(TESTS / "bucket_server.py").Server() as server:
+        os.environ |= server.environment
+        yield server
+
+
+@pytest.fixture
+def bucket(one_bucket):
+    """gs://bucket on this machine, with nothing in it: a `tests/bucket_server.py` Server."""
+    one_bucket.objects.clear()
+    one_bucket.refuses = False
+    return one_bucket
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """A folder data set of 12 frames, 24×32: colour, class, depth and normals go together."""
     root = tmp_path_factory.mktemp("folder")

@@ -11,6 +11,7 @@ colours; --nano trains one with adapters.
 """
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -32,11 +33,12 @@ from tests import kills
 from flax import nnx
 
 from talora_jax import config as config_lib
-from talora_jax import hosts, sharding
+from talora_jax import hosts, sharding, storage
 from talora_jax.errors import ArgumentParser, run_command
 from talora_jax.main import main as talora
 from talora_jax.training import setup
 from talora_jax.training.log import read_metrics
+from tests import bucket_server
 
 # Of a machine that has more to do than it can, a process may not be heard for long.
 HEARTBEAT, SHORT_HEARTBEAT = 120, 6  # seconds
@@ -260,6 +262,10 @@ def mistakes(groups: Groups) -> bool:
             "process 1 is not as process 0: config.seed is 1 here and 0 there",
         ),
         ([f"--config.data.path={groups.root}/nowhere"], "process 1: .*nowhere|^error: .*nowhere"),
+        (
+            [f"--workdir={groups.root}/data/mistaken"],
+            "--workdir: .*mistaken is not the same folder .* process 1 does not see",
+        ),
     ):
         processes = groups.train("mistaken", count=2, odd=odd)
         good &= told_by_all(f"mistakes: {odd[0][:20]}", processes, 2, sentence, 30)
@@ -271,7 +277,8 @@ def mistakes(groups: Groups) -> bool:
     (alone,) = groups.train("mistaken", "--config.hosts.coordinator=auto", count=1)
     told = "coordinator=auto finds no cluster here .*: it asks a TPU pod, SLURM or Open MPI"
     good &= told_by_all("mistakes: no cluster", [alone], 2, told, 30)
-    return good & expect("mistakes: no workdir is left", not (groups.root / "mistaken").exists())
+    left = [*groups.root.rglob("mistaken"), *groups.root.rglob(".shared-*")]
+    return good & expect("mistakes: no workdir is left", not left, left)
 
 
 def shapes(groups: Groups) -> bool:
@@ -326,8 +333,54 @@ def lost(groups: Groups) -> bool:
     return good
 
 
+def bucket(groups: Groups) -> bool:
+    """A run whose workdir is in a bucket: by two processes that are killed, then by one."""
+    if importlib.util.find_spec("gcsfs") is None:
+        return expect("bucket: gcsfs is installed", False)
+    storage._PULSE, storage._SILENT = 0.5, 3.0
+    (here,) = groups.train("here", count=1)
+    good = expect("bucket: one process, here", here.ended() == 0, here.told())
+    with bucket_server.Server() as server:
+        os.environ |= server.environment
+        there = f"--workdir=gs://{bucket_server.BUCKET}/there"
+        two = groups.train("there", there, count=2)
+        while not server.objects.keys() & {
+            f"there/checkpoints/{step}/commit_success.txt" for step in (2, 4)
+        } and not any(process.has_ended() for process in two):
+            time.sleep(0.005)
+        (other,) = groups.train("there", there, count=1)
+        told = r"gs://bucket/there: another process is at work in it \(process \d+ of "
+        good &= told_by_all("bucket: in use", [other], 2, told, 60)
+        for process in two:
+            os.kill(process.id, signal.SIGKILL)
+        ends = [process.ended() for process in two]
+        good &= expect("bucket: killed", ends == [-signal.SIGKILL] * 2, two[0].told())
+        (again,) = groups.train("there", there, count=1)
+        good &= expect("bucket: goes on with one", again.ended() == 0, again.told())
+        good &= expect("bucket: said so", "Resuming after step" in again.out.read_text())
+        (finished,) = groups.train("there", there, count=1)
+        finished.ended()
+        good &= expect("bucket: is finished", "is finished" in finished.out.read_text())
+        evaluations = [
+            groups.start(["--mode=evaluate", workdir], count=1)[0]
+            for workdir in (there, f"--workdir={groups.root / 'here'}")
+        ]
+        good &= expect("bucket: evaluated", not any([p.ended() for p in evaluations]))
+        said = [re.findall("/.*", p.out.read_text()) for p in evaluations]
+        good &= expect("bucket: as here", bool(said[0]) and said[0] == said[1], len(said[0]))
+        for name, found in server.objects.items():
+            path = groups.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(found.content)
+    far = groups.far("there", "here")
+    good &= expect("bucket: the numbers of a run that was here", far < CLOSE, far)
+    names = [{path.name for path in (groups.root / name).iterdir()} for name in ("here", "there")]
+    good &= expect("bucket: the files of one, and no more", names[0] == names[1], names)
+    return good & expect("bucket: no folder of its name", not list(groups.root.glob("gs:*")))
+
+
 QUICK = (rows, numbers, mistakes)
-ALL = (*QUICK, shapes, lost)
+ALL = (*QUICK, shapes, lost, bucket)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,16 +8,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = {"arrays", "compiled", "errors", "files", "hosts", "rgb", "sharding", "slurm"}
+GROUND = set("arrays compiled errors files hosts rgb sharding slurm storage".split())
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "compiled": set(),
-    "files": {"errors"},
-    "hosts": {"errors", "slurm"},
+    "files": {"errors", "storage"},
+    "hosts": {"errors", "slurm", "storage"},
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
     "slurm": set(),
+    "storage": {"errors"},
     "models": GROUND,
     "tasks": GROUND,
     "weighting": GROUND,

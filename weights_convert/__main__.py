@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from talora_jax import storage
 from talora_jax.errors import ArgumentParser, UserError, listed, printable, run_command
 from weights_convert.download import FILES, URL, download, sha256
 
@@ -130,8 +131,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__, "python -m weights_convert")
-    parser.add_argument("input", type=Path, nargs="?", metavar="INPUT", help="what to read")
-    parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT", help="what to write")
+    parser.add_argument(
+        "input", type=storage.local, nargs="?", metavar="INPUT", help="what to read"
+    )
+    parser.add_argument(
+        "output", type=storage.local, nargs="?", metavar="OUTPUT", help="what to write"
+    )
     parser.add_argument(
         "--download",
         choices=FILES,

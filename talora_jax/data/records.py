@@ -30,6 +30,7 @@ from absl import logging
 from jaxtyping import Num
 from numpy.typing import DTypeLike
 
+from talora_jax import storage
 from talora_jax.data.progress import progress
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import sweep
@@ -295,8 +296,12 @@ def note_left_out(root: Path, others: Sequence[str], error: UserError) -> None:
 
 
 def kept_in(dataset: type[Records], data_dir: str | None) -> Path:
-    """The directory that holds, by their names, what is prepared of a data set."""
-    return Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / dataset.name
+    """The directory that holds, by their names, what is prepared of a data set.
+
+    Raises:
+      UserError: it is in a bucket, from which array_record cannot read.
+    """
+    return storage.local(data_dir or tfds.core.constants.DATA_DIR) / dataset.name
 
 
 def digests(paths: Iterable[Path], title: str) -> dict[Path, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import rich.console
 import rich.table
 
+from talora_jax import storage
 from talora_jax.config import model_name
 from talora_jax.errors import ArgumentParser, printable
 from talora_jax.weights.adapter_file import AdapterFile, find
@@ -17,7 +18,10 @@ from talora_jax.weights.adapter_file import AdapterFile, find
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "file", type=Path, metavar="FILE", help="adapter.safetensors, or the workdir of a run"
+        "file",
+        type=storage.place,
+        metavar="FILE",
+        help="adapter.safetensors, or the workdir of a run",
     )
     describe(find(parser.parse_args(arguments).file), rich.console.Console(markup=False))
 

@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from talora_jax import storage
 from talora_jax.errors import UserError
 from talora_jax.experiments import card
 from talora_jax.experiments.finished_run import read_run
@@ -56,7 +57,7 @@ def push(
     metrics = read_run(workdir).metrics if workdir and (workdir / "metrics.jsonl").is_file() else {}
     if picture is None and workdir:
         picture = next(iter(sorted((workdir / "pictures").glob("*.png"))), None)
-    picture = picture and Path(picture).expanduser()
+    picture = picture and storage.local(picture)
     if picture and not picture.is_file():
         raise UserError(f"there is no picture {picture}")
     picture_name = picture and f"{PICTURE}{picture.suffix.lower()}"
@@ -84,7 +85,7 @@ def push(
 
 def _file_of(source: str | Path) -> tuple[Path, Path | None]:
     """The file to push, and the workdir that it lies in, if that is what was named."""
-    place = Path(source).expanduser()
+    place = storage.local(source)
     if not place.is_dir():
         if not place.is_file():
             raise UserError(f"there is no {source}: expected an adapter, a base, or a workdir")

@@ -18,6 +18,7 @@ import rich.console
 import rich.table
 from rich.markup import escape
 
+from talora_jax import storage
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments.finished_run import FinishedRun, key, read_run, settings
 from talora_jax.experiments.tables import (
@@ -254,9 +255,10 @@ def _plot_table(table: ResultTable, figure: "SubFigure") -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="of finished runs")
-    add("--out", type=Path, default=Path("report"), metavar="DIR", help="default: %(default)s")
-    add("--baseline", nargs="+", type=Path, default=(), metavar="WORKDIR",
+    add("workdirs", nargs="*", type=storage.local, metavar="WORKDIR", help="of finished runs")
+    add("--out", type=storage.local, default=Path("report"), metavar="DIR",
+        help="default: %(default)s")  # fmt: skip
+    add("--baseline", nargs="+", type=storage.local, default=(), metavar="WORKDIR",
         help="the single-task runs that Δ is relative to; default: those of the same data set "
         "and model size among the WORKDIRs")  # fmt: skip
     args = parser.parse_args(arguments)

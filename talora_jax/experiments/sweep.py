@@ -27,6 +27,7 @@ import rich.console
 from absl import logging
 
 from talora_jax import config as config_lib
+from talora_jax import storage
 from talora_jax.command_line import parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, check_choice, run_command
@@ -249,7 +250,7 @@ def read_command(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, P
         tuple(args.inits),
         args.stl_adapter,
     )
-    return config, args.workdir.expanduser(), grid
+    return config, args.workdir, grid
 
 
 def _parser() -> ArgumentParser:
@@ -257,7 +258,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("--config", required=True,
         help="the experiment that all runs share, a file in configs/ or its name")  # fmt: skip
-    add("--workdir", required=True, type=Path, help="where runs/, logs/ and report/ go")
+    add("--workdir", required=True, type=storage.local, help="where runs/, logs/ and report/ go")
     add("--methods", required=True, nargs="+", metavar="METHOD",
         help="what config.adapter.kind can be, and stl")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=(), metavar="SEED", help="default: the config's")

@@ -26,7 +26,7 @@ import rich.progress
 from PIL import Image
 
 import talora_jax
-from talora_jax import hosts
+from talora_jax import hosts, storage
 from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
 from talora_jax.inference.batches import Prepared
@@ -97,6 +97,7 @@ def predict(
             "--npy": npy,
         }
     )
+    hosts.check_shared("--out", out)
     index, count = jax.process_index(), jax.process_count()
 
     def read(given: Input) -> Prepared:
@@ -174,7 +175,7 @@ def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
 
 def _matches(pattern: str) -> list[Path]:
     """The files and folders that one pattern names."""
-    path = Path(pattern).expanduser()
+    path = storage.local(pattern)
     return [path] if path.exists() else [*map(Path, sorted(glob.glob(str(path), recursive=True)))]
 
 

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from talora_jax import storage
 from talora_jax.errors import UserError, one_line
 
 _POSITION, _DIGEST = "position", "sha256"
@@ -41,7 +42,7 @@ class Checkpoints:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_not_orbax)
         self._read_only = read_only
-        self._directory = (workdir / "checkpoints").absolute()
+        self._directory = storage.absolute(workdir / "checkpoints")
         make = not read_only
         with self._saving(), _quiet():
             self._manager = ocp.CheckpointManager(
@@ -151,16 +152,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        try:
-            yield
-        # TensorStore raises ValueErrors for what the disk refuses.
-        except (OSError, ValueError, RuntimeError) as error:
-            full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
-            raise UserError(
-                f"a checkpoint could not be written to {self._directory}: "
-                f"{'no space left on the disk' if full else one_line(error)}. What was saved "
-                "before stays, and the same command goes on from there"
-            ) from error
+        with storage.reached(self._directory):
+            try:
+                yield
+            # TensorStore raises ValueErrors for what the disk refuses.
+            except (OSError, ValueError, RuntimeError) as error:
+                full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+                raise UserError(
+                    f"a checkpoint could not be written to {self._directory}: "
+                    f"{'no space left on the disk' if full else one_line(error)}. What was saved "
+                    "before stays, and the same command goes on from there"
+                ) from error
 
 
 def _position(told: Any) -> tuple[dict[str, Any], str | None]:

@@ -11,7 +11,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from talora_jax import storage
 from talora_jax.files import write_atomically
+
+_PUBLISH = 30  # seconds after which what is logged is written to a bucket
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -43,9 +46,12 @@ class RunLog:
             kept.pop((last_step, "val"), None)
         if damaged:
             self.print(f"{path}: {damaged} damaged line(s) left out, the others kept")
+        self._folder = storage.Appending(workdir)
+        path = self._folder.here / path.name
         write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept.values()))
         self._file = open(path, "a", encoding="utf-8")
-        self._board = _Board(workdir / "tensorboard", resume_step)
+        self._board = _Board(self._folder.here / "tensorboard", resume_step)
+        self._published = time.monotonic()
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -57,11 +63,24 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         self._board.scalars(step, {f"{split}/{name}": value for name, value in values.items()})
+        if split != "train" or time.monotonic() > self._published + _PUBLISH:
+            self.publish()
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture [H, W, 3] uint8 for TensorBoard."""
         if self._active:
             self._board.picture(step, name, picture)
+
+    def publish(self) -> None:
+        """Sees to it that what was logged outlives this process: called before a checkpoint is
+        saved, for the run that goes on from it has no other log of what was before.
+
+        Raises:
+          UserError: the bucket that the workdir is in cannot be reached.
+        """
+        if self._active:
+            self._folder.publish()
+            self._published = time.monotonic()
 
     def progress(self, total: int, start: int) -> "Progress":
         return Progress(self._console, total, start)
@@ -70,6 +89,7 @@ class RunLog:
         if self._active:
             self._file.close()
             self._board.close()
+            self._folder.close()
 
 
 class _Board:

@@ -64,6 +64,7 @@ def train(
         if main_process:
             check_free(workdir)
         hosts.agree(facts(config, "train"))
+        hosts.check_shared("--workdir", workdir)
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
         with (
@@ -172,6 +173,7 @@ def _train(
                 asked = stop.after(step)
                 if _due(step, config.checkpoint_every) or is_last or asked:
                     _check_finite(step, scalars, run)
+                    log.publish()
                     checkpoints.save(step, state, iterator.get_state() | told(run))
                 if asked:
                     break

@@ -14,6 +14,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from talora_jax import config as config_lib
+from talora_jax import storage
 from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import sweep, write_atomically
 
@@ -133,7 +134,8 @@ def held(workdir: Path, *, active: bool = True) -> Iterator[None]:
     in it is removed.
 
     The lock is the kernel's (flock) on the directory itself: nothing is left in it, and it is free
-    when the process has gone, however it went. Where there is no such lock, there is none.
+    when the process has gone, however it went. Where there is no such lock, there is none; in a
+    bucket it is `storage.leased`.
 
     Raises:
       UserError: another process holds it, or as of `on_disk`.
@@ -260,6 +262,9 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
 
 def _check_place(workdir: Path) -> None:
     """Refuses what is no directory and cannot become one, or cannot be written to."""
+    if storage.is_remote(workdir):
+        storage.check_writable(workdir)
+        return
     place = workdir.absolute()
     while not place.exists() and place != place.parent:
         if place.is_symlink():
@@ -276,6 +281,13 @@ def _check_place(workdir: Path) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[bool]:
     """Whether others are kept out."""
+    if active and storage.is_remote(directory):
+        # Nothing is half written in a bucket, and nothing there to sweep.
+        if shared:
+            storage.check_leased(directory)
+        with contextlib.nullcontext() if shared else storage.leased(directory):
+            yield False
+        return
     if not active or fcntl is None:
         yield False
         return

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from talora_jax import storage
 from talora_jax.errors import UserError, one_line
 from talora_jax.files import write_atomically
 from talora_jax.weights import hub
@@ -101,12 +102,13 @@ class AdapterFile:
         Raises:
           UserError: there is no such file, or it is no adapter, cut short, altered or too new.
         """
-        if Path(path).is_dir():
+        place = storage.fetched(path)
+        if place.is_dir():
             raise UserError(f"{path} is a folder: expected an {FILE_NAME}, as training leaves")
-        if not Path(path).is_file():
+        if not place.is_file():
             raise UserError(f"no adapter at {path}")
         try:
-            with safetensors.safe_open(path, "np") as file:
+            with safetensors.safe_open(place, "np") as file:
                 metadata = file.metadata() or {}
                 tensors = read_tensors(file)
         except UNREADABLE as error:
@@ -218,11 +220,12 @@ def find(path: str | Path) -> Path:
     """
     if hub.is_name(path):
         return hub.fetched(str(path), FILE_NAME)
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    if (path / FILE_NAME).is_file():
-        return path / FILE_NAME
+    path = storage.place(path)
+    with storage.reached(path):
+        if not path.is_dir():
+            return path
+        if (path / FILE_NAME).is_file():
+            return path / FILE_NAME
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
     if _is_huggingface(path / "config.json"):

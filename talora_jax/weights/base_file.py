@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from talora_jax import storage
 from talora_jax.errors import UserError, one_line
 from talora_jax.files import replacing
 from talora_jax.models.encoder_config import ImageEncoderConfig
@@ -128,11 +129,13 @@ def is_base(path: str | Path) -> bool:
 
 def base_path(name: str | Path) -> Path:
     """Where a base lies: a path itself, what the package ships under this name, or what a
-    repository on the Hub has, see `hub`.
+    repository on the Hub has, see `hub`, or a bucket, see `storage`.
 
     Raises:
-      UserError: the Hub has no such base.
+      UserError: the Hub has no such base, or the bucket cannot be reached.
     """
+    if storage.is_remote(name):
+        return storage.fetched(name)
     if hub.is_name(name):
         return hub.fetched(str(name), FILE_NAME)
     path = Path(name).expanduser()

@@ -226,4 +226,6 @@ def test_processes_share_the_images_out(start_main, shelf, album, tmp_path):
     assert found | {"seconds": 0} == summary | {"seconds": 0} and len(found["images"]) > 1
     assert told[0][0].splitlines()[:-1] == lines[:-1] and not told[1][0]
     for path in ours.rglob("*.png"):
-        assert path.read_bytes() == (theirs / path.relative_to(ours)).read_bytes()
+        one, two = (np.asarray(Image.open(x), int) for x in (path, theirs / path.relative_to(ours)))
+        # Other images beside: rounding, which a picture's scale stretches.
+        assert abs(one - two).max() <= (2 if "panels" in path.parts else 1)

@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from talora_jax import storage
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.files import replacing
 
@@ -79,7 +80,7 @@ def write_folder(out: Path, frames: int, size: tuple[int, int], seed: int) -> No
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="the folder to write; it must not exist")
+    add("out", type=storage.local, metavar="OUT", help="the folder to write; it must not exist")
     add("--frames", type=int, default=60, metavar="N", help="default: %(default)s")
     add("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"),
         help="of the images, in pixels (default: 240 320)")  # fmt: skip
