@@ -27,12 +27,14 @@ from pathlib import Path
 from tests import hosts, kills
 
 # isort: split
+import pytest
 from flax import nnx
 from jax._src.clusters import cloud_tpu_cluster
 
 from talora_jax.errors import run_command
 from talora_jax.main import main as talora
 from talora_jax.training import setup
+from talora_jax.training.log import read_metrics
 
 PAGE = kills.TESTS.parent / "docs" / "many_hosts.md"
 FRAMES = 48  # of which enough train for the largest batch
@@ -218,6 +220,15 @@ class Cluster:
         metrics = self.root / "runs" / run / "metrics.jsonl"
         return f'"step": {step},' in (metrics.read_text() if metrics.exists() else "")
 
+    def numbers(self, run: str) -> dict[tuple, float]:
+        """All that a run logged, but for times, by step, split and name."""
+        return {
+            (row["step"], row["split"], name): value
+            for row in read_metrics(self.root / "runs" / run / "metrics.jsonl")
+            for name, value in row.items()
+            if name not in ("step", "split", "step_time")
+        }
+
     def went(self, what: str, statuses: Sequence[int], *said: str) -> bool:
         """Whether the processes of the last command ended so, and have printed this, each once."""
         outs = "".join(process.out.read_text() for process in self.processes)
@@ -279,7 +290,13 @@ def commands(cluster: Cluster) -> bool:
     cluster.run(elsewhere)
     good &= cluster.went("on another shape", [0], resumes, rf"; {DEVICES} cpu device\(s\)\n")
     cluster.run(evaluate)
-    return good & cluster.went("two evaluate", [0, 0], "semantic/miou")
+    good &= cluster.went("two evaluate", [0, 0], "semantic/miou")
+    # Unbroken on two boxes; preempted, and then on the same or on another shape.
+    unbroken, *others = (cluster.numbers(run) for run in ("boxes", "slurm", "slice"))
+    for run, theirs in zip(("slurm", "slice"), others, strict=True):
+        same = theirs == pytest.approx(unbroken, rel=hosts.CLOSE, abs=hosts.CLOSE)
+        good &= hosts.expect(f"{run}: the numbers of an unbroken run", same)
+    return good
 
 
 def main() -> int:

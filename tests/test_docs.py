@@ -73,10 +73,10 @@ def test_batches_and_timeouts_are_as_told():
     rows = _rows_of_numbers(page, 6)
     assert len(rows) >= 6
     config = config_lib.default()
-    for devices, data, fsdp, task, batch, tasks in rows:
+    for devices, data, fsdp, task, batch, count in rows:
         shape = dict(zip(sharding.AXES, (data, fsdp, task), strict=True))
         assert math.prod(shape.values()) == devices
-        config.tasks = ("task",) * tasks
+        config.tasks = ("task",) * count
         config.batch_size, config.accumulate, config.eval_batch_size = 2 * batch, 2, batch
         config_lib.check_mesh(config, shape)
         if batch > 1:
