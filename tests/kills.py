@@ -197,12 +197,12 @@ class Place:
         return any(self.root.glob("records/folder/*/1.2.0"))
 
 
-def write_data(root: Path) -> None:
-    """A folder of 12 frames, 24×32, with classes and depth."""
+def write_data(root: Path, frames: int = 12) -> None:
+    """A folder of frames, 24×32, with classes and depth."""
     rng = np.random.default_rng(0)
     for kind in ("image", "semantic", "depth"):
         (root / kind).mkdir(parents=True)
-    for i in range(12):
+    for i in range(frames):
         labels = np.kron(rng.integers(0, 3, (3, 4)), np.ones((8, 8), int)).astype(np.uint8)
         Image.fromarray(labels * 80).convert("RGB").save(root / "image" / f"{i:02d}.png")
         Image.fromarray(labels).save(root / "semantic" / f"{i:02d}.png")

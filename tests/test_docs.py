@@ -1,5 +1,6 @@
 """The recipes in docs/ run as they stand there, and what the pages say of files is true."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from talora_jax import config as config_lib
 from talora_jax import sharding, tasks
 from talora_jax.command_line import load_config
+from talora_jax.errors import UserError
 from talora_jax.models import adapters
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -56,6 +58,46 @@ def test_the_meshes_of_the_readme_work_for_the_configs_beside_them():
         config = load_config(name, overrides)
         config_lib.check(config)
         config_lib.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape)
+
+
+@pytest.mark.slow
+def test_the_commands_for_many_hosts_run(start_python):
+    """`python -m tests.many_hosts` prints more of them."""
+    process = start_python("-m", "tests.many_hosts")
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, out + errors
+
+
+def test_every_command_for_many_hosts_is_one_that_runs():
+    page = (DOCS / "many_hosts.md").read_text()
+    assert re.findall("^```(.*)", page, re.MULTILINE) == ["bash", ""] * 8
+    prose = re.sub("```.*?```", "", page, flags=re.DOTALL)
+    assert not re.findall(r"^(?: {4}|\t).*|talora_jax\.main|gcloud|\$ .*", prose, re.MULTILINE)
+
+
+def _rows_of_numbers(page: str, columns: int) -> list[list[int]]:
+    row = r"^\|" + r" (\d+) \|" * columns
+    return [list(map(int, row)) for row in re.findall(row, page, re.MULTILINE)]
+
+
+def test_batches_and_timeouts_are_as_told():
+    page = (DOCS / "many_hosts.md").read_text()
+    rows = _rows_of_numbers(page, 6)
+    assert len(rows) >= 6
+    config = config_lib.default()
+    for devices, data, fsdp, task, batch, count in rows:
+        shape = dict(zip(sharding.AXES, (data, fsdp, task), strict=True))
+        assert math.prod(shape.values()) == devices
+        config.tasks = ("task",) * count
+        config.batch_size, config.accumulate, config.eval_batch_size = 2 * batch, 2, batch
+        config_lib.check_mesh(config, shape)
+        if batch > 1:
+            config.eval_batch_size = batch - 1
+            with pytest.raises(UserError, match="eval_batch_size = .* is not divisible"):
+                config_lib.check_mesh(config, shape)
+    told = dict(re.findall(r"^\| `config\.hosts\.(\w+)` \| (\d+) \|", page, re.MULTILINE))
+    assert len(told) == 3
+    assert {name: config.hosts[name] for name in told} == {k: int(v) for k, v in told.items()}
 
 
 def test_a_training_step_is_read_in_one_sitting():
