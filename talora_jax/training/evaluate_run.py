@@ -13,10 +13,11 @@ from talora_jax import hosts
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.data.folder import stated_class_names
 from talora_jax.errors import UserError, check_choice
+from talora_jax.training import agreement
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import evaluate
 from talora_jax.training.jobs import JOBS, Job
-from talora_jax.training.setup import Run, facts, told
+from talora_jax.training.setup import Run, told
 from talora_jax.training.workdir import check_same, on_disk
 from talora_jax.weights.adapter_file import FILE_NAME, AdapterFile
 
@@ -64,7 +65,7 @@ def evaluate_start(
       UserError: the config, the data or the base cannot work.
     """
     with hosts.joined(config.hosts):
-        hosts.agree(facts(config, f"evaluate --split={split}"))
+        hosts.agree(agreement.of_run(config, f"evaluate --split={split}"))
         job, run, what = _prepared(config, split)
         evaluator, baselines = job.evaluator(run), job.baselines(run)
         return evaluate(run, evaluator, baselines, None, _by_first(print_line), what=what)
@@ -90,7 +91,7 @@ def evaluate_run(
         data, the base or the checkpoints cannot work.
     """
     with hosts.joined(config.hosts):
-        hosts.agree(facts(config, f"evaluate --split={split}"))
+        hosts.agree(agreement.of_run(config, f"evaluate --split={split}"))
         return _evaluate_joined(workdir, own, config, split, _by_first(print_line))
 
 

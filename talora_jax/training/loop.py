@@ -16,11 +16,12 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
 from talora_jax.errors import Stopped, UserError, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
+from talora_jax.training import agreement
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.log import RunLog
-from talora_jax.training.setup import Run, facts, told
+from talora_jax.training.setup import Run, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.training.workdir import (
     PICTURES,
@@ -63,7 +64,7 @@ def train(
         config = as_begun(config, workdir)
         if main_process:
             check_free(workdir)
-        hosts.agree(facts(config, "train"))
+        hosts.agree(agreement.of_run(config, "train"))
         hosts.check_shared("--workdir", workdir)
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))

@@ -1,18 +1,14 @@
 """What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
 
 import dataclasses
-import hashlib
-import json
 import operator
 import shlex
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 
-import talora_jax
 from talora_jax import config as config_lib
 from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
@@ -23,20 +19,12 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
+from talora_jax.training import agreement
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.assemble import base_in_words, resolve_dtype, sizes_of
 from talora_jax.weights.base_file import read_base, read_description
 from talora_jax.weights.build import build, check_base_tasks, make_msam
 from talora_jax.weights.state import fingerprint, tensors_of
-
-# Where the same data and base lie, and who reads them, may be another matter on each host.
-_OF_ONE_HOST = (
-    "config.hosts.",
-    "config.data.dir",
-    "config.data.path",
-    "config.model.weights",
-    "config.read_",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,27 +87,9 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     sizes(config)
     parent = parent_of(config)
     dataset = open_dataset(config.data, config.tasks)
-    hosts.agree(data_facts(dataset))
+    hosts.agree(agreement.of_data(dataset))
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
     return assemble(config, mesh, dataset, tasks, parent)
-
-
-def facts(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
-    """What all processes of a run have in common before they do anything, for `hosts.agree`."""
-    fields = config_lib.flat_fields(config_lib.plain(config))
-    shared = {k: x for k, x in fields.items() if not k.startswith(_OF_ONE_HOST)}
-    versions = {"talora_jax": talora_jax.__version__, "jax": jax.__version__}
-    return {"--mode": mode, **versions, **shared}
-
-
-def data_facts(dataset: Dataset) -> dict[str, str]:
-    """What all processes find in their data."""
-    found = {name: f"{len(samples)} samples" for name, samples in dataset.splits.items()}
-    for name, files in dataset.contents.items():
-        digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
-        found[name] = f"{found[name]}, {digest}" if name in found else digest
-    found["classes"] = ", ".join(dataset.class_names)
-    return {f"the data's {name}": value for name, value in found.items()}
 
 
 def assemble(

@@ -15,8 +15,9 @@ from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task, make_task
+from talora_jax.training import agreement
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
-from talora_jax.training.setup import Run, abstract_of, data_facts, sizes, start
+from talora_jax.training.setup import Run, abstract_of, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
 from talora_jax.weights.base_file import (
     FILE_NAME,
@@ -52,7 +53,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     if config.model.weights and read_description(config.model.weights).tasks is not None:
         raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
     dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
-    hosts.agree(data_facts(dataset))
+    hosts.agree(agreement.of_data(dataset))
     return assemble(config, mesh, dataset)
 
 
