@@ -9,6 +9,7 @@ import pytest
 
 from talora_jax import config as config_lib
 from talora_jax import sharding, tasks
+from talora_jax.command_line import load_config
 from talora_jax.errors import UserError
 from talora_jax.models import adapters
 
@@ -61,6 +62,16 @@ def test_every_command_for_many_hosts_is_one_that_runs():
     assert re.findall("^```(.*)", page, re.MULTILINE) == ["bash", ""] * 8
     prose = re.sub("```.*?```", "", page, flags=re.DOTALL)
     assert not re.findall(r"^(?: {4}|\t).*|talora_jax\.main|gcloud|\$ .*", prose, re.MULTILINE)
+
+
+def test_batches_for_many_hosts_fit_the_devices_that_the_page_tells_of():
+    page = (DOCS / "many_hosts.md").read_text()
+    runs = [b for b in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "--config nyuv2" in b]
+    for block, devices in zip(runs, (8, 16, 16, 32, 16, 8), strict=True):
+        flags = re.findall(r"--config\.(?:batch_size|eval_batch_size|mesh\.\w+)=\d+", block)
+        config = load_config("nyuv2:vit_l", flags)
+        data = devices // (config.mesh.fsdp * config.mesh.task)
+        config_lib.check_mesh(config, config.mesh.to_dict() | {"data": data})
 
 
 def _rows_of_numbers(page: str, columns: int) -> list[list[int]]:
