@@ -35,6 +35,7 @@ from talora_jax.errors import run_command
 from talora_jax.main import main as talora
 from talora_jax.training import setup
 from talora_jax.training.log import read_metrics
+from talora_jax.training.workdir import Stop
 
 PAGE = kills.TESTS.parent / "docs" / "many_hosts.md"
 FRAMES = 48  # of which enough train for the largest batch
@@ -172,7 +173,7 @@ class Cluster:
             try:
                 while shell.poll() is None:
                     for place in set(asked.glob("*.asked")) - open_ones.keys():
-                        open_ones[place] = self._fork(place)
+                        open_ones[place] = self._fork(place, slow=bool(stop))
                     for place, process in open_ones.items():
                         if not (place / "status").exists() and process.has_ended():
                             self.statuses.append(_for_shells(process.ended()))
@@ -188,7 +189,7 @@ class Cluster:
             self.printed = (asked / "printed").read_text()
         return shell.wait()
 
-    def _fork(self, place: Path) -> hosts.Process:
+    def _fork(self, place: Path, slow: bool) -> hosts.Process:
         """A process, as what stands for python has asked for it."""
         module, name, *arguments = _split((place / "arguments").read_bytes())
         assert (module, name) == ("-m", "talora_jax.main"), (module, name)
@@ -197,7 +198,9 @@ class Cluster:
         told = dict(pair.split("=", 1) for pair in _split((place / "environment").read_bytes()))
         told = {name: value for name, value in told.items() if name.startswith(_TOLD)}
         process = hosts.Process(
-            self.root / f"process_{place.stem}", functools.partial(_work, arguments, told), DEVICES
+            self.root / f"process_{place.stem}",
+            functools.partial(_work, arguments, told, slow),
+            DEVICES,
         )
         self.processes.append(process)
         return process
@@ -254,8 +257,12 @@ def _job() -> int:
     raise OSError("no port is free")
 
 
-def _work(arguments: Sequence[str], told: Mapping[str, str]) -> None:
+def _work(arguments: Sequence[str], told: Mapping[str, str], slow: bool) -> None:
     os.environ |= told
+    if slow:
+        # JAX looks once a second whether there was a SIGTERM: by then there must be steps to come.
+        after = Stop.after
+        Stop.after = lambda stop, step: time.sleep(0.2) or after(stop, step)
     if "TPU_WORKER_HOSTNAMES" in told:
         cloud_tpu_cluster.running_in_cloud_tpu_vm = True
     talora(arguments)

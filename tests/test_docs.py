@@ -75,6 +75,16 @@ def test_every_command_for_many_hosts_is_one_that_runs():
     assert not re.findall(r"^(?: {4}|\t).*|talora_jax\.main|gcloud|\$ .*", prose, re.MULTILINE)
 
 
+def test_batches_for_many_hosts_fit_the_devices_that_the_page_tells_of():
+    page = (DOCS / "many_hosts.md").read_text()
+    runs = [b for b in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "--config nyuv2" in b]
+    for block, devices in zip(runs, (8, 16, 16, 32, 16, 8), strict=True):
+        flags = re.findall(r"--config\.(?:batch_size|eval_batch_size|mesh\.\w+)=\d+", block)
+        config = load_config("nyuv2:vit_l", flags)
+        data = devices // (config.mesh.fsdp * config.mesh.task)
+        config_lib.check_mesh(config, config.mesh.to_dict() | {"data": data})
+
+
 def _rows_of_numbers(page: str, columns: int) -> list[list[int]]:
     row = r"^\|" + r" (\d+) \|" * columns
     return [list(map(int, row)) for row in re.findall(row, page, re.MULTILINE)]
