@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from benchmarks.abstract_step import choose_tasks
 from benchmarks.flops import count_flops
 from benchmarks.harness import cores, peak_rss
 from benchmarks.torchvision_stub import torchvision_or_stub
+from benchmarks.tpu import choose_tasks
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data import open_dataset

@@ -119,7 +119,7 @@ def nano(base):
     [
         "camvid",
         *(
-            pytest.param(name, marks=pytest.mark.slow)
+            pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long])
             for name in ("cityscapes", "colour_masks", "hypersim_exr")
         ),
     ],

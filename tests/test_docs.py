@@ -61,6 +61,7 @@ def test_the_meshes_of_the_readme_work_for_the_configs_beside_them():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_for_many_hosts_run(start_python):
     """`python -m tests.many_hosts` prints more of them."""
     process = start_python("-m", "tests.many_hosts")

@@ -56,6 +56,7 @@ def test_a_mesh_changes_neither_loss_nor_gradients(steps, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nor_does_it_in_training_from_prompts(run_on):
     one, many = run_on([(1, 1, 1), (8, 1, 1)], {"trains": "prompts"}).values()
     assert_same_step(many, one)

@@ -256,6 +256,8 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
     assert steps == {"1", "unreadable_2"}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_killed_and_goes_on(bucket, start_python):
     """By two processes and by one; it has the numbers of one that was here."""
     process = start_python("-m", "tests.hosts", "bucket")

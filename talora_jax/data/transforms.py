@@ -221,7 +221,7 @@ class Augment:
             raise UserError(
                 f"config.augment.turn is {augment.turn}; expected degrees from 0 to 180."
             )
-        scale_range = tuple(augment.scale_range)
+        scale_range = tuple(map(float, augment.scale_range))
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
             raise UserError(
                 f"config.augment.scale_range is {scale_range}; expected a lowest scale above 0 "
@@ -241,7 +241,7 @@ class Augment:
             raise UserError(f"config.augment.shapes is {augment.shapes}; expected 0 or more.")
         return cls(
             tuple(size),
-            tuple(augment.scales),
+            tuple(map(float, augment.scales)),
             augment.turn,
             scale_range,
             augment.flip,

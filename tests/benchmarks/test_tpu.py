@@ -33,9 +33,9 @@ def test_the_step_is_compiled_and_measured(start_python, tmp_path):
     assert process.returncode == 0, errors
     assert "all-reduced ÷ trainable parameters" in out
     report = json.loads(path.read_text())
-    assert report["work"]["device"] == "2 cpu"
-    assert (report["work"]["batch"], report["work"]["channels"]) == (2, 17)
+    assert report["work"]["device"] == ["2 cpu"]
     step = report["sizes"]["tiny"]
+    assert (step["chips"], step["batch"], report["work"]["channels"]) == (2, 2, 17)
     # Adam keeps two numbers for each that trains; a chip holds all of them.
     assert step["arguments"] > 3 * step["trainable"] + step["frozen"]
     assert step["peak"] >= step["arguments"] + step["temporaries"] > step["temporaries"] > 0

@@ -150,6 +150,7 @@ def is_running(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, tmp_path):
     config.tasks, config.weighting.task_weights = ("depth",), (1.0,)
     config.adapter.kind = "none"
