@@ -29,7 +29,7 @@ LIMIT = 180
 
 
 def runs_notebooks(test):
-    return pytest.mark.slow(pytest.mark.process(test))
+    return pytest.mark.long(pytest.mark.slow(pytest.mark.process(test)))
 
 
 def read(name):
