@@ -18,7 +18,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -61,29 +60,13 @@ class Process:
     def __init__(self, place: Path, work: Callable[[], None], devices: int):
         self.out, self.errors = place.with_suffix(".out"), place.with_suffix(".errors")
         self.begun = time.monotonic()
-        for file in (self.out, self.errors):
-            file.write_bytes(b"")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.id = os.fork()
-        if self.id:
-            self.running.add(self.id)
-            return
-        status = 1
-        try:
-            for number, file in ((1, self.out), (2, self.errors)):
-                os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+
+        def among_devices() -> None:
             os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-            run_command(work)
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            work()
+
+        self.id = kills.start_process(among_devices, self.out, self.errors)
+        self.running.add(self.id)
 
     def has_ended(self) -> bool:
         return os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -133,39 +133,17 @@ class Place:
     def start(self) -> int:
         """Starts the run, or goes on with it; returns the number of its process."""
         self.root.mkdir(exist_ok=True)
-        for name in ("out", "errors"):
-            (self.root / name).write_bytes(b"")
         self.stale = frozenset((*self._half(), *self._saving()))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        process = os.fork()
-        if process == 0:
-            self._run()
-        return process
+        return start_process(self._run, self.root / "out", self.root / "errors")
 
     def _run(self) -> None:
-        """Never returns."""
-        status = 1
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for number, name in ((1, "out"), (2, "errors")):
-                os.dup2(os.open(self.root / name, os.O_WRONLY | os.O_APPEND), number)
-            # Relative: the adapter tells the directory of the records, and is compared.
-            place = ["--workdir=run", "--config.data.dir=records"]
-            place += [f"--config.data.path={self.data}"]
-            # Named from the repository, whose configs they are.
-            config = [CONFIG[0].replace("configs/", f"{TESTS.parent}/configs/"), *CONFIG[1:]]
-            os.chdir(self.root)
-            run_command(lambda: talora([*config, *place, *self.flags]))
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Relative: the adapter tells the directory of the records, and is compared.
+        place = ["--workdir=run", "--config.data.dir=records", f"--config.data.path={self.data}"]
+        # Named from the repository, whose configs they are.
+        config = [CONFIG[0].replace("configs/", f"{TESTS.parent}/configs/"), *CONFIG[1:]]
+        os.chdir(self.root)
+        talora([*config, *place, *self.flags])
 
     def phase(self) -> str:
         """What the run is at, by what it has printed and left so far."""
@@ -207,6 +185,31 @@ def write_data(root: Path, frames: int = 12) -> None:
         Image.fromarray(labels * 80).convert("RGB").save(root / "image" / f"{i:02d}.png")
         Image.fromarray(labels).save(root / "semantic" / f"{i:02d}.png")
         np.save(root / "depth" / f"{i:02d}.npy", (1 + labels).astype(np.float32))
+
+
+def start_process(work: Callable[[], None], out: Path, errors: Path) -> int:
+    """The number of a process that does this, as a command, and prints into these files."""
+    for file in (out, errors):
+        file.write_bytes(b"")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        for number, file in ((1, out), (2, errors)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+        run_command(work)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def ended(process: int, watch: Callable[[], bool] = lambda: False) -> int:
