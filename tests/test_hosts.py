@@ -55,3 +55,11 @@ def test_processes_over_loopback(start_python):
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, out + errors
     assert out.splitlines()[-1] == "0 wrong"
+
+
+@pytest.mark.long
+def test_other_numbers_of_processes_and_one_that_is_killed(start_python):
+    process = start_python("-m", "tests.hosts", "shapes", "lost")
+    out, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, out + errors
+    assert out.splitlines()[-1] == "0 wrong"
