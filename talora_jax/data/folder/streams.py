@@ -1,0 +1,212 @@
+"""Files of a data set that are named alike, and what their names say of them."""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+# What folders and files are called, in lower case. A target's words beat those of images.
+_WORDS = {
+    "image": "image images img imgs rgb rgbs color colour photo photos leftimg8bit jpegimages "
+    "input inputs picture pictures final preview tonemap left",
+    "semantic": "label labels annot annots annotation annotations ann anns mask masks seg segm "
+    "segmentation semantic semantics semseg segmentationclass gt gtfine groundtruth labelids "
+    "labeltrainids class classes filt ids",
+    "depth": "depth depths depthmap depthmaps meters distance bfx",
+    "disparity": "disparity disparities disp",
+    "normals": "normal normals norm norms",
+    "instance": "instance instances instanceids segmentationobject inst",
+    "edges": "edge edges boundary boundaries contour contours",
+    "saliency": "saliency salient sal",
+    "human_parts": "human parts part",
+}
+_ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split()}
+# Words that tell files apart and mean no target.
+_OTHER_WORDS = {"geometry", "hdf5", "sync"}
+# Files that no task learns from, and drawings of others.
+_PASSED_OVER = {"world", "overlay", "vis", "viz", "confidence", "conf", "pose", "uncertainty"}
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+# The first of these that a name has is the one to take.
+_PREFERRED = ("labeltrainids", "labelids", "bfx", "filt", "leftimg8bit", "rgb", "color", "tonemap")
+_LOOKED_AT = 12  # files of each kind
+_SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
+
+
+@dataclasses.dataclass
+class Stream:
+    """Files that are named alike.
+
+    Attributes:
+      parts: of their paths: a name, or one with '*' for what differs; '**' for any folders.
+      role: the target that its names mean, or None.
+      paths: by split, '' where no folder tells.
+      words: how its folders call each split.
+    """
+
+    parts: tuple[str, ...]
+    role: str | None
+    paths: dict[str, list[str]]
+    words: dict[str, str]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.paths.values()))
+
+    @property
+    def some(self) -> list[str]:
+        paths = sorted(path for paths in self.paths.values() for path in paths)
+        at = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _LOOKED_AT)).astype(int))
+        return [paths[i] for i in at]
+
+    @property
+    def rank(self) -> int:
+        name = "/".join(self.parts).lower()
+        return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
+
+    def pattern(self, split: str, *, any_name: bool = False) -> str:
+        """The text of a pattern of one split."""
+        names, folders = _counted("stem"), _counted("folder")
+        parts = []
+        for number, part in enumerate(self.parts):
+            last = number == len(self.parts) - 1
+            part = part.replace("{split}", self.words.get(split, ""))
+            while part != "**" and "*" in part and not (last and any_name):
+                part = part.replace("*", f"{{{next(names if last else folders)}}}", 1)
+            parts.append(part)
+        return "/".join(parts)
+
+
+def streams_of(paths: Iterable[str]) -> list[Stream]:
+    """Files in groups of those that are named alike."""
+    found: dict[tuple[str, ...], Stream] = {}
+    for path in paths:
+        if set(path) & set("*{}"):  # which mean something else in a pattern
+            continue
+        *folders, name = path.split("/")
+        parts, split, word, role = [], "", "", None
+        for folder in folders:
+            part, this_split, this_word, this_role = _folder(folder)
+            if this_split and not split:
+                split, word = this_split, this_word
+            elif this_split:
+                part = folder
+            role = this_role or role
+            if part == "**" and parts[-1:] == ["**"]:
+                continue
+            parts.append(part)
+        file_part, file_role = _generalised(Path(name).stem)
+        role = file_role or role
+        suffix = Path(name).suffix
+        words = {word.lower() for part in (*parts, file_part) for word in re.split(r"\W|_", part)}
+        if words & _PASSED_OVER:
+            continue
+        if role is None and parts[:1] == ["**"]:  # the name of a folder is all there is to tell
+            parts = [folders[0], *parts[len(folders) == 1 :]]
+        key = (*parts, file_part + suffix)
+        stream = found.setdefault(key, Stream(key, role, {}, {}))
+        stream.paths.setdefault(split, []).append(path)
+        if split:
+            stream.words[split] = word
+    streams = [part for stream in found.values() for part in _by_last_word(stream)]
+    return [_with_constants(stream) for stream in streams]
+
+
+def _folder(name: str) -> tuple[str, str, str, str | None]:
+    """What a folder's name generalises to, the split that it tells, as it calls it, and a role."""
+    if match := _SPLIT.fullmatch(name):
+        before, word, after = match.groups()
+        words = [part for part in re.split(r"[\W_]+", f"{before} {after}".lower()) if part]
+        if all(part in _ROLE_OF or part.isdecimal() for part in words):
+            roles = [_ROLE_OF[part] for part in words if part in _ROLE_OF]
+            role = next((r for r in roles if r != "image"), roles[0] if roles else None)
+            return f"{before}{{split}}{after}", SPLIT_WORDS[word.lower()], word, role
+    part, role = _generalised(name)
+    return ("**" if part == "*" else part), "", "", role
+
+
+def _generalised(name: str) -> tuple[str, str | None]:
+    """A name with '*' for all that is no word of a role, and the role."""
+    pieces = re.findall(r"[^\W_]+|[\W_]+", name)
+    kept, roles = [], []
+    for piece in pieces:
+        bare = re.fullmatch(r"([^\W\d_]+)(\d+)", piece)
+        if piece.lower() in _ROLE_OF:
+            roles.append(_ROLE_OF[piece.lower()])
+            kept.append(piece)
+        elif bare and bare[1].lower() in _ROLE_OF:
+            roles.append(_ROLE_OF[bare[1].lower()])
+            kept += [bare[1], "*"]
+        elif piece.lower() in _PASSED_OVER | _OTHER_WORDS or not piece[0].isalnum():
+            kept.append(piece)
+        else:
+            kept.append("*")
+    text = re.sub(r"\*(?:[^\w*/]|_)+(?=\*)", "", "".join(kept))
+    text = re.sub(r"\*+", "*", text)
+    # What stands behind says most: 'frame.0000.depth_meters', 'images_mask'.
+    role = next((r for r in reversed(roles) if r != "image"), roles[-1] if roles else None)
+    words = roles or any(piece.lower() in _OTHER_WORDS for piece in pieces)
+    return (text if words else "*"), role
+
+
+def _by_last_word(stream: Stream) -> list[Stream]:
+    """Files that end in a word that many share, such as '_L', apart from the others."""
+    part = stream.parts[-1]
+    suffix = Path(part).suffix
+    if not part.startswith("*") or part != f"*{suffix}":
+        return [stream]
+    endings = collections.Counter(
+        ending for paths in stream.paths.values() for path in paths if (ending := _ending(path))
+    )
+    often = {e for e, n in endings.items() if n >= max(2, 0.3 * stream.count)}
+    if not often:
+        return [stream]
+    streams: dict[str, Stream] = {}
+    for split, paths in stream.paths.items():
+        for path in paths:
+            ending = _ending(path) if _ending(path) in often else ""
+            parts = (*stream.parts[:-1], f"*{ending}{suffix}")
+            each = streams.setdefault(ending, Stream(parts, stream.role, {}, stream.words))
+            each.paths.setdefault(split, []).append(path)
+    return list(streams.values())
+
+
+def _ending(path: str) -> str:
+    found = re.search(r"[-_.][^\W\d_]+$", Path(path).stem)
+    return found[0] if found else ""
+
+
+def _with_constants(stream: Stream) -> Stream:
+    """With the names of folders that are the same for all files."""
+    parts = list(stream.parts)
+    paths = [path for paths in stream.paths.values() for path in paths]
+    for number in reversed([i for i, part in enumerate(parts) if "*" in part][:-1]):
+        pattern = _capturing(stream, number)
+        values = {match[1] for path in paths if (match := pattern.fullmatch(path))}
+        if len(values) == 1 and (value := values.pop().rstrip("/")):
+            parts[number] = value if parts[number] == "**" else parts[number].replace("*", value, 1)
+    return dataclasses.replace(stream, parts=tuple("/".join(parts).split("/")))
+
+
+def _capturing(stream: Stream, number: int) -> re.Pattern[str]:
+    """Fits a stream's paths; its group is what one of the parts stands for."""
+    pieces = []
+    for i, part in enumerate(stream.parts):
+        if part == "**":
+            pieces.append("((?:[^/]+/)*)" if i == number else "(?:[^/]+/)*")
+            continue
+        text = re.escape(part).replace(r"\{split\}", "[^/]*?")
+        text = text.replace(r"\*", "([^/]*)" if i == number else "[^/]*")
+        pieces.append(text + ("/" if i < len(stream.parts) - 1 else ""))
+    return re.compile("".join(pieces))
+
+
+def _counted(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}{number}" for number in itertools.count(2))
