@@ -211,7 +211,7 @@ def _written(program: Program, folder: Path) -> Path:
     # Imported here: without the extra `onnx` there is no such module.
     import onnx
 
-    from talora_jax.inference.onnx.graph import to_onnx
+    from talora_jax.inference.onnx.program import to_onnx
 
     path = folder / f"{program.name}.onnx"
     try:

@@ -12,7 +12,8 @@ from jax import lax
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from talora_jax.inference.onnx.graph import OPSET, to_onnx  # noqa: E402
+from talora_jax.inference.onnx.graph import OPSET  # noqa: E402
+from talora_jax.inference.onnx.program import to_onnx  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
