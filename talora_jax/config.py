@@ -117,8 +117,11 @@ _RANGES = {
     "weighting.task_weights": _Range(0),
     "weighting.famo_learning_rate": _Range(0, open="low"),
     "weighting.famo_decay": _Range(0),
+    "weighting.stch_mu": _Range(0, open="low"),
+    "weighting.stch_warmup_epochs": _Range(0),
     "weighting.cagrad_c": _Range(0),
     "weighting.nash_update_every": _Range(1),
+    "weighting.fairgrad_alpha": _Range(0, open="low"),
     "weighting.db_mtl_beta": _Range(0, 1, "high"),
     "orthogonal_weight": _Range(0),
     "batch_size": _Range(1),
@@ -258,14 +261,18 @@ def default() -> ml_collections.ConfigDict:
     optimizer.lr_scale = ml_collections.ConfigDict(dict.fromkeys(GROUPS, 1.0))
 
     config.weighting = balance = ml_collections.ConfigDict()
-    # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo; of the gradients of
-    # what tasks share: pcgrad | cagrad | nash_mtl | db_mtl. Defaults are the methods' authors'.
+    # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo | stch; of the
+    # gradients of what tasks share: pcgrad | cagrad | nash_mtl | fairgrad | aligned_mtl | upgrad |
+    # db_mtl. Defaults are the methods' authors'.
     balance.kind = "fixed"
     balance.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
     balance.famo_learning_rate = 0.025  # of ξ
     balance.famo_decay = 1e-3  # γ, weight decay of ξ
+    balance.stch_mu = 1.0  # how smooth the maximum over tasks is
+    balance.stch_warmup_epochs = 4  # before the epoch whose mean losses are the nadir
     balance.cagrad_c = 0.4  # how far from the mean gradient, times its norm
     balance.nash_update_every = 1  # steps between solutions
+    balance.fairgrad_alpha = 2.0  # 1: as Nash-MTL; more: the tasks that gain least count for more
     balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over

@@ -1,8 +1,9 @@
 """How the losses of T tasks become one update.
 
 Every weighting's objective is affine in the losses, Σ_t w_t L_t + c. So gradients accumulated over
-parts of a batch, or summed over devices, are those of the whole. Only `Famo`'s weights depend on
-the losses of the step they weigh: those of the whole batch, taken as constants.
+parts of a batch, or summed over devices, are those of the whole. Only the weights of `Famo` and
+`SmoothTchebycheff` depend on the losses of the step they weigh: those of the whole batch, taken as
+constants.
 
 What balances the gradients of the tasks instead is in `talora_jax.weighting.gradients`.
 
@@ -193,18 +194,62 @@ class Famo(Weighting):
         return optax.chain(optax.add_decayed_weights(self.decay), optax.adam(self.learning_rate))
 
 
-KINDS = ("fixed", "equal", "uncertainty", "dynamic_average", "random", "famo")
+@dataclasses.dataclass(frozen=True)
+class SmoothTchebycheff(Weighting):
+    """w_t ∝ softmax(log(L_t / n_t) / μ) / L_t: the worst task counts most (STCH: Lin et al. 2024).
+
+    The gradient of μ log Σ_t exp(λ_t (f_t − z_t) / μ), as the authors' code for several tasks has
+    it: of f_t = log(L_t / n_t) with λ = 1 and z = 0. Here it is scaled so that the weights sum to
+    one. n, the nadir, is the mean of the losses in the epoch after `warmup_epochs`. Until it is
+    known, the gradient is that of Σ_t log L_t. A task without a loss in a batch has no weight in
+    it. μ → 0 leaves the worst task alone; with μ = 1 the weights stay at 1 / n_t.
+    """
+
+    looks_at_losses = True
+
+    num_tasks: int
+    steps_per_epoch: int
+    mu: float
+    warmup_epochs: int
+
+    def init_state(self) -> dict[str, Float[Array, "T"]]:
+        """The nadir, 0 before it is known, and the losses of its epoch: their sum and number."""
+        return {name: jnp.zeros(self.num_tasks) for name in ("nadir", "sum", "number")}
+
+    def weights(self, params, state, losses, key):
+        present = losses > 0
+        losses = jnp.where(present, losses, 1)
+        # A ratio of 1 until there is a nadir: then the share is 1 / L_t, the slope of log L_t.
+        ratio = losses / jnp.where(state["nadir"] > 0, state["nadir"], losses)
+        badness = jax.nn.softmax(jnp.log(ratio) / self.mu, where=present)
+        share = jnp.where(present, badness / losses, 0)
+        return share / jnp.maximum(share.sum(), 1e-8), jnp.zeros(())
+
+    def update(self, state: PyTree, losses: Float[Array, "T"], step: Int[Array, ""]) -> PyTree:
+        counts = step // self.steps_per_epoch == self.warmup_epochs
+        total = state["sum"] + jnp.where(counts, losses, 0)
+        number = state["number"] + (counts & (losses > 0))
+        is_end = step + 1 == (self.warmup_epochs + 1) * self.steps_per_epoch
+        nadir = jnp.where(is_end, total / jnp.maximum(number, 1), state["nadir"])
+        return {"nadir": nadir, "sum": total, "number": number}
+
+
+KINDS = ("fixed", "equal", "uncertainty", "dynamic_average", "random", "famo", "stch")
 
 
 def make_weighting(
-    config: ml_collections.ConfigDict, num_tasks: int, steps_per_epoch: int
+    config: ml_collections.ConfigDict,
+    num_tasks: int,
+    steps_per_epoch: int,
+    steps: float = math.inf,
 ) -> Weighting:
     """The weighting of `config.kind`.
 
     Args:
       config: `config.weighting` of a run. Only `fixed` looks at its `task_weights` (one per task,
-        at least 0, not all 0), only `famo` at its rate and decay.
-      steps_per_epoch: only `dynamic_average` looks at it.
+        at least 0, not all 0), only `famo` at its rate and decay, only `stch` at its μ and epochs.
+      steps_per_epoch: only `dynamic_average` and `stch` look at it.
+      steps: of the whole run, of which the warm-up of `stch` must leave some.
 
     Raises:
       UserError: an unknown kind, or weights or steps that do not fit.
@@ -227,15 +272,31 @@ def make_weighting(
         case "uncertainty":
             return Uncertainty(num_tasks)
         case "dynamic_average":
-            if steps_per_epoch < 1:
-                raise UserError(
-                    "Weighting 'dynamic_average' needs at least one step per epoch, "
-                    f"but there are {steps_per_epoch}: the batch is larger than the training split."
-                )
+            _check_epoch(config.kind, steps_per_epoch)
             return DynamicAverage(num_tasks, steps_per_epoch)
         case "random":
             return Random(num_tasks)
         case "famo":
             return Famo(num_tasks, config.famo_learning_rate, config.famo_decay)
+        case "stch":
+            _check_epoch(config.kind, steps_per_epoch)
+            warmup = (config.stch_warmup_epochs + 1) * steps_per_epoch
+            if steps <= warmup:
+                raise UserError(
+                    f"Weighting 'stch' warms up for {config.stch_warmup_epochs} epochs and one "
+                    f"more, {warmup} steps, and the run has {steps}: set config.steps higher, or "
+                    "config.weighting.stch_warmup_epochs lower."
+                )
+            return SmoothTchebycheff(
+                num_tasks, steps_per_epoch, config.stch_mu, config.stch_warmup_epochs
+            )
         case unknown:
             raise UserError(f"Unknown weighting {unknown!r}: expected one of {', '.join(KINDS)}.")
+
+
+def _check_epoch(kind: str, steps_per_epoch: int) -> None:
+    if steps_per_epoch < 1:
+        raise UserError(
+            f"Weighting {kind!r} needs at least one step per epoch, but there are "
+            f"{steps_per_epoch}: the batch is larger than the training split."
+        )
