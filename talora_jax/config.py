@@ -36,6 +36,8 @@ GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "prompts", "wei
 # What a run trains: decoders of `tasks`, or a promptable SAM.
 TRAINS = ("tasks", "prompts")
 OPTIMIZERS = ("adam", "adamw", "muon")
+# Where a run may be told of beside TensorBoard.
+TRACKERS = ("wandb", "mlflow", "trackio")
 # What of a SAM learns from prompts.
 LEARNS = ("all", "iou_head")
 DEFAULT_SIZE = "tiny"
@@ -68,6 +70,7 @@ PLACE = (
     "config.num_pictures",
     "config.read_threads",
     "config.read_workers",
+    "config.tracker",
 )
 # What every run's config.json holds, whichever version wrote it.
 _ALWAYS = ("tasks", "data", "model", "adapter", "optimizer", "batch_size", "steps")
@@ -288,6 +291,8 @@ def default() -> ml_collections.ConfigDict:
     # on one CPU core 0.3 s per image of 192×256, 2 s of 512×512. False leaves `edges/tolerant/…`.
     config.host_metrics = True
     config.num_pictures = 8
+    # wandb | mlflow | trackio, beside TensorBoard; see `training.trackers`.
+    config.tracker = ""
     config.read_threads = 2
     # Processes that read and augment instead, where threads do not keep up with an accelerator.
     config.read_workers = 0
@@ -458,6 +463,8 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "adapter.init": adapters.INITS,
         "weighting.kind": losses.KINDS + gradients.KINDS,
     }
+    if config.tracker:
+        choices["tracker"] = TRACKERS
     for name, allowed in choices.items():
         value = operator.attrgetter(name)(config)
         if value is not None:
