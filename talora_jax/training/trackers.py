@@ -2,7 +2,9 @@
 Biases, MLflow or Trackio.
 
 Where and as whom is each one's own matter, told by its own variables (WANDB_MODE=offline,
-MLFLOW_TRACKING_URI, TRACKIO_DIR, …). Nothing depends on it: metrics.jsonl holds every number.
+MLFLOW_TRACKING_URI, TRACKIO_DIR, …). Nothing depends on it: metrics.jsonl holds every number. Of
+many processes the first one tells. What a killed run had told of steps after its last checkpoint is
+told again when it resumes, with the same numbers.
 """
 
 import importlib.util
