@@ -48,6 +48,9 @@ COMMANDS = {
     "describe-data": Command(
         "talora_jax.describe_data", "main", "what lies in a folder of data, and where"
     ),
+    "download": Command(
+        "talora_jax.experiments.download", "main", "NYUv2 or Cityscapes from the Hub"
+    ),
     "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"

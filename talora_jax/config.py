@@ -36,6 +36,8 @@ GROUPS = ("adapters", "no_mask", "decoders", "norms", "encoder", "prompts", "wei
 # What a run trains: decoders of `tasks`, or a promptable SAM.
 TRAINS = ("tasks", "prompts")
 OPTIMIZERS = ("adam", "adamw", "muon")
+# Where a run may be told of beside TensorBoard.
+TRACKERS = ("wandb", "mlflow", "trackio")
 # What of a SAM learns from prompts.
 LEARNS = ("all", "iou_head")
 DEFAULT_SIZE = "tiny"
@@ -68,6 +70,7 @@ PLACE = (
     "config.num_pictures",
     "config.read_threads",
     "config.read_workers",
+    "config.tracker",
 )
 # What every run's config.json holds, whichever version wrote it.
 _ALWAYS = ("tasks", "data", "model", "adapter", "optimizer", "batch_size", "steps")
@@ -117,8 +120,11 @@ _RANGES = {
     "weighting.task_weights": _Range(0),
     "weighting.famo_learning_rate": _Range(0, open="low"),
     "weighting.famo_decay": _Range(0),
+    "weighting.stch_mu": _Range(0, open="low"),
+    "weighting.stch_warmup_epochs": _Range(0),
     "weighting.cagrad_c": _Range(0),
     "weighting.nash_update_every": _Range(1),
+    "weighting.fairgrad_alpha": _Range(0, open="low"),
     "weighting.db_mtl_beta": _Range(0, 1, "high"),
     "orthogonal_weight": _Range(0),
     "batch_size": _Range(1),
@@ -258,14 +264,18 @@ def default() -> ml_collections.ConfigDict:
     optimizer.lr_scale = ml_collections.ConfigDict(dict.fromkeys(GROUPS, 1.0))
 
     config.weighting = balance = ml_collections.ConfigDict()
-    # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo; of the gradients of
-    # what tasks share: pcgrad | cagrad | nash_mtl | db_mtl. Defaults are the methods' authors'.
+    # Of losses: fixed | equal | uncertainty | dynamic_average | random | famo | stch; of the
+    # gradients of what tasks share: pcgrad | cagrad | nash_mtl | fairgrad | aligned_mtl | upgrad |
+    # db_mtl. Defaults are the methods' authors'.
     balance.kind = "fixed"
     balance.task_weights = (1.0, 1.0, 4.0)  # of `fixed`, in the order of `tasks`
     balance.famo_learning_rate = 0.025  # of ξ
     balance.famo_decay = 1e-3  # γ, weight decay of ξ
+    balance.stch_mu = 1.0  # how smooth the maximum over tasks is
+    balance.stch_warmup_epochs = 4  # before the epoch whose mean losses are the nadir
     balance.cagrad_c = 0.4  # how far from the mean gradient, times its norm
     balance.nash_update_every = 1  # steps between solutions
+    balance.fairgrad_alpha = 2.0  # 1: as Nash-MTL; more: the tasks that gain least count for more
     balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over
@@ -281,6 +291,8 @@ def default() -> ml_collections.ConfigDict:
     # on one CPU core 0.3 s per image of 192×256, 2 s of 512×512. False leaves `edges/tolerant/…`.
     config.host_metrics = True
     config.num_pictures = 8
+    # wandb | mlflow | trackio, beside TensorBoard; see `training.trackers`.
+    config.tracker = ""
     config.read_threads = 2
     # Processes that read and augment instead, where threads do not keep up with an accelerator.
     config.read_workers = 0
@@ -451,6 +463,8 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "adapter.init": adapters.INITS,
         "weighting.kind": losses.KINDS + gradients.KINDS,
     }
+    if config.tracker:
+        choices["tracker"] = TRACKERS
     for name, allowed in choices.items():
         value = operator.attrgetter(name)(config)
         if value is not None:

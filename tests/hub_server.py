@@ -16,6 +16,8 @@ class Server(http.server.ThreadingHTTPServer):
       files: by "user/name/file".
       refuses: by repository, what it is answered with: a status, and the Hub's word for the error.
       asked: method and path of every request.
+      cut: of files, after how many bytes the line goes dead, for one try after the other.
+      ranges: what of a file was asked for, where it was not all of it.
     """
 
     def __init__(self):
@@ -23,6 +25,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.refuses: dict[str, tuple[int, str]] = {}
         self.asked: list[str] = []
+        self.cut: dict[str, list[int]] = {}
+        self.ranges: list[str] = []
         self.private: list[str] = []
         self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -74,9 +78,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self):
         self.server.asked.append(f"{self.command} {self.path}")
+        if self.path.startswith("/api/datasets/"):
+            return self._dataset("/".join(self.path.partition("?")[0].split("/")[3:5]))
         if self.path.startswith("/api/"):
             return self._refuse(404, "RepoNotFound")
-        user, name, _, revision, file = self.path[1:].split("/", 4)
+        path = self.path.removeprefix("/datasets")[1:]
+        user, name, _, revision, file = path.split("/", 4)
         repository = f"{user}/{name}"
         if repository in self.server.refuses:
             return self._refuse(*self.server.refuses[repository])
@@ -88,7 +95,41 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             return self._refuse(404, "EntryNotFound")
         etag = hashlib.sha256(content).hexdigest()
-        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        cuts = self.server.cut.get(f"{repository}/{file}") if self.command == "GET" else None
+        end = cuts.pop(0) if cuts else None
+        self.close_connection = end is not None
+        part = self.headers.get("Range") if self.command == "GET" else None
+        if part is None:
+            return self._send(200, content, headers, end)
+        self.server.ranges.append(part)
+        start = int(part.removeprefix("bytes=").partition("-")[0])
+        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self._send(206, content[start:], headers, end and end - start)
+
+    def _dataset(self, repository):
+        if repository in self.server.refuses:
+            return self._refuse(*self.server.refuses[repository])
+        files = {
+            place.removeprefix(f"{repository}/"): content
+            for place, content in self.server.files.items()
+            if place.startswith(f"{repository}/")
+        }
+        if not files:
+            return self._refuse(401, "RepoNotFound")
+        siblings = [
+            {
+                "rfilename": file,
+                "size": len(content),
+                "lfs": {
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "size": len(content),
+                    "pointerSize": 130,
+                },
+            }
+            for file, content in files.items()
+        ]
+        return self._json({"id": repository, "sha": COMMIT, "siblings": siblings})
 
     def _refuse(self, status, word):
         self._send(status, b"{}", {"X-Error-Code": word, "X-Error-Message": word})
@@ -96,13 +137,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _json(self, answer):
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status, content, headers):
+    def _send(self, status, content, headers, end=None):
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:end])
 
     def log_message(self, *_):
         pass

@@ -45,7 +45,7 @@ def test_the_help_lists_every_command_with_a_line_each(run):
     assert [name for name, _ in lines] == list(COMMANDS)
     assert list(COMMANDS) == (
         "train evaluate predict describe sweep report "
-        "masks demo describe-data export adapter push rooms convert".split()
+        "masks demo describe-data download export adapter push rooms convert".split()
     )
     assert all(len(summary) > 10 for _, summary in lines)
 

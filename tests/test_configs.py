@@ -65,6 +65,8 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("weighting.cagrad_c", -0.1, "config.weighting.cagrad_c is -0.1, expected 0 or more"),
         ("weighting.db_mtl_beta", 1.0, "config.weighting.db_mtl_beta is 1.0, expected 0 to below"),
         ("weighting.nash_update_every", 0, "nash_update_every is 0, expected at least 1"),
+        ("weighting.fairgrad_alpha", 0.0, "fairgrad_alpha is 0.0, expected above 0"),
+        ("weighting.stch_mu", 0.0, "stch_mu is 0.0, expected above 0"),
         ("weighting.famo_learning_rate", 0.0, "famo_learning_rate is 0.0, expected above 0"),
         ("accumulate", 3, "config.batch_size=4 is not divisible by config.accumulate=3"),
         ("steps", 0, "config.steps is 0, expected at least 1"),

@@ -1,6 +1,9 @@
 """Every notebook runs from top to bottom, one after another as for a person, on a tiny model."""
 
+import ast
+import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -36,6 +39,16 @@ def read(name):
     return nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
+def fill_in(notebook, field, value):
+    """Gives a form's field a value, as a person does in Colab."""
+    filled = 0
+    for cell in notebook.cells:
+        line = re.compile(rf"^{field} = .*?(?=  # @param)", re.MULTILINE)
+        cell.source, count = line.subn(lambda _: f"{field} = {value!r}", cell.source)
+        filled += count
+    assert filled == 1, field
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Where all notebooks keep what they make."""
@@ -44,10 +57,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def execute(place):
-    """Runs a notebook in settings from the environment; gives what it printed and showed."""
+    """Runs a notebook with fields of its forms filled in; gives what it printed and showed."""
 
     def execute(name, **settings):
         notebook = read(name)
+        for field, value in {"KEPT": place, **settings}.items():
+            fill_in(notebook, field, str(value))
         if name == "finetune_tpu":
             # A TPU serves one process, and training is another: the notebook must not touch it.
             untouched = "import jax._src.xla_bridge as b; assert not b.backends_are_initialized()"
@@ -56,8 +71,6 @@ def execute(place):
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
-            "TALORA_KEPT": str(place),
-            **{f"TALORA_{name}": str(value) for name, value in settings.items()},
         }
         client = nbclient.NotebookClient(
             notebook,
@@ -136,6 +149,13 @@ def test_notebooks_are_stored_without_outputs_and_begin_alike(path):
     first = read(NOTEBOOKS[0].stem).cells
     assert "**Runtime:**" in cells[0].source and "%pip install" in cells[1].source
     assert cells[1].source == first[1].source
+    # What can be chosen is a field of a form: nothing is asked of the environment.
+    assert not any("os.environ.get" in cell.source for cell in cells)
+    fields = [line for cell in cells for line in cell.source.splitlines() if "# @param" in line]
+    assert len(fields) >= 5
+    for line in fields:
+        ast.parse(line)
+        json.loads(line.partition("# @param ")[2])
     assert all("%pip" not in cell.source for cell in cells[2:])
 
 
@@ -169,6 +189,18 @@ def test_finetune_on_nyuv2(execute, converted, published, place):
     text, pictures = execute("finetune_tpu", **settings, FLAGS=shlex.join(flags))
     assert "semantic/miou" in text and len(pictures) >= 3
     assert (place / "nyuv2" / "adapter.safetensors").is_file()
+
+
+@runs_notebooks
+def test_finetune_without_a_checkpoint_stands_on_the_small_sam(execute, place):
+    write_folder(place / "others", 6, (48, 64), seed=0)
+    flags = [*(flag for flag in FLAGS if "size=tiny" not in flag), "--config.steps=2"]
+    settings = {"DATA": place / "others", "BASE": place / "none.safetensors"}
+    text, pictures = execute("finetune_tpu", **settings, FLAGS=shlex.join(flags))
+    assert "none.safetensors: the small SAM that comes along takes its place." in text
+    assert "semantic/miou" in text and len(pictures) == 3
+    assert (place / "folder_small" / "adapter.safetensors").is_file()
+    assert any((place / "records").iterdir())
 
 
 @runs_notebooks

@@ -56,9 +56,22 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
     Raises:
       UserError: the file cannot be read.
     """
+    before = remembered(workdir)
+    if before is None:
+        return []
+    now = json.loads(json.dumps(dataset.contents))
+    return [*_settings(before, now), *_files(before, now, dataset.unread)]
+
+
+def remembered(workdir: Path) -> dict[str, dict[str, Any]] | None:
+    """The `Dataset.contents` that a run in a workdir remembers; None if it remembers none.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     path = workdir / FILE_NAME
     if not path.exists():
-        return []
+        return None
     try:
         before = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
@@ -68,8 +81,17 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
             f"{path} cannot be read ({one_line(error)}), and with it what data the run had: put it "
             "back, or remove it if the data is the same."
         ) from None
-    now = json.loads(json.dumps(dataset.contents))
-    return [*_settings(before, now), *_files(before, now, dataset.unread)]
+    return before
+
+
+def by_file(contents: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The split and the digest of each file."""
+    return {
+        file: (split, digest)
+        for split, files in contents.items()
+        if split != SETTINGS
+        for file, digest in files.items()
+    }
 
 
 def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -82,7 +104,7 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _files(before: Mapping[str, Any], now: Mapping[str, Any], unread: tuple[str, ...]) -> list[str]:
-    was, is_now = _by_file(before), _by_file(now)
+    was, is_now = by_file(before), by_file(now)
     was = {file: found for file, found in was.items() if not file.startswith(unread)}
     found: dict[str, list[str]] = collections.defaultdict(list)
     for file in sorted({*was, *is_now}):
@@ -99,16 +121,6 @@ def _files(before: Mapping[str, Any], now: Mapping[str, Any], unread: tuple[str,
                     file
                 )
     return [f"{len(files)} files {how} ({_some(files)})" for how, files in found.items()]
-
-
-def _by_file(contents: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The split and the digest of each file."""
-    return {
-        file: (split, digest)
-        for split, files in contents.items()
-        if split != SETTINGS
-        for file, digest in files.items()
-    }
 
 
 def _shown(value: Any) -> str:

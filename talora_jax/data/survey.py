@@ -26,12 +26,14 @@ class Survey:
       contents: of each target.
       looked_at: how many training images, evenly spread.
       images: how many there are.
+      val_images: how many there are to validate on.
       unmeasured: targets of which no validation image has anything to measure.
     """
 
     contents: Mapping[str, Content]
     looked_at: int
     images: int
+    val_images: int
     unmeasured: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -53,7 +55,9 @@ class Survey:
             for name, content in self._each()
             for key, value in content.numbers().items()
         }
-        return {"images_looked_at": float(self.looked_at), **numbers}
+        counts = {"train_images": self.images, "val_images": self.val_images}
+        counts |= {"images_looked_at": self.looked_at}
+        return {name: float(count) for name, count in counts.items()} | numbers
 
     def _each(self) -> Iterable[tuple[str, Content]]:
         return self.contents.items()
@@ -83,8 +87,8 @@ def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) 
         others = ", ".join(list(refused)[1:])
         also = f" ({others} cannot be used either)" if others else ""
         raise UserError(f"the {len(train)} training images of {dataset.name}: {name}: {why}{also}")
-    unmeasured = _unmeasured(dataset.splits["val"], targets)
-    return Survey(contents, len(at), len(train), unmeasured)
+    val = dataset.splits["val"]
+    return Survey(contents, len(at), len(train), len(val), _unmeasured(val, targets))
 
 
 def _spread(images: int) -> list[int]:

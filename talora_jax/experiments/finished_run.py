@@ -10,6 +10,7 @@ import ml_collections
 
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError, one_line
+from talora_jax.experiments.same_data import Data, data_of
 from talora_jax.training.log import is_row, read_metrics
 
 
@@ -22,6 +23,7 @@ class FinishedRun:
         `<domain>/<prompt>/<answer>`.
       parameters: how many train; None in a workdir without it.
       step_time: median seconds a step; None where it was never measured.
+      data: what it was trained and evaluated on.
     """
 
     workdir: Path
@@ -29,16 +31,16 @@ class FinishedRun:
     metrics: dict[str, float]
     parameters: float | None
     step_time: float | None
+    data: Data
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """What its metrics are of: tasks, or the domains of prompts."""
-        prompts = self.config.trains == "prompts"
-        return tuple(self.config.prompts.domains if prompts else self.config.tasks)
+        return _tasks(self.config)
 
 
 def read_run(workdir: Path) -> FinishedRun:
-    """The run of a workdir, from config.json and metrics.jsonl alone.
+    """The run of a workdir, from config.json, metrics.jsonl and what tells of its data.
 
     Raises:
       UserError: there is no run, it is not finished, or its files are not as a run leaves them.
@@ -52,7 +54,9 @@ def read_run(workdir: Path) -> FinishedRun:
     if not final:
         reached = f"the last logged step is {max(steps)}" if steps else "no step is logged"
         raise UserError(f"{workdir}: unfinished, {reached} of {config.steps}")
-    model = next((row for row in rows if row["split"] == "model"), {})
+    model, data = (
+        next((row for row in rows if row["split"] == split), {}) for split in ("model", "data")
+    )
     # The first step compiles and has no time.
     times = [t for row in rows if row["split"] == "train" and (t := row.get("step_time"))]
     return FinishedRun(
@@ -61,7 +65,12 @@ def read_run(workdir: Path) -> FinishedRun:
         {name: value for name, value in final[-1].items() if "/" in name},
         model.get("trainable_parameters"),
         median(times) if times else None,
+        data_of(workdir, config, _tasks(config), data),
     )
+
+
+def _tasks(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return tuple(config.prompts.domains if config.trains == "prompts" else config.tasks)
 
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -37,9 +37,11 @@ class _Table:
     """A table as printed: what each column is, its unit in ours, and lines of method and numbers.
 
     A column is a metric's name, or `delta_p`, `delta_m`, `parameters`; "-" stands for not printed.
+    `classes` is how many `semantic` has there.
     """
 
     source: str
+    classes: int
     columns: tuple[tuple[str, float], ...]
     lines: str
 
@@ -62,6 +64,7 @@ _TABLES = {
     "nyuv2_mtan": (
         _Table(
             "DB-MTL paper, table 1: ResNet-50 DeepLabV3+, mean of 3 runs",
+            13,
             (
                 ("semantic/miou", PERCENT),
                 ("semantic/pixel_acc", PERCENT),
@@ -86,6 +89,7 @@ _TABLES = {
         ),
         _Table(
             "MTSAM (ICLR 2025), second hand: SAM ViT-L, one run",
+            13,
             (("semantic/miou", PERCENT), ("depth/per_image/abs_err", 1)),
             """
             ToRA     | 52.1 | 0.282
@@ -96,6 +100,7 @@ _TABLES = {
     "cityscapes_mtan": (
         _Table(
             "DB-MTL paper, table 2: mean of 3 runs",
+            7,
             (
                 ("semantic/miou", PERCENT),
                 ("semantic/pixel_acc", PERCENT),
@@ -113,6 +118,7 @@ _TABLES = {
     "pascal_context": (
         _Table(
             "published, parameter-efficient, Swin-T, four tasks",
+            21,
             (
                 ("semantic/miou", PERCENT),
                 ("human_parts/miou", PERCENT),
@@ -131,6 +137,7 @@ _TABLES = {
         ),
         _Table(
             "published, full fine-tuning, ViT-L, five tasks",
+            21,
             (
                 ("semantic/miou", PERCENT),
                 ("human_parts/miou", PERCENT),
@@ -147,6 +154,11 @@ _TABLES = {
 }
 
 
-def published_rows(dataset: str) -> list[PublishedRow]:
-    """What is published on the data set of this `config.data.name`; nothing for most."""
-    return [row for table in _TABLES.get(dataset, ()) for row in table.rows()]
+def published_rows(dataset: str, classes: int | None = None) -> list[PublishedRow]:
+    """What is published on the data set of this `config.data.name`; nothing for most.
+
+    Args:
+      classes: how many `semantic` has: what is published of another number is left out.
+    """
+    tables = _TABLES.get(dataset, ())
+    return [row for table in tables if classes in (None, table.classes) for row in table.rows()]

@@ -1,7 +1,8 @@
 """python -m talora_jax.report WORKDIR… [--out DIR] [--baseline WORKDIR…]
 
-One table of finished runs, beside what is published on their data set: printed, and written as
-table.md, table.csv (every metric there is) and plot.png (quality against trainable parameters).
+A table of the finished runs on each data set, beside what is published on it: printed, and written
+as table.md, table.csv (every metric there is), runs.csv (a row for each run) and plot.png (quality
+against trainable parameters). Runs on other files, splits or classes are in a table of their own.
 What the rows and the relative improvements Δp and Δm are: talora_jax/experiments/tables.py.
 """
 
@@ -20,14 +21,16 @@ from rich.markup import escape
 
 from talora_jax import storage
 from talora_jax.errors import ArgumentParser, UserError, run_command
-from talora_jax.experiments.finished_run import FinishedRun, key, read_run, settings
+from talora_jax.experiments.finished_run import FinishedRun, key, read_run
 from talora_jax.experiments.tables import (
     DELTA_M,
     DELTA_P,
     MEASURED,
     PARAMETERS,
+    STEP_TIME,
     SUMMARY,
     ResultTable,
+    experiment,
     make_tables,
 )
 from talora_jax.files import write_atomically
@@ -41,9 +44,10 @@ _MARKERS = "osD^vP*X"
 def report(
     workdirs: Sequence[Path], out: Path, baseline: Sequence[Path] = ()
 ) -> tuple[list[ResultTable], list[str]]:
-    """Reads workdirs, prints the tables and writes table.md, table.csv and plot.png into `out`.
+    """Reads workdirs, prints the tables and writes table.md, table.csv, runs.csv and plot.png.
 
     Args:
+      out: where these are written.
       baseline: workdirs of the single-task runs that Δ is relative to; none: those found.
 
     Returns:
@@ -70,10 +74,12 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "table.md", markdown(tables, left_out).encode())
     write_atomically(out / "table.csv", comma_separated(tables).encode())
+    write_atomically(out / "runs.csv", each_run(tables).encode())
     picture = io.BytesIO()
     plot(tables).savefig(picture, format="png", dpi=150, bbox_inches="tight")
     write_atomically(out / "plot.png", picture.getvalue())
-    console.print(f"Wrote table.md, table.csv and plot.png in {out}", markup=False, soft_wrap=True)
+    written = "table.md, table.csv, runs.csv and plot.png"
+    console.print(f"Wrote {written} in {out}", markup=False, soft_wrap=True)
     return tables, left_out
 
 
@@ -82,7 +88,7 @@ def _read_all(
 ) -> tuple[list[FinishedRun], list[str]]:
     """The finished runs, `singles` first, and a sentence for each workdir without a new one."""
     runs, left_out = {}, []
-    experiments: dict[str, Path] = {}
+    experiments: dict[str, list[FinishedRun]] = {}
     for path in [*(run.workdir for run in singles), *workdirs]:
         place = path.resolve()
         if place in runs:
@@ -92,11 +98,12 @@ def _read_all(
         except UserError as error:
             left_out.append(str(error))
             continue
-        experiment = key(settings(run.config) | {"seed": run.config.seed})
-        if experiment in experiments:
-            left_out.append(f"{path}: the same settings and seed as {experiments[experiment]}")
+        alike = experiments.setdefault(key(experiment(run) | {"seed": run.config.seed}), [])
+        twin = next((other for other in alike if run.data.same(other.data)), None)
+        if twin:
+            left_out.append(f"{path}: the same settings and seed as {twin.workdir}")
             continue
-        experiments[experiment] = path
+        alike.append(run)
         runs[place] = run
     return list(runs.values()), left_out
 
@@ -148,6 +155,21 @@ def comma_separated(tables: Sequence[ResultTable]) -> str:
     return file.getvalue()
 
 
+def each_run(tables: Sequence[ResultTable]) -> str:
+    """The measured runs as CSV, each with every metric that any of them has."""
+    runs = [(table, row, run) for table in tables for row in table.rows for run in row.runs]
+    metrics = list(dict.fromkeys(name for _, _, run in runs for name in run.metrics))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heads = ["data set", "workdir", "method", "tasks", "seed", PARAMETERS, STEP_TIME]
+    writer.writerow([*heads, *metrics])
+    for table, row, run in runs:
+        told = [table.title, run.workdir, row.method, " ".join(run.tasks), run.config.seed]
+        numbers = [run.parameters, run.step_time, *map(run.metrics.get, metrics)]
+        writer.writerow([*told, *("" if number is None else number for number in numbers)])
+    return file.getvalue()
+
+
 def _print(table: ResultTable, console: rich.console.Console) -> None:
     """The table in parts that fit a terminal: the summary, then the metrics of each task."""
     parts = [SUMMARY] + [
@@ -195,7 +217,7 @@ def plot(tables: Sequence[ResultTable]) -> "Figure":
     or the IoUs of each domain of prompts.
 
     Up is better in every panel. Filled, with bars of ± one standard deviation: measured. Hollow:
-    published with its parameters.
+    published with its parameters. Dotted lines: published without.
     """
     # Imported here: the tables and their mistakes need not wait for it.
     from matplotlib.figure import Figure
@@ -220,21 +242,27 @@ def _plot_table(table: ResultTable, figure: "SubFigure") -> None:
     panels = _panels(table)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     entries = {}
-    for number, row in enumerate(row for row in table.rows if PARAMETERS in row.values):
+    for number, row in enumerate(table.rows):
         measured = row.source == MEASURED
         label = row.method if measured else f"{row.method} (published)"
+        colour = f"C{number % 10}"
         for ax, name in zip(axes, panels, strict=True):
-            if values := row.values.get(name):
+            values = row.values.get(name)
+            if not values:
+                continue
+            if PARAMETERS in row.values:
                 entries[label] = ax.errorbar(
                     fmean(row.values[PARAMETERS]),
                     fmean(values),
                     yerr=stdev(values) if len(values) > 1 else None,
                     # Ten colours, then the same with another marker.
                     fmt=_MARKERS[number // 10 % len(_MARKERS)],
-                    color=f"C{number % 10}",
-                    markerfacecolor=f"C{number % 10}" if measured else "none",
+                    color=colour,
+                    markerfacecolor=colour if measured else "none",
                     capsize=3,
                 )
+            elif not measured:
+                entries[label] = ax.axhline(fmean(values), color=colour, linestyle=":", linewidth=1)
     for ax, (name, sign) in zip(axes, panels.items(), strict=True):
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

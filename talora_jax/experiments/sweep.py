@@ -108,8 +108,9 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
 def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[str, str]:
     """Trains what is not finished, each in a process of its own, and reports on all there is.
 
-    Leaves runs/NAME (workdirs), logs/NAME.txt (what each run printed), report/ and compiled/ (JAX's
-    compilation cache, unless there is another) in `directory`.
+    Leaves runs/NAME (workdirs), logs/NAME.txt (what each run printed) and report/ in `directory`.
+    The data is prepared once, before the first run, and the runs share what they compile, see
+    `talora_jax.compiled`.
 
     Returns:
       The runs that failed, each with the last line it printed, or the signal that killed it.
@@ -162,24 +163,37 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Opens what runs have in common: a mistake in a path is told once, before anything starts.
 
     Raises:
-      UserError: the data, a base or an adapter to extend cannot be opened.
+      UserError: the data, a base or an adapter to extend cannot be opened, a target means nothing,
+        the weighting does not fit the steps, or the tracker is not installed.
     """
     from talora_jax.data import open_dataset
+    from talora_jax.data.survey import survey
+    from talora_jax.training import trackers
     from talora_jax.training.jobs import JOBS
     from talora_jax.training.setup import parent_of, sizes
+    from talora_jax.weighting import losses
 
-    known = set()
+    models, images = set(), {}
     for config in configs:
-        targets = JOBS[config.trains].targets(config)
+        trackers.check(config.tracker)
+        job = JOBS[config.trains]
+        targets = job.targets(config)
         opened = key({"data": config.data.to_dict(), "targets": targets})
         model = key({"model": config.model.to_dict(), "adapter": config.adapter.to_dict()})
-        if model not in known:
+        if model not in models:
+            models.add(model)
             sizes(config)
             parent_of(config)
-        if opened not in known:
+        if opened not in images:
             config_lib.check_read(config)
-            open_dataset(config.data, targets)
-        known |= {opened, model}
+            dataset = open_dataset(config.data, targets)
+            survey(dataset, targets, job.masks(config))
+            images[opened] = len(dataset.splits["train"])
+        if config.trains == "tasks" and config.weighting.kind in losses.KINDS:
+            steps_per_epoch = images[opened] // config.batch_size
+            losses.make_weighting(
+                config.weighting, len(config.tasks), steps_per_epoch, config.steps
+            )
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path, log: Path) -> int:

@@ -1,8 +1,9 @@
 """Runs side by side: rows over seeds, relative improvements, what is published.
 
-Runs that differ in the seed only are one row. Single-task runs are one row together, its parameters
-and step time those of one run per task added up. Relative improvement is over the single-task runs
-of the same data set and model size, see `improvement`.
+Runs are in one table if they are on the same data, see `same_data`, and train the same kind of
+thing. Runs that differ in the seed only are one row. Single-task runs are one row together, its
+parameters and step time those of one run per task added up. Relative improvement is over the
+single-task runs of the same data set and model size, see `improvement`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import FinishedRun, key, settings
 from talora_jax.experiments.improvement import delta_m, delta_p, signed
 from talora_jax.experiments.published import published_rows
+from talora_jax.experiments.same_data import fingerprint, in_words
 
 PARAMETERS, STEP_TIME = "trainable parameters", "step time (s)"
 DELTA_P, DELTA_M = "Δp (%)", "Δm (%)"
@@ -32,12 +34,14 @@ class ResultRow:
       source: MEASURED, or where it is published.
       seeds: how many; None for a published row.
       values: of every column, one number per seed; a column may be missing.
+      runs: that it is made of.
     """
 
     method: str
     source: str
     seeds: int | None
     values: Mapping[str, Sequence[float]]
+    runs: tuple[FinishedRun, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +75,56 @@ def make_tables(
     Raises:
       UserError: `baseline` names two different experiments for one task.
     """
-    datasets = _grouped(runs, lambda run: key(_dataset(run)))
-    names = _differences([_dataset(group[0]) for group in datasets.values()])
+    datasets: list[list[FinishedRun]] = []
+    for run in runs:
+        fitting = (group for group in datasets if all(_comparable(run, other) for other in group))
+        group = next(fitting, None)
+        if group is None:
+            datasets.append([run])
+        else:
+            group.append(run)
+    names = _differences([_told_apart_by(group) for group in datasets])
     tables = []
-    for (dataset, group), name in zip(datasets.items(), names, strict=True):
+    for group, name in zip(datasets, names, strict=True):
         title = " ".join((group[0].config.data.name, *name))
         if group[0].config.trains == "prompts":
-            tables.append(_prompts_table(title, group))
+            table = _prompts_table(title, group)
         else:
-            chosen = [run for run in baseline if key(_dataset(run)) == dataset]
-            tables.append(_make_table(title, group, chosen))
+            chosen = [run for run in baseline if _comparable(run, group[0])]
+            table = _make_table(title, group, chosen)
+        about = in_words([run.data for run in group])
+        notes = (about, *table.notes) if about else table.notes
+        tables.append(dataclasses.replace(table, notes=notes))
     return tables
+
+
+def experiment(run: FinishedRun) -> dict[str, Any]:
+    """What a run's numbers depend on, beside its data and its seed."""
+    fields = settings(run.config)
+    return {name: value for name, value in fields.items() if not name.startswith("config.data.")}
+
+
+def _comparable(run: FinishedRun, other: FinishedRun) -> bool:
+    return run.config.trains == other.config.trains and run.data.same(other.data)
+
+
+def _told_apart_by(group: Sequence[FinishedRun]) -> dict[str, Any]:
+    """What may differ between data sets, to be named where it does."""
+    apart = ("config.data.", "config.trains")
+    fields = settings(group[0].config)
+    classes = {task: len(names) for run in group for task, names in run.data.class_names.items()}
+    return {
+        **{name: value for name, value in fields.items() if name.startswith(apart)},
+        **{f"{task}_classes": number for task, number in classes.items()},
+        "data": fingerprint([run.data for run in group]),
+    }
 
 
 def _prompts_table(title: str, runs: Sequence[FinishedRun]) -> ResultTable:
     """IoUs of promptable models: there is nothing that they are relative to."""
     domains = tuple(dict.fromkeys(domain for run in runs for domain in run.tasks))
-    groups = list(_grouped(runs, lambda run: key(settings(run.config))).values())
-    labels = _differences([settings(group[0].config) for group in groups])
+    groups = list(_grouped(runs, lambda run: key(experiment(run))).values())
+    labels = _differences([experiment(group[0]) for group in groups])
     rows = tuple(
         _measured(" ".join((group[0].config.adapter.kind, *label)), group, {})
         for group, label in zip(groups, labels, strict=True)
@@ -120,7 +156,10 @@ def _make_table(
         name = f"single-task {config.adapter.kind}" if single else config.adapter.kind
         row = _measured(" ".join((name, *label)), group, baselines[model_name(config.model)])
         rows.append(row)
-    published = published_rows(runs[0].config.data.name)
+    dataset, classes = runs[0].config.data.name, _classes(runs)
+    published = published_rows(dataset, classes)
+    if len(published) < len(published_rows(dataset)):
+        notes.append(f"what is published of other than {classes} classes is left out")
     shown = _shown(tasks, [name for row in published for name in row.metrics])
     for row in published:
         values = {name: [value] for name, value in row.metrics.items() if name in shown}
@@ -153,7 +192,7 @@ def _measured(
         for name, value in columns.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
-    return ResultRow(method, MEASURED, len(seeds), values)
+    return ResultRow(method, MEASURED, len(seeds), values, tuple(group))
 
 
 def _baseline(
@@ -168,7 +207,7 @@ def _baseline(
     lacking = []
     for task in tasks:
         runs = [run for run in singles if run.tasks == (task,)]
-        experiments = _grouped(runs, lambda run: key(settings(run.config)))
+        experiments = _grouped(runs, lambda run: key(experiment(run)))
         if len(experiments) == 1:
             names = {name for run in runs for name in run.metrics}
             means |= {n: fmean(r.metrics[n] for r in runs if n in r.metrics) for n in names}
@@ -193,18 +232,19 @@ def _shown(tasks: Sequence[str], published: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(shown))
 
 
-def _dataset(run: FinishedRun) -> dict[str, Any]:
-    apart = ("config.data.", "config.trains")
-    return {k: v for k, v in settings(run.config).items() if k.startswith(apart)}
-
-
 def _row_settings(run: FinishedRun) -> dict[str, Any]:
     """What all runs of a row have in common."""
-    fields = settings(run.config)
+    fields = experiment(run)
     if len(run.tasks) > 1:
         return fields
     apart = ("config.tasks", "config.weighting.")
     return {k: v for k, v in fields.items() if not k.startswith(apart)} | {"single-task": True}
+
+
+def _classes(runs: Sequence[FinishedRun]) -> int | None:
+    """How many classes `semantic` has; None if nothing tells."""
+    found = (run.data.class_names.get("semantic") for run in runs)
+    return next((len(names) for names in found if names), None)
 
 
 def _differences(settings_of: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -228,7 +228,7 @@ def _embed_by_task(
 
 def _weighting(run: Run) -> Weighting:
     steps_per_epoch = len(run.dataset.splits["train"]) // run.config.batch_size
-    return make_weighting(run.config.weighting, len(run.tasks), steps_per_epoch)
+    return make_weighting(run.config.weighting, len(run.tasks), steps_per_epoch, run.config.steps)
 
 
 def _scalars(

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal, `metrics.jsonl` and TensorBoard."""
+"""What a run tells: lines on the terminal, `metrics.jsonl`, TensorBoard and a tracker."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ import rich.progress
 
 from talora_jax import storage
 from talora_jax.files import write_atomically
+from talora_jax.training.trackers import Tracker
 
 _PUBLISH = 30  # seconds after which what is logged is written to a bucket
 
@@ -29,9 +30,18 @@ class RunLog:
     Args:
       resume_step: the step that is restored; 0 begins a new log.
       last_step: of the run. Its evaluation comes behind its checkpoint, and is logged anew.
+      tracker: is told what TensorBoard is told.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, last_step: int, active: bool):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resume_step: int,
+        last_step: int,
+        active: bool,
+        tracker: Tracker | None = None,
+    ):
         self._console = rich.console.Console(quiet=not active, highlight=False)
         self._active = active
         if not active:
@@ -50,26 +60,28 @@ class RunLog:
         path = self._folder.here / path.name
         write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept.values()))
         self._file = open(path, "a", encoding="utf-8")
-        self._board = _Board(self._folder.here / "tensorboard", resume_step)
+        board = _Board(self._folder.here / "tensorboard", resume_step)
+        self._boards: list[_Board | Tracker] = [board, *([tracker] if tracker else [])]
         self._published = time.monotonic()
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same scalars for TensorBoard."""
+        """One line of metrics.jsonl, and the same scalars for TensorBoard and the tracker."""
         if not self._active:
             return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
-        self._board.scalars(step, {f"{split}/{name}": value for name, value in values.items()})
+        for board in self._boards:
+            board.scalars(step, {f"{split}/{name}": value for name, value in values.items()})
         if split != "train" or time.monotonic() > self._published + _PUBLISH:
             self.publish()
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """A picture [H, W, 3] uint8 for TensorBoard."""
-        if self._active:
-            self._board.picture(step, name, picture)
+        """A picture [H, W, 3] uint8 for TensorBoard and the tracker."""
+        for board in self._boards if self._active else ():
+            board.picture(step, name, picture)
 
     def publish(self) -> None:
         """Sees to it that what was logged outlives this process: called before a checkpoint is
@@ -88,7 +100,8 @@ class RunLog:
     def close(self) -> None:
         if self._active:
             self._file.close()
-            self._board.close()
+            for board in self._boards:
+                board.close()
             self._folder.close()
 
 

@@ -16,7 +16,7 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
 from talora_jax.errors import Stopped, UserError, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
-from talora_jax.training import agreement
+from talora_jax.training import agreement, trackers
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
@@ -64,6 +64,7 @@ def train(
         config = as_begun(config, workdir)
         if main_process:
             check_free(workdir)
+            trackers.check(config.tracker)
         hosts.agree(agreement.of_run(config, "train"))
         hosts.check_shared("--workdir", workdir)
         run = job.prepare(config)
@@ -118,7 +119,14 @@ def _train(
             names = ", ".join(files)
             print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
         return {}
-    log = RunLog(workdir, resume_step=first_step, last_step=config.steps, active=main_process)
+    tracked = config.tracker and main_process
+    log = RunLog(
+        workdir,
+        resume_step=first_step,
+        last_step=config.steps,
+        active=main_process,
+        tracker=trackers.Tracker(config.tracker, config, workdir, first_step) if tracked else None,
+    )
 
     # What is at stake
     count = sum(x.size for x in jax.tree.leaves(run.trainable))

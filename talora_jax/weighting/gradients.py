@@ -8,8 +8,8 @@ which accelerators make only when asked: `jax.default_matmul_precision`.
 
 Sums over tasks in the papers are means here, as in `talora_jax.weighting.losses`: the pull of the
 orthogonal regulariser, which is added afterwards and not balanced, does not grow with T. Where all
-tasks have the same gradient, or there is but one, PCGrad and Nash-MTL give that gradient itself,
-CAGrad (1 + c) / (1 + c²) of it, and DB-MTL (with β = 0) 1 / L of it.
+tasks have the same gradient, or there is but one, a method gives that gradient itself, but for
+CAGrad, which gives (1 + c) / (1 + c²) of it, and DB-MTL (with β = 0), which gives 1 / L of it.
 
 A task whose gradient is zero, such as one without a label in the batch, turns no direction.
 """
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from talora_jax.errors import UserError
 
-KINDS = ("pcgrad", "cagrad", "nash_mtl", "db_mtl")
+KINDS = ("pcgrad", "cagrad", "nash_mtl", "fairgrad", "aligned_mtl", "upgrad", "db_mtl")
 
 Jacobian = PyTree[Float[Array, "T ..."]]
 
@@ -173,18 +173,121 @@ class NashMTL(Balancing):
 def nash_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
     """√‖GᵀG‖_F α / T; 1/T for a task whose gradient is zero."""
     tasks = len(gram)
-    squares = jnp.diag(gram)
-    norms = jnp.sqrt(squares)
-    # With α_t = β_t / ‖g_t‖ the equation is one of cosines, whatever the scales of the tasks. The
-    # ridge, far below what float32 tells of a cosine of millions of parameters, bounds β by 1000.
-    cosines = _safe_ratio(gram, jnp.outer(norms, norms)) * (1 - np.eye(tasks)) + np.eye(tasks)
-    cosines += 1e-6 * np.eye(tasks)
+    norms, cosines = _cosines(gram)
+    # With α_t = β_t / ‖g_t‖ the equation is one of cosines, whatever the scales of the tasks.
     beta = _minimise_with_barrier(
         lambda b: b @ cosines @ b / 2, jnp.ones(tasks), np.eye(tasks, dtype=np.float32), np.ones(50)
     )
-    largest = squares.max()
+    largest = jnp.diag(gram).max()
     size = jnp.sqrt(largest * jnp.linalg.norm(_safe_ratio(gram, largest)))
     return jnp.where(norms > 0, size * _safe_ratio(beta, norms), 1) / tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class FairGrad(Balancing):
+    """The α-fair direction: Σ_t w_t g_t with (GᵀG) w = w^(−1/α) (Ban & Ji 2024).
+
+    α = 1 is Nash-MTL's direction; a larger α looks more at the tasks that gain least. As there GᵀG
+    is divided by its Frobenius norm, which changes the gradient's length and not its direction; the
+    authors clip it to norm 1: `config.optimizer.clip_norm`. Solved exactly: w is the minimum of the
+    convex ½ wᵀGᵀGw − Σ ∫w^(−1/α), where the authors fit least squares. A task's own parameters get
+    its plain gradient. Where the tasks' pulls cancel there is no solution; w is then large but
+    bounded.
+    """
+
+    alpha: float
+
+    def combine(self, jacobian, losses, state, step, key):
+        weights = fair_weights(gram_matrix(jacobian), self.alpha)
+        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+
+
+def fair_weights(gram: Float[Array, "T T"], alpha: float) -> Float[Array, "T"]:
+    """w / T with (GᵀG / ‖GᵀG‖_F) w = w^(−1/α); 1/T for a task whose gradient is zero."""
+    tasks = len(gram)
+    norms, cosines = _cosines(gram)
+    ratios = jnp.where(norms > 0, _safe_ratio(norms, norms.max()), 1)
+    # With w_t = x_t / ‖g_t‖ the equation is Σ_s cos_ts x_s = pulls_t x_t^(−1/α).
+    pulls = ratios ** (1 / alpha - 1)
+
+    def objective(x):
+        utility = jnp.log(x) if alpha == 1 else x ** (1 - 1 / alpha) / (1 - 1 / alpha)
+        return x @ cosines @ x / 2 - pulls @ utility
+
+    # From the solution for gradients at right angles.
+    x = _minimise_with_barrier(
+        objective,
+        pulls ** (alpha / (1 + alpha)),
+        np.eye(tasks, dtype=np.float32),
+        np.zeros(50),
+    )
+    size = jnp.linalg.norm(_safe_ratio(gram, jnp.diag(gram).max())) ** (alpha / (1 + alpha))
+    return jnp.where(norms > 0, size * x / ratios, 1) / tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedMTL(Balancing):
+    """The mean of gradients that are made orthogonal and equally long (Senushkin et al. 2023).
+
+    Ĝ = G B with B = √λ_min V Λ^(−1/2) Vᵀ, VΛVᵀ = GᵀG: the orthogonal directions nearest to G, as
+    long as the weakest of its principal components; tasks are of equal weight. Components weaker
+    than float32 tells from rounding (λ ≤ λ_max T ε, as in the authors' code) are left out. A task's
+    own parameters get its plain gradient.
+    """
+
+    def combine(self, jacobian, losses, state, step, key):
+        weights = aligned_weights(gram_matrix(jacobian))
+        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+
+
+def aligned_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
+    """B 1 / T; it does not change with the scale of the gradients."""
+    tasks = len(gram)
+    values, vectors = jnp.linalg.eigh(_safe_ratio(gram, jnp.trace(gram)))
+    kept = values > values.max() * tasks * np.finfo(np.float32).eps
+    least = jnp.where(kept, values, jnp.inf).min()
+    return vectors @ (jnp.sqrt(jnp.where(kept, _safe_ratio(least, values), 0)) * vectors.mean(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class UPGrad(Balancing):
+    """The mean of the gradients, each at the nearest point that no task is against (Quinton & Rey
+    2024).
+
+    Mean_t π(g_t), π the projection on the dual cone {d: g_sᵀd ≥ 0 for all s} (their eq. 3), as the
+    quadratic program of their proposition 1; exact but for a ridge of 10⁻⁶ on the cosines. A task's
+    own parameters get its plain gradient.
+    """
+
+    def combine(self, jacobian, losses, state, step, key):
+        weights = upgrad_weights(gram_matrix(jacobian))
+        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+
+
+def upgrad_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
+    """Weights of Mean_t π(g_t); 1/T for a task whose gradient is zero."""
+    tasks = len(gram)
+    norms, cosines = _cosines(gram)
+    identity = np.eye(tasks, dtype=np.float32)
+
+    def projected(unit):
+        """π of one of the gradients of length 1, in these: unit + s, s ≥ 0 with the least norm."""
+        s = _minimise_with_barrier(
+            lambda s: (unit + s) @ cosines @ (unit + s) / 2,
+            jnp.ones(tasks),
+            identity,
+            np.geomspace(1, 1e-8, 36).repeat(2),
+        )
+        # The barrier tells which s are 0 (those tasks gain); the others' gains are 0 exactly. Where
+        # gradients are opposite it cannot tell, and does not matter.
+        gains = cosines @ (unit + s)
+        free = s > gains
+        system = jnp.where(free[:, None] & free, cosines, identity)
+        solved = jnp.linalg.solve(system, jnp.where(free, -cosines @ unit, 0))
+        return unit + jnp.where((solved >= 0).all(), solved, s)
+
+    weights = _safe_ratio(norms @ jax.vmap(projected)(jnp.asarray(identity)), norms)
+    return jnp.where(norms > 0, weights, 1) / tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +333,12 @@ def make_balancing(config: ml_collections.ConfigDict) -> Balancing:
             return CAGrad(config.cagrad_c)
         case "nash_mtl":
             return NashMTL(config.nash_update_every)
+        case "fairgrad":
+            return FairGrad(config.fairgrad_alpha)
+        case "aligned_mtl":
+            return AlignedMTL()
+        case "upgrad":
+            return UPGrad()
         case "db_mtl":
             return DBMTL(config.db_mtl_beta)
         case unknown:
@@ -273,6 +382,18 @@ def _minimise_with_barrier(
         return tried[jnp.argmin(jnp.where(jnp.isfinite(steepness), steepness, jnp.inf))], None
 
     return jax.lax.scan(step, start, jnp.asarray(barriers, jnp.float32))[0]
+
+
+def _cosines(gram: Float[Array, "T T"]) -> tuple[Float[Array, "T"], Float[Array, "T T"]]:
+    """The gradients' norms, and their cosines, with the identity for a gradient that is zero.
+
+    A ridge on the diagonal, far below what float32 tells of a cosine of millions of parameters,
+    bounds what is solved with them where they are singular: of Nash-MTL by 1000.
+    """
+    norms = jnp.sqrt(jnp.diag(gram))
+    identity = np.eye(len(gram))
+    cosines = _safe_ratio(gram, jnp.outer(norms, norms)) * (1 - identity) + identity
+    return norms, cosines + 1e-6 * identity
 
 
 def _norm(weights: Float[Array, "T"], gram: Float[Array, "T T"]) -> Float[Array, ""]:

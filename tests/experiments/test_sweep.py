@@ -1,5 +1,6 @@
 """Which runs a sweep plans, and that it survives failures and a kill."""
 
+import importlib.util
 import json
 import signal
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from talora_jax import config as config_lib
+from talora_jax.data import open_dataset
+from talora_jax.data.folder import open as folder_data
 from talora_jax.errors import UserError
 from talora_jax.experiments import sweep as sweep_lib
 from talora_jax.experiments.sweep import Grid, plan, read_command, sweep
@@ -129,6 +132,42 @@ def test_a_mistyped_path_is_told_once_and_nothing_starts(config, tmp_path, monke
         wrong.update_from_flattened_dict({field: str(tmp_path / "nowhere")})
         with pytest.raises(UserError, match="nowhere"):
             sweep(plan(wrong, Grid(("none", "full"))), tmp_path / "sweep")
+
+
+def test_what_no_run_can_do_is_told_before_the_first_one(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: pytest.fail("started"))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "mlflow" else find_spec(name)
+    )
+    for fields, told in (
+        ({"weighting.kind": "stch"}, "'stch' warms up for 4 epochs .* and the run has 4"),
+        ({"weighting.kind": "dynamic_average", "batch_size": 64}, "at least one step per epoch"),
+        ({"tracker": "mlflow"}, "config.tracker=mlflow needs mlflow, which is not installed"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update_from_flattened_dict(fields)
+        with pytest.raises(UserError, match=told):
+            sweep(plan(wrong, Grid(("none", "full"))), tmp_path / "sweep")
+
+
+def test_the_data_is_prepared_once_for_all_runs(config, tmp_path, monkeypatch):
+    config.data.dir = str(tmp_path / "records")
+    prepared, prepare, begun = [], folder_data._prepare, []
+    monkeypatch.setattr(
+        folder_data, "_prepare", lambda *parts: prepared.append(parts) or prepare(*parts)
+    )
+
+    def run(config, workdir, log):
+        begun.append(workdir.name)
+        assert len(prepared) == 1
+        open_dataset(config.data, tuple(config.tasks))
+        return -9
+
+    monkeypatch.setattr(sweep_lib, "_run", run)
+    with pytest.raises(UserError, match="none of the 8 workdirs"):
+        sweep(plan(config, Grid(("none", "stl"), (0, 1))), tmp_path / "sweep")
+    assert len(begun) == 8 and len(prepared) == 1
 
 
 def test_a_sweep_of_which_nothing_ends_well(config, tmp_path, monkeypatch, capsys):

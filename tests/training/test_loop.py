@@ -102,6 +102,7 @@ def test_every_weighting_trains(config, kind):
     config.tasks = ("depth", "normals")
     config.weighting.kind = kind
     config.weighting.task_weights = (1.0, 2.0)
+    config.weighting.stch_warmup_epochs = 0
     config.adapter.kind = "none"
     config.optimizer.warmup = 0.0
     tasks = tuple(make_task(name, class_names=()) for name in config.tasks)
@@ -129,7 +130,7 @@ def test_every_weighting_trains(config, kind):
         assert (x != after["weighting"][name]).all()
     assert bool(before["weighting"]) == (kind == "uncertainty")
     carried = jax.tree.leaves(state.weighting)
-    assert bool(carried) == (kind in ("dynamic_average", "famo"))
+    assert bool(carried) == (kind in ("dynamic_average", "famo", "stch"))
     moved = [(a != b).any() for a, b in zip(jax.tree.leaves(kept.weighting), carried, strict=True)]
     assert any(moved) == bool(carried)
 

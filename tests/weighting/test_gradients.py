@@ -8,16 +8,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 
 from talora_jax import config as config_lib
 from talora_jax.weighting import gradients as balancing
-from talora_jax.weighting.gradients import cagrad_weights, nash_weights, pcgrad_weights
+from talora_jax.weighting.gradients import (
+    aligned_weights,
+    cagrad_weights,
+    fair_weights,
+    nash_weights,
+    pcgrad_weights,
+    upgrad_weights,
+)
 
 KEY = jax.random.key(0)
 SHARED = {"a": jnp.zeros((1, 2)), "b": jnp.zeros(3)}
 cagrad = jax.jit(cagrad_weights, static_argnums=1)
 nash = jax.jit(nash_weights)
+fair = jax.jit(fair_weights, static_argnums=1)
+aligned, upgrad = jax.jit(aligned_weights), jax.jit(upgrad_weights)
 
 
 def gram(gradients):
@@ -168,6 +177,87 @@ def test_nash_keeps_its_weights_between_solutions():
     assert (told[1] != told[2]).all()
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_fairgrad_solves_its_equation(tasks, alpha):
+    rng = np.random.default_rng(tasks)
+    for scale in (1e-7, 1, 1e4):
+        gradients = rng.normal(size=(tasks, 8)) * 10 ** rng.uniform(-2, 2, (tasks, 1)) * scale
+        square = gradients @ gradients.T
+        w = np.float64(fair(jnp.float32(square), alpha)) * tasks
+        residual = square / np.linalg.norm(square) @ w * w ** (1 / alpha)
+        np.testing.assert_allclose(residual, 1, rtol=1e-3)
+
+
+def test_fairgrad_of_two_tasks_has_a_closed_form():
+    for alpha in (0.5, 2.0, 5.0):
+        for cosine in (-0.9, -0.2, 0, 0.5, 0.99):
+            # Of equal length: (1 + cos) w = w^(−1/α) ‖GᵀG‖_F.
+            gradients = 3 * np.array([[1, 0], [cosine, np.sqrt(1 - cosine**2)]])
+            size = np.sqrt(2 + 2 * cosine**2)
+            w = (size / (1 + cosine)) ** (alpha / (1 + alpha))
+            np.testing.assert_allclose(fair(gram(gradients), alpha), [w / 2] * 2, rtol=1e-4)
+        # At right angles: ‖g_t‖² w_t = w_t^(−1/α) ‖GᵀG‖_F.
+        gradients, size = np.diag([0.01, 3.0]), np.hypot(1e-4, 9)
+        expected = (size / np.array([1e-4, 9])) ** (alpha / (1 + alpha)) / 2
+        np.testing.assert_allclose(fair(gram(gradients), alpha), expected, rtol=1e-4)
+
+
+def test_fairgrad_with_alpha_1_is_nash():
+    square = gram(np.random.default_rng(0).normal(size=(4, 6)))
+    np.testing.assert_allclose(fair(square, 1.0), nash(square), rtol=1e-4)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_aligned_gradients_are_orthogonal_and_as_long_as_the_weakest_component(tasks):
+    rng = np.random.default_rng(tasks)
+    for scale in (1e-8, 1, 1e4):
+        gradients = rng.normal(size=(tasks, 8)) * rng.uniform(0.3, 3, (tasks, 1)) * scale
+        # By the singular values, not by the Gram matrix: U Vᵀ is the nearest orthogonal system.
+        left, singular, right = np.linalg.svd(gradients, full_matrices=False)
+        expected = (singular[-1] * left @ right).mean(0)
+        found = np.float64(aligned(gram(gradients))) @ gradients
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.linalg.norm(expected))
+
+
+def test_aligned_mtl_of_two_tasks_by_hand():
+    # At right angles both get the shorter one's length: 3 and 4 become 3 and 3.
+    np.testing.assert_allclose(aligned(gram(np.diag([3.0, 4.0]))), [0.5, 0.375], rtol=1e-5)
+    # Two alike and one across: of rank 2, components of √2 and 1, so the two count as one.
+    three = np.array([[1.0, 0], [1, 0], [0, 1]])
+    np.testing.assert_allclose(aligned(gram(three)) @ three, [np.sqrt(2) / 3, 1 / 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_upgrad_is_the_mean_of_the_projections_on_the_dual_cone(tasks):
+    conflicts = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        gradients = rng.normal(size=(tasks, 6)) - rng.normal(size=6) * (seed % 2)
+        gradients *= 10 ** rng.uniform(-2, 2, (tasks, 1)) * (1e-8, 1, 1e4)[seed % 3]
+        # Moreau: what lacks to the projection is the nearest point of the gradients' own cone.
+        units = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+        projections = [g + np.linalg.norm(g) * units.T @ nnls(units.T, -u)[0]
+                       for g, u in zip(gradients, units, strict=True)]  # fmt: skip
+        expected = np.mean(projections, axis=0)
+        found = np.float64(upgrad(gram(gradients))) @ gradients
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.linalg.norm(expected))
+        assert (units @ found >= -1e-4 * np.linalg.norm(found)).all()
+        conflicts += (gradients @ gradients.mean(0) < 0).any()
+    assert conflicts > 1
+
+
+def test_upgrad_of_two_tasks_by_hand():
+    # (1, 0) and (−1, 1): projected on the other's plane, as PCGrad does, (1/2, 1/2) and (0, 1).
+    against = np.array([[1.0, 0], [-1, 1]])
+    np.testing.assert_allclose(upgrad(gram(against)) @ against, [0.25, 0.75], rtol=1e-5)
+    for friends in (np.diag([1.0, 5.0]), np.array([[1.0, 0], [1, 1]])):
+        np.testing.assert_allclose(upgrad(gram(friends)), [0.5, 0.5], rtol=1e-5)
+    # What is left of a gradient and its opposite is nothing.
+    opposed = np.array([[1.0, 0], [-2, 0]])
+    np.testing.assert_allclose(upgrad(gram(opposed)) @ opposed, 0, atol=1e-3)
+
+
 def test_db_mtl_is_the_papers_formula():
     beta = 0.7
     method, combine = make("db_mtl", db_mtl_beta=beta)
@@ -185,7 +275,7 @@ def test_db_mtl_is_the_papers_formula():
 
 
 # Of the plain mean gradient, for losses of 2.
-SCALES = {"pcgrad": 1, "cagrad": 1.4 / 1.16, "nash_mtl": 1, "db_mtl": 1 / 2}
+SCALES = dict.fromkeys(balancing.KINDS, 1) | {"cagrad": 1.4 / 1.16, "db_mtl": 1 / 2}
 
 
 @pytest.mark.parametrize("kind", balancing.KINDS)

@@ -18,6 +18,7 @@ from talora_jax.weighting.losses import (
     Famo,
     Fixed,
     Random,
+    SmoothTchebycheff,
     Uncertainty,
     make_weighting,
 )
@@ -152,6 +153,39 @@ def test_famo_passes_over_tasks_without_a_loss():
     assert state["logits"][2] < state["logits"][0] == state["logits"][1]
 
 
+@pytest.mark.parametrize("mu", [0.3, 1.0])
+def test_stch_is_the_gradient_of_the_papers_formula(mu):
+    weighting = SmoothTchebycheff(T, steps_per_epoch=2, mu=mu, warmup_epochs=1)
+    rng = np.random.default_rng(0)
+    losses = rng.uniform(0.1, 5, (8, T)).astype(np.float32)
+    nadir = losses[2:4].mean(0)
+    state, update = weighting.init_state(), jax.jit(weighting.update)
+    weights_of = jax.jit(lambda state, losses: weighting.weights({}, state, losses, KEY)[0])
+
+    def scalarised(losses, step):
+        if step < 4:
+            return jnp.log(losses).sum()
+        return mu * jnp.log(jnp.sum(jnp.exp(jnp.log(losses / nadir) / mu)))
+
+    for step in range(8):
+        slope = np.float64(jax.grad(scalarised)(jnp.asarray(losses[step]), step))
+        found = weights_of(state, losses[step])
+        np.testing.assert_allclose(found, slope / slope.sum(), rtol=1e-4)
+        state = update(state, losses[step], step)
+    np.testing.assert_allclose(state["nadir"], nadir, rtol=1e-6)
+
+
+def test_stch_passes_over_tasks_without_a_loss():
+    weighting = SmoothTchebycheff(T, steps_per_epoch=2, mu=0.5, warmup_epochs=0)
+    state = weighting.init_state()
+    for step, losses in enumerate(([0, 1, 2], [0, 0, 4], [0, 0, 0], [3, 0, 1])):
+        weights = weighting.weights({}, state, jnp.float32(losses), KEY)[0]
+        np.testing.assert_array_equal(np.asarray(weights) > 0, np.array(losses) > 0)
+        state = weighting.update(state, jnp.float32(losses), step)
+    # Means over the batches that had the task; of the first there was none.
+    np.testing.assert_array_equal(state["nadir"], [0, 1, 3])
+
+
 def test_random_is_a_softmax_of_normals_drawn_anew_with_each_key():
     keys = jax.random.split(KEY, 20_000)
     weights = jax.vmap(lambda key: Random(T).weights({}, {}, None, key)[0])(keys)
@@ -206,6 +240,14 @@ def test_make_weighting():
     assert make("dynamic_average") == DynamicAverage(2, 10, 2.0)
     assert make("random") == Random(2)
     assert make("famo", famo_learning_rate=0.1, famo_decay=0.2) == Famo(2, 0.1, 0.2)
+    assert make("stch", stch_mu=0.5) == SmoothTchebycheff(2, 10, 0.5, 4)
+
+
+def test_a_warm_up_that_takes_the_whole_run_is_refused():
+    config = fields("stch", (1.0, 1.0), stch_warmup_epochs=2)
+    assert make_weighting(config, 2, 10, steps=31) == SmoothTchebycheff(2, 10, 1.0, 2)
+    with pytest.raises(UserError, match="2 epochs and one more, 30 steps, and the run has 30"):
+        make_weighting(config, 2, 10, steps=30)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +255,7 @@ def test_make_weighting():
     [
         (
             ("gradnorm", 2, (1.0, 1.0), 5),
-            "'gradnorm'.*fixed, equal, uncertainty, dynamic_average, random, famo",
+            "'gradnorm'.*fixed, equal, uncertainty, dynamic_average, random, famo, stch",
         ),
         (("fixed", 3, (1.0, 1.0), 5), r"3.*given 2: \(1.0, 1.0\)"),
         (("fixed", 2, (1.0, -1.0), 5), r"at least 0.*\(1.0, -1.0\)"),
@@ -221,6 +263,7 @@ def test_make_weighting():
         (("fixed", 2, (1.0, float("nan")), 5), r"finite.*\(1.0, nan\)"),
         (("fixed", 2, (1.0, float("inf")), 5), r"finite.*\(1.0, inf\)"),
         (("dynamic_average", 2, (1.0, 1.0), 0), "there are 0"),
+        (("stch", 2, (1.0, 1.0), 0), "there are 0"),
     ],
 )
 def test_make_weighting_tells_what_is_wrong(arguments, message):
