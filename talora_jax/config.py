@@ -51,6 +51,7 @@ OPTIONAL = {
     "data.max_depth": 0.0,
     "data.ignore_label": -1,
     "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
+    "data.partly": False,
     "prompts.aspects": (0.0, 0.0),
     "model.size": "",
     "model.weights": "",
@@ -186,6 +187,7 @@ def default() -> ml_collections.ConfigDict:
     data.max_depth = placeholder(float)  # metres, above it is no measurement; `nyuv2_mtan` as well
     data.ignore_label = placeholder(int)  # the label for "none"; `*_mtan` as well
     data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
+    data.partly = placeholder(bool)  # takes samples that lack files of some targets
 
     config.augment = augment = ml_collections.ConfigDict()
     # MTAN's: one of these scales brings a random window nearer.

@@ -51,6 +51,7 @@ DATASETS = {
             "max_depth",
             "ignore_label",
             "intrinsics",
+            "partly",
         ),
     ),
     "nyuv2_mtan": _Entry(

@@ -162,6 +162,8 @@ def _train(
                 if step % config.log_every == 0 or is_last:
                     scalars |= relative_updates(state, run.frozen)
                     values = _check_finite(step, scalars, run)
+                    # A task without a label in the batch has no loss.
+                    values = {k: v for k, v in values.items() if v or not k.endswith("/loss")}
                     log.write(step, "train", values | {"step_time": progress.step_time()})
                     progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
                     if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
