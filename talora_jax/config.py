@@ -52,6 +52,7 @@ OPTIONAL = {
     "data.ignore_label": -1,
     "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
     "data.partly": False,
+    "data.part_weights": (),
     "prompts.aspects": (0.0, 0.0),
     "model.size": "",
     "model.weights": "",
@@ -103,6 +104,7 @@ _RANGES = {
     "data.val_frames": _Range(1),
     "data.depth_scale": _Range(0, open="low"),
     "data.max_depth": _Range(0, open="low"),
+    "data.part_weights": _Range(0, open="low"),
     "adapter.scale": _Range(0),
     "adapter.dropout": _Range(0, 1, "high"),
     "prompts.masks": _Range(1, 255),  # as many as `talora_jax.data.masks` can tell apart
@@ -151,6 +153,7 @@ _ENTRIES = {
     "augment.scale_range": ("a lowest and a highest scale", 2, float),
     "data.image_size": ("two whole numbers, height and width", 2, int),
     "data.intrinsics": ("four numbers, fx, fy, cx, cy", 4, float),
+    "data.part_weights": ("a number for each part", None, float),
     "prompts.aspects": ("a lowest and a highest height / width", 2, float),
     "augment.scales": ("numbers", None, float),
     "weighting.task_weights": ("a number for each task", None, float),
@@ -170,12 +173,12 @@ def default() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
     data.dir = placeholder(str)  # of prepared records; None: TFDS's own, ~/tensorflow_datasets
-    # `folder`: the directory with image/ and one folder per task; else the download, as the data
-    # set's module describes it
+    # `folder`: the directory with image/ and one folder per task; `mix`: the JSON file that names
+    # its parts; else the download, as the data set's module describes it
     data.path = placeholder(str)
     # `folder`: a dataset.json elsewhere, or one that comes along, as "cityscapes"
     data.description = placeholder(str)
-    # H, W; `folder`, `*_mtan`: None keeps the files' own size
+    # H, W; `folder`, `mix`, `*_mtan`: None keeps the files' own size
     data.image_size = FieldReference((192, 256), tuple)
     data.seed = 0  # `rooms`: another seed is another set of rooms
     data.train_frames = 1000  # `rooms`
@@ -188,6 +191,8 @@ def default() -> ml_collections.ConfigDict:
     data.ignore_label = placeholder(int)  # the label for "none"; `*_mtan` as well
     data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
     data.partly = placeholder(bool)  # takes samples that lack files of some targets
+    # `mix`: how often each part is drawn, in their order; None leaves it to the file
+    data.part_weights = placeholder(tuple)
 
     config.augment = augment = ml_collections.ConfigDict()
     # MTAN's: one of these scales brings a random window nearer.

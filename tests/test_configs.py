@@ -315,7 +315,7 @@ def test_published_layouts_train_and_evaluate(name, metrics, nano_base, publishe
             "rooms",
             "path",
             "here",
-            "only cityscapes_mtan, folder, nyuv2_mtan, pascal_context",
+            "only cityscapes_mtan, folder, mix, nyuv2_mtan, pascal_context",
         ),
         ("folder", "train_frames", 50, "only rooms: leave it out, or set it to 1000"),
         ("rooms", "val_fraction", 0.0, "only folder: leave it out, or set it to 0.2"),

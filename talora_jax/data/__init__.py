@@ -54,6 +54,7 @@ DATASETS = {
             "partly",
         ),
     ),
+    "mix": _Entry("mix:open_mix", "mix:class_names", ("path", "part_weights")),
     "nyuv2_mtan": _Entry(
         "nyuv2_mtan:open_nyuv2_mtan",
         "nyuv2_classes:CLASS_NAMES",

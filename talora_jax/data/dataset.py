@@ -53,6 +53,7 @@ class Dataset:
         name, and under 'settings' what else they depend on; see `talora_jax.data.memory`.
       having: for each split, the targets that not all of its samples have, and the indices of
         those that do; where a sample lacks a target, it is unlabelled.
+      parts: of data sets that are mixed, a line about each, for people.
       unread: how the names of files begin that belong to other targets than those asked for. Runs
         of before this was told apart remember them, too.
     """
@@ -64,6 +65,7 @@ class Dataset:
     splits: Mapping[str, Source]
     contents: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     having: Mapping[str, Mapping[str, Sequence[int]]] = dataclasses.field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
     def with_target(self, split: str, target: str) -> Sequence[int]:

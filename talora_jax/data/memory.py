@@ -17,6 +17,7 @@ from talora_jax.files import distinct, write_atomically
 
 FILE_NAME = "data.json"
 SETTINGS = "settings"
+PARTS = "parts"  # among the settings, the names of the data sets that are mixed
 _CLASS_NAMES = "class_names"  # among the settings that earlier versions remembered
 _NAMED = 3  # files of one kind of change in a sentence
 
@@ -56,9 +57,26 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
     Raises:
       UserError: the file cannot be read.
     """
-    path = workdir / FILE_NAME
-    if not path.exists():
+    if not (workdir / FILE_NAME).exists():
         return []
+    now = json.loads(json.dumps(dataset.contents))
+    before = _read(workdir)
+    return [*_settings(before, now), *_files(before, now, dataset.unread)]
+
+
+def parts(workdir: Path) -> tuple[str, ...]:
+    """The names of the data sets that the run in a workdir mixed.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if not (workdir / FILE_NAME).exists():
+        return ()
+    return tuple(map(str, _read(workdir).get(SETTINGS, {}).get(PARTS, ())))
+
+
+def _read(workdir: Path) -> dict[str, dict[str, Any]]:
+    path = workdir / FILE_NAME
     try:
         before = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
@@ -68,8 +86,7 @@ def changes(dataset: Dataset, workdir: Path) -> list[str]:
             f"{path} cannot be read ({one_line(error)}), and with it what data the run had: put it "
             "back, or remove it if the data is the same."
         ) from None
-    now = json.loads(json.dumps(dataset.contents))
-    return [*_settings(before, now), *_files(before, now, dataset.unread)]
+    return before
 
 
 def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ class Survey:
       looked_at: how many training images at the most, evenly spread over those with a target.
       images: how many there are.
       unmeasured: targets of which no validation image has anything to measure.
+      parts: see `Dataset.parts`.
       shared_out: of targets that not all images have, how many do of how many, by split.
     """
 
@@ -35,13 +36,15 @@ class Survey:
     looked_at: int
     images: int
     unmeasured: tuple[str, ...]
+    parts: tuple[str, ...] = ()
     shared_out: Mapping[str, Mapping[str, tuple[int, int]]] = dataclasses.field(
         default_factory=dict
     )
 
     def lines(self) -> list[str]:
         """A line for each target, and one for each thing that is odd."""
-        lines = [
+        lines = [f"part {part}" for part in self.parts]
+        lines += [
             f"{name}: {content.in_words()} ({self._seen(name)} training images)"
             for name, content in self._each()
         ]
@@ -111,6 +114,7 @@ def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) 
         max(map(len, at.values()), default=0),
         len(train),
         _unmeasured(dataset, targets),
+        dataset.parts,
         {name: told for name in targets if (told := _shared_out(dataset, name))},
     )
 

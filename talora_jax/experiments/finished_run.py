@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from talora_jax import config as config_lib
+from talora_jax.data import memory
 from talora_jax.errors import UserError, one_line
 from talora_jax.training.log import is_row, read_metrics
 
@@ -22,6 +23,7 @@ class FinishedRun:
         `<domain>/<prompt>/<answer>`.
       parameters: how many train; None in a workdir without it.
       step_time: median seconds a step; None where it was never measured.
+      parts: the names of the data sets that were mixed.
     """
 
     workdir: Path
@@ -29,6 +31,7 @@ class FinishedRun:
     metrics: dict[str, float]
     parameters: float | None
     step_time: float | None
+    parts: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -61,6 +64,7 @@ def read_run(workdir: Path) -> FinishedRun:
         {name: value for name, value in final[-1].items() if "/" in name},
         model.get("trainable_parameters"),
         median(times) if times else None,
+        memory.parts(workdir),
     )
 
 
@@ -91,7 +95,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         unread |= {"config.orthogonal_weight", "config.adapter.init"}
     if config.weighting.kind != "fixed" or len(config.tasks) == 1:
         unread.add("config.weighting.task_weights")
-    if config.data.name != "folder":
+    if config.data.name not in ("folder", "mix"):
         unread.add("config.data.path")  # where the download lies
     return {name: value for name, value in fields.items() if name not in unread}
 

@@ -75,7 +75,10 @@ def make_tables(
     names = _differences([_dataset(group[0]) for group in datasets.values()])
     tables = []
     for (dataset, group), name in zip(datasets.items(), names, strict=True):
-        title = " ".join((group[0].config.data.name, *name))
+        parts = group[0].parts
+        title = " ".join(
+            (group[0].config.data.name, *([f"({', '.join(parts)})"] if parts else []), *name)
+        )
         if group[0].config.trains == "prompts":
             tables.append(_prompts_table(title, group))
         else:
