@@ -118,6 +118,7 @@ _RANGES = {
     "optimizer.clip_norm": _Range(0),
     **{f"optimizer.lr_scale.{group}": _Range(0) for group in GROUPS},
     "weighting.task_weights": _Range(0),
+    "class_weights.given": _Range(0),
     "weighting.famo_learning_rate": _Range(0, open="low"),
     "weighting.famo_decay": _Range(0),
     "weighting.cagrad_c": _Range(0),
@@ -157,6 +158,7 @@ _ENTRIES = {
     "prompts.aspects": ("a lowest and a highest height / width", 2, float),
     "augment.scales": ("numbers", None, float),
     "weighting.task_weights": ("a number for each task", None, float),
+    "class_weights.given": ("a number for each class", None, float),
 }
 
 
@@ -274,6 +276,11 @@ def default() -> ml_collections.ConfigDict:
     balance.cagrad_c = 0.4  # how far from the mean gradient, times its norm
     balance.nash_update_every = 1  # steps between solutions
     balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
+    # Of tasks with classes, in their losses: none | given | median_frequency | inverse_log, see
+    # `talora_jax.weighting.classes`.
+    config.class_weights = classes = ml_collections.ConfigDict()
+    classes.kind = "none"
+    classes.given = ()  # of `given`, a number for each class
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over
 
@@ -435,7 +442,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import tasks
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
-    from talora_jax.weighting import gradients, losses
+    from talora_jax.weighting import classes, gradients, losses
 
     found = Refusals()
     defaults = flat_fields(default().to_dict())
@@ -457,6 +464,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "adapter.kind": adapters.KINDS,
         "adapter.init": adapters.INITS,
         "weighting.kind": losses.KINDS + gradients.KINDS,
+        "class_weights.kind": classes.KINDS,
     }
     for name, allowed in choices.items():
         value = operator.attrgetter(name)(config)
@@ -506,6 +514,10 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         lambda: _check_task_weights(config),
         *("weighting.task_weights", "weighting.kind", "tasks", "trains"),
     )
+    found.ask(
+        lambda: _check_class_weights(config),
+        *("class_weights.given", "class_weights.kind", "trains"),
+    )
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
     return found
 
@@ -538,6 +550,20 @@ def _check_task_weights(config: ml_collections.ConfigDict) -> None:
                 f"of the {len(config.tasks)} tasks, not all of them 0; or set "
                 "config.weighting.kind=equal"
             )
+
+
+def _check_class_weights(config: ml_collections.ConfigDict) -> None:
+    weights = config.class_weights
+    if weights.kind != "none" and config.trains == "prompts":
+        raise UserError("config.class_weights are of tasks, and config.trains=prompts has none")
+    if (weights.kind == "given") != bool(weights.given):
+        raise UserError(
+            f"config.class_weights.given is {_short(weights.given)} and "
+            f"config.class_weights.kind={weights.kind}: expected numbers of kind=given and of no "
+            "other"
+        )
+    if weights.kind == "given" and not any(weights.given):
+        raise UserError("config.class_weights.given is all 0, expected a class that counts")
 
 
 def _check_parts(config: ml_collections.ConfigDict) -> None:

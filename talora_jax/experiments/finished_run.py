@@ -78,7 +78,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     fields = {
         name: value for name, value in fields.items() if not name.startswith(config_lib.PLACE)
     }
-    other = ("config.tasks", "config.weighting.", "config.orthogonal_")
+    other = ("config.tasks", "config.weighting.", "config.orthogonal_", "config.class_weights.")
     other = other if config.trains == "prompts" else "config.prompts."
     fields = {name: value for name, value in fields.items() if not name.startswith(other)}
     unread = {"config.seed"}
