@@ -305,7 +305,7 @@ def _part(
     if not is_number or not 0 < weight < math.inf:
         raise UserError(f"weight is {printable(short(weight, 60))}, expected a number above 0.")
     tasks = fields.get("tasks")
-    if not isinstance(tasks, list) or not tasks or not all(task in TARGETS for task in tasks):
+    if not isinstance(tasks, list) or not tasks or not all(x in list(TARGETS) for x in tasks):
         raise UserError(
             f"tasks is {printable(short(tasks, 60))}, expected a list of targets that it gives, of "
             f"{', '.join(TARGETS)}."

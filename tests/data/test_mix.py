@@ -139,6 +139,7 @@ def test_mistakes_name_the_part(data, home):
         ),
         ({"weight": 0}, "weight is 0, expected a number above 0."),
         ({"tasks": ["deep"]}, "tasks is ['deep'], expected a list of targets that it gives, of se"),
+        ({"tasks": [["depth"]]}, "tasks is [['depth']], expected a list"),
         ({"tasks": ["depth", "normals"]}, f"{home}/flat has no folder 'normals', and to derive"),
         ({"max_depth": True}, "max_depth is True, expected a number."),
         ({"max_depth": -1}, "config.data.max_depth is -1; expected a positive number"),
@@ -149,7 +150,7 @@ def test_mistakes_name_the_part(data, home):
         ({"max_depth": "far"}, "max_depth is 'far', expected a number."),
     ):
         with_normals = ("semantic", "depth", "normals")
-        tasks = with_normals if "normals" in fields.get("tasks", ()) else with_normals[:2]
+        tasks = with_normals if "normals" in str(fields) else with_normals[:2]
         found = refused(data({"city": CITY, "flat": FLAT | fields}), tasks)
         assert found.startswith(flat + told), found
     for parts in ({}, [], None):
