@@ -104,10 +104,12 @@ def test_contents_tell_parts_apart_and_remember_them(data):
     assert contents["settings"]["parts"] == ["b"]
     assert contents["settings"]["b/weight"] == 2 and contents["settings"]["b/tasks"] == ["depth"]
     assert len(contents["train"]) == 8 and all(file.startswith("b/") for file in contents["val"])
-    both = open_dataset(
-        data({"a": CITY, "b": FLAT}, part_weights=(1.0, 4.0)), ("semantic", "depth")
-    )
+    other = data({"a": CITY, "b": FLAT}, part_weights=(1.0, 4.0))
+    both = open_dataset(other, ("semantic", "depth"))
     assert both.contents["settings"]["b/weight"] == 4
+    # A config that comes from a run says the same.
+    again = open_dataset(other.copy_and_resolve_references(), ("semantic", "depth"))
+    assert again.contents == both.contents
     assert both.splits["train"].weights == (1.0, 4.0)
     assert {file.partition("/")[0] for file in both.contents["train"]} == {"a", "b"}
 

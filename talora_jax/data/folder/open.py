@@ -137,9 +137,11 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The class names that `data` or the folder's `dataset.json` states; none if neither does.
 
     Raises:
-      UserError: as `read_settings`.
+      UserError: there is no such folder, or as `read_settings`.
     """
     root = Path(os.path.expanduser(data.path)) if data.path else None
+    if root:
+        check_root(root)
     return read_settings(root, data).class_names
 
 
