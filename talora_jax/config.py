@@ -53,6 +53,8 @@ OPTIONAL = {
     "data.max_depth": 0.0,
     "data.ignore_label": -1,
     "data.intrinsics": (0.0, 0.0, 0.0, 0.0),
+    "data.partly": False,
+    "data.part_weights": (),
     "prompts.aspects": (0.0, 0.0),
     "model.size": "",
     "model.weights": "",
@@ -105,6 +107,7 @@ _RANGES = {
     "data.val_frames": _Range(1),
     "data.depth_scale": _Range(0, open="low"),
     "data.max_depth": _Range(0, open="low"),
+    "data.part_weights": _Range(0, open="low"),
     "adapter.scale": _Range(0),
     "adapter.dropout": _Range(0, 1, "high"),
     "prompts.masks": _Range(1, 255),  # as many as `talora_jax.data.masks` can tell apart
@@ -118,6 +121,7 @@ _RANGES = {
     "optimizer.clip_norm": _Range(0),
     **{f"optimizer.lr_scale.{group}": _Range(0) for group in GROUPS},
     "weighting.task_weights": _Range(0),
+    "class_weights.given": _Range(0),
     "weighting.famo_learning_rate": _Range(0, open="low"),
     "weighting.famo_decay": _Range(0),
     "weighting.stch_mu": _Range(0, open="low"),
@@ -156,9 +160,11 @@ _ENTRIES = {
     "augment.scale_range": ("a lowest and a highest scale", 2, float),
     "data.image_size": ("two whole numbers, height and width", 2, int),
     "data.intrinsics": ("four numbers, fx, fy, cx, cy", 4, float),
+    "data.part_weights": ("a number for each part", None, float),
     "prompts.aspects": ("a lowest and a highest height / width", 2, float),
     "augment.scales": ("numbers", None, float),
     "weighting.task_weights": ("a number for each task", None, float),
+    "class_weights.given": ("a number for each class", None, float),
 }
 
 
@@ -175,12 +181,12 @@ def default() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
     data.dir = placeholder(str)  # of prepared records; None: TFDS's own, ~/tensorflow_datasets
-    # `folder`: the directory with image/ and one folder per task; else the download, as the data
-    # set's module describes it
+    # `folder`: the directory with image/ and one folder per task; `mix`: the JSON file that names
+    # its parts; else the download, as the data set's module describes it
     data.path = placeholder(str)
     # `folder`: a dataset.json elsewhere, or one that comes along, as "cityscapes"
     data.description = placeholder(str)
-    # H, W; `folder`, `*_mtan`: None keeps the files' own size
+    # H, W; `folder`, `mix`, `*_mtan`: None keeps the files' own size
     data.image_size = FieldReference((192, 256), tuple)
     data.seed = 0  # `rooms`: another seed is another set of rooms
     data.train_frames = 1000  # `rooms`
@@ -192,6 +198,9 @@ def default() -> ml_collections.ConfigDict:
     data.max_depth = placeholder(float)  # metres, above it is no measurement; `nyuv2_mtan` as well
     data.ignore_label = placeholder(int)  # the label for "none"; `*_mtan` as well
     data.intrinsics = placeholder(tuple)  # fx, fy, cx, cy
+    data.partly = placeholder(bool)  # takes samples that lack files of some targets
+    # `mix`: how often each part is drawn, in their order; None leaves it to the file
+    data.part_weights = placeholder(tuple)
 
     config.augment = augment = ml_collections.ConfigDict()
     # MTAN's: one of these scales brings a random window nearer.
@@ -277,6 +286,11 @@ def default() -> ml_collections.ConfigDict:
     balance.nash_update_every = 1  # steps between solutions
     balance.fairgrad_alpha = 2.0  # 1: as Nash-MTL; more: the tasks that gain least count for more
     balance.db_mtl_beta = 0.9  # how much of the last step's smoothed gradients stays
+    # Of tasks with classes, in their losses: none | given | median_frequency | inverse_log, see
+    # `talora_jax.weighting.classes`.
+    config.class_weights = classes = ml_collections.ConfigDict()
+    classes.kind = "none"
+    classes.given = ()  # of `given`, a number for each class
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over
 
@@ -440,7 +454,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import tasks
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
-    from talora_jax.weighting import gradients, losses
+    from talora_jax.weighting import classes, gradients, losses
 
     found = Refusals()
     defaults = flat_fields(default().to_dict())
@@ -462,6 +476,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "adapter.kind": adapters.KINDS,
         "adapter.init": adapters.INITS,
         "weighting.kind": losses.KINDS + gradients.KINDS,
+        "class_weights.kind": classes.KINDS,
     }
     if config.tracker:
         choices["tracker"] = TRACKERS
@@ -513,6 +528,10 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         lambda: _check_task_weights(config),
         *("weighting.task_weights", "weighting.kind", "tasks", "trains"),
     )
+    found.ask(
+        lambda: _check_class_weights(config),
+        *("class_weights.given", "class_weights.kind", "trains"),
+    )
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
     return found
 
@@ -545,6 +564,20 @@ def _check_task_weights(config: ml_collections.ConfigDict) -> None:
                 f"of the {len(config.tasks)} tasks, not all of them 0; or set "
                 "config.weighting.kind=equal"
             )
+
+
+def _check_class_weights(config: ml_collections.ConfigDict) -> None:
+    weights = config.class_weights
+    if weights.kind != "none" and config.trains == "prompts":
+        raise UserError("config.class_weights are of tasks, and config.trains=prompts has none")
+    if (weights.kind == "given") != bool(weights.given):
+        raise UserError(
+            f"config.class_weights.given is {_short(weights.given)} and "
+            f"config.class_weights.kind={weights.kind}: expected numbers of kind=given and of no "
+            "other"
+        )
+    if weights.kind == "given" and not any(weights.given):
+        raise UserError("config.class_weights.given is all 0, expected a class that counts")
 
 
 def _check_parts(config: ml_collections.ConfigDict) -> None:

@@ -169,6 +169,20 @@ def test_what_is_described_is_not_guessed(tree, capsys):
         main(["describe-data", str(root), "--write"])
 
 
+def test_partly_labelled(tree, capsys):
+    root = tree("camvid")
+    main(["describe-data", str(root), "--write"])
+    content = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(content | {"partly": True}))
+    (root / "trainannot/t0001TP_000690.png").unlink()
+    capsys.readouterr()
+    main(["describe-data", str(root)])
+    text = capsys.readouterr().out
+    assert "semantic: 4 of 5 images have it" in text and "problem" not in text
+    # The one without is among the pictures.
+    assert "5 samples as pictures" in text and "--config.tasks=\"('semantic',)\"" in text
+
+
 def test_a_plain_folder(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["describe-data", str(folder)])

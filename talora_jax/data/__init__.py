@@ -51,8 +51,10 @@ DATASETS = {
             "max_depth",
             "ignore_label",
             "intrinsics",
+            "partly",
         ),
     ),
+    "mix": _Entry("mix:open_mix", "mix:class_names", ("path", "part_weights")),
     "nyuv2_mtan": _Entry(
         "nyuv2_mtan:open_nyuv2_mtan",
         "nyuv2_classes:CLASS_NAMES",

@@ -51,6 +51,9 @@ class Dataset:
       splits: a source for 'train' and one for 'val'.
       contents: what tells these samples from others, for JSON: a digest of each file, by split and
         name, and under 'settings' what else they depend on; see `talora_jax.data.memory`.
+      having: for each split, the targets that not all of its samples have, and the indices of
+        those that do; where a sample lacks a target, it is unlabelled.
+      parts: of data sets that are mixed, a line about each, for people.
       unread: how the names of files begin that belong to other targets than those asked for. Runs
         of before this was told apart remember them, too.
     """
@@ -61,7 +64,14 @@ class Dataset:
     image_size: tuple[int, int]
     splits: Mapping[str, Source]
     contents: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    having: Mapping[str, Mapping[str, Sequence[int]]] = dataclasses.field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+
+    def with_target(self, split: str, target: str) -> Sequence[int]:
+        """The indices of the samples of a split that have a target, in their order."""
+        everywhere = range(len(self.splits[split]))
+        return self.having.get(split, {}).get(target, everywhere)
 
 
 def check_tasks(name: str, available: Sequence[str], tasks: Sequence[str]) -> None:

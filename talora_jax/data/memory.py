@@ -17,6 +17,7 @@ from talora_jax.files import distinct, write_atomically
 
 FILE_NAME = "data.json"
 SETTINGS = "settings"
+PARTS = "parts"  # among the settings, the names of the data sets that are mixed
 _CLASS_NAMES = "class_names"  # among the settings that earlier versions remembered
 _NAMED = 3  # files of one kind of change in a sentence
 

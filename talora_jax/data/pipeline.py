@@ -21,6 +21,7 @@ from absl import flags
 
 from talora_jax.data.dataset import Source
 from talora_jax.data.masks import Asked, AskedMasks
+from talora_jax.data.mixed import Mixed
 from talora_jax.data.transforms import Augment, Resized, Sample, fit
 from talora_jax.errors import UserError
 from talora_jax.tasks import TARGETS
@@ -84,10 +85,11 @@ def train_iterator(
 
     The stream runs through epoch after epoch, each a permutation of all samples, cut into batches;
     no sample is dropped (a batch may span the end of an epoch). Of each batch a process makes its
-    own rows: put together they are the batch that one process would have made.
+    own rows: put together they are the batch that one process would have made. Where data sets are
+    mixed, each has a stream and epochs of its own, and they take turns by their weights.
 
     Args:
-      source: samples of the training split.
+      source: samples of the training split; a `Mixed` one is drawn by its weights.
       tasks: targets to keep.
       image_size: H, W of the batches.
       batch_size: samples per batch, over all processes.
@@ -103,14 +105,7 @@ def train_iterator(
     """
     if not len(source):
         raise UserError("The training split is empty; expected at least one sample.")
-    augmented = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .map(lambda sample: _keep(sample, tasks))
-        .shuffle()
-        .repeat()
-        .random_map(Augment.from_config(augment, image_size))
-    )
+    augmented = _drawn(source, tasks, seed).random_map(Augment.from_config(augment, image_size))
     finished = augmented.map(_finish) if asked is None else augmented.random_map(asked.draw)
     rows = tuple(range(batch_size) if rows is None else rows)
     share = _Rows(finished, batch_size, rows)
@@ -152,6 +147,24 @@ def eval_batches(
     rows = tuple(range(batch_size) if rows is None else rows)
     share = _Share(source, tasks, prepare, batch_size, rows)
     return _batches(grain.MapDataset.source(share), len(rows), _EVAL_THREADS)
+
+
+def _drawn(source: Source, tasks: Sequence[str], seed: int) -> grain.MapDataset:
+    """Samples without end, each epoch in an order of its own."""
+    if isinstance(source, Mixed):
+        # Streams of one seed would be permuted alike.
+        seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
+        streams = [
+            _drawn(part, tasks, int(own)) for part, own in zip(source.parts, seeds, strict=True)
+        ]
+        return grain.MapDataset.mix(streams, source.weights).seed(seed)
+    return (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .map(lambda sample: _keep(sample, tasks))
+        .shuffle()
+        .repeat()
+    )
 
 
 class _Rows(grain.MapDataset):

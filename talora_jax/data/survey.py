@@ -16,6 +16,7 @@ from talora_jax.tasks.content import Content
 
 # So many say what there is. All are looked at before a data set is refused.
 IMAGES = 128
+_SPLITS = {"train": "training", "val": "validation"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Survey:
 
     Attributes:
       contents: of each target.
-      looked_at: how many training images, evenly spread.
+      looked_at: how many training images at the most, evenly spread over those with a target.
       images: how many there are.
       val_images: how many there are to validate on.
       unmeasured: targets of which no validation image has anything to measure.
+      parts: see `Dataset.parts`.
+      shared_out: of targets that not all images have, how many do of how many, by split.
     """
 
     contents: Mapping[str, Content]
@@ -35,11 +38,23 @@ class Survey:
     images: int
     val_images: int
     unmeasured: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    shared_out: Mapping[str, Mapping[str, tuple[int, int]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def lines(self) -> list[str]:
         """A line for each target, and one for each thing that is odd."""
-        seen = f"{self.looked_at} of {self.images} training images"
-        lines = [f"{name}: {content.in_words()} ({seen})" for name, content in self._each()]
+        lines = [f"part {part}" for part in self.parts]
+        lines += [
+            f"{name}: {content.in_words()} ({self._seen(name)} training images)"
+            for name, content in self._each()
+        ]
+        lines += [
+            f"{name}: {' and '.join(f'{n} of {of} {_SPLITS[s]}' for s, (n, of) in told.items())} "
+            "images have it"
+            for name, told in self.shared_out.items()
+        ]
         lines += [
             f"note: {name}: {note}" for name, content in self._each() for note in content.notes()
         ]
@@ -49,15 +64,25 @@ class Survey:
         ]
 
     def numbers(self) -> dict[str, float]:
-        """For `metrics.jsonl`: `<target>/<number>`, and how many images they are from."""
+        """For `metrics.jsonl`: `<target>/<number>`, how many images they are from, and as
+        `<target>/images` how many have a target that not all have."""
         numbers = {
             f"{name}/{key}": float(value)
             for name, content in self._each()
             for key, value in content.numbers().items()
         }
+        numbers |= {f"{name}/images": float(self._images(name)) for name in self.shared_out}
         counts = {"train_images": self.images, "val_images": self.val_images}
         counts |= {"images_looked_at": self.looked_at}
         return {name: float(count) for name, count in counts.items()} | numbers
+
+    def _images(self, name: str) -> int:
+        """How many training images have a target."""
+        return self.shared_out[name]["train"][0] if name in self.shared_out else self.images
+
+    def _seen(self, name: str) -> str:
+        images = self._images(name)
+        return f"{min(images, self.looked_at)} of {images}"
 
     def _each(self) -> Iterable[tuple[str, Content]]:
         return self.contents.items()
@@ -74,36 +99,57 @@ def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) 
       UserError: a target is what nobody can mean, over all training images.
     """
     train = dataset.splits["train"]
-    at = _spread(len(train))
-    contents = _contents(train, at, targets)
+    having = {name: dataset.with_target("train", name) for name in targets}
+    at = {name: _spread(images) for name, images in having.items()}
+    contents = _contents(train, at)
     refused = _refused(contents, masks)
-    if refused and len(at) < len(train):
-        rest = sorted(set(range(len(train))) - set(at))
-        others = _contents(train, rest, list(refused))
-        contents |= {name: contents[name] + others[name] for name in refused}
+    rest = {name: sorted({*having[name]} - {*at[name]}) for name in refused}
+    if any(rest.values()):
+        others = _contents(train, rest)
+        contents |= {name: contents[name] + other for name, other in others.items()}
         refused = _refused(contents, masks)
     if refused:
         name, why = next(iter(refused.items()))
         others = ", ".join(list(refused)[1:])
         also = f" ({others} cannot be used either)" if others else ""
         raise UserError(f"the {len(train)} training images of {dataset.name}: {name}: {why}{also}")
-    val = dataset.splits["val"]
-    return Survey(contents, len(at), len(train), len(val), _unmeasured(val, targets))
+    return Survey(
+        contents,
+        max(map(len, at.values()), default=0),
+        len(train),
+        len(dataset.splits["val"]),
+        _unmeasured(dataset, targets),
+        dataset.parts,
+        {name: told for name in targets if (told := _shared_out(dataset, name))},
+    )
 
 
-def _spread(images: int) -> list[int]:
-    """Up to `IMAGES` of so many, the first and the last among them."""
-    return np.unique(np.linspace(0, images - 1, min(images, IMAGES)).round().astype(int)).tolist()
+def _shared_out(dataset: Dataset, target: str) -> dict[str, tuple[int, int]]:
+    """How many images of each split have a target, of how many; nothing where all have."""
+    told = {
+        split: (len(dataset.with_target(split, target)), len(dataset.splits[split]))
+        for split in _SPLITS
+    }
+    return told if any(having < images for having, images in told.values()) else {}
 
 
-def _contents(source: Source, at: Sequence[int], targets: Sequence[str]) -> dict[str, Content]:
+def _spread(images: Sequence[int]) -> list[int]:
+    """Up to `IMAGES` of these, the first and the last among them."""
+    count = len(images)
+    at = np.unique(np.linspace(0, count - 1, min(count, IMAGES)).round().astype(int))
+    return [images[i] for i in at]
+
+
+def _contents(source: Source, at: Mapping[str, Sequence[int]]) -> dict[str, Content]:
+    """Of each target, over the samples at its indices."""
     contents: dict[str, Content] = {}
-    for index in at:
+    wanted = {name: {*indices} for name, indices in at.items()}
+    for index in sorted(set().union(*wanted.values())):
         sample = source[index]
-        for name in targets:
+        for name in (name for name, indices in wanted.items() if index in indices):
             content = TARGETS[name].content(sample[name])
             contents[name] = contents[name] + content if name in contents else content
-    return contents
+    return {name: contents[name] for name in at if name in contents}
 
 
 def _refused(contents: Mapping[str, Content], masks: Sequence[str]) -> dict[str, str]:
@@ -111,12 +157,17 @@ def _refused(contents: Mapping[str, Content], masks: Sequence[str]) -> dict[str,
     return {name: why for name, why in refusals.items() if why}
 
 
-def _unmeasured(source: Source, targets: Sequence[str]) -> tuple[str, ...]:
-    """The targets of which no image has anything to measure; ends where all have been seen."""
+def _unmeasured(dataset: Dataset, targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets of which no validation image has anything to measure; ends where all have been
+    seen."""
+    source = dataset.splits["val"]
+    having = {name: {*dataset.with_target("val", name)} for name in targets}
     left = list(targets)
     for index in range(len(source)):
         if not left:
             break
-        sample = source[index]
-        left = [name for name in left if not TARGETS[name].content(sample[name]).measurable]
+        asked = [name for name in left if index in having[name]]
+        sample = source[index] if asked else {}
+        seen = {name for name in asked if TARGETS[name].content(sample[name]).measurable}
+        left = [name for name in left if name not in seen]
     return tuple(left)

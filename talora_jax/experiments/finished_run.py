@@ -83,7 +83,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     fields = {
         name: value for name, value in fields.items() if not name.startswith(config_lib.PLACE)
     }
-    other = ("config.tasks", "config.weighting.", "config.orthogonal_")
+    other = ("config.tasks", "config.weighting.", "config.orthogonal_", "config.class_weights.")
     other = other if config.trains == "prompts" else "config.prompts."
     fields = {name: value for name, value in fields.items() if not name.startswith(other)}
     unread = {"config.seed"}
@@ -100,7 +100,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         unread |= {"config.orthogonal_weight", "config.adapter.init"}
     if config.weighting.kind != "fixed" or len(config.tasks) == 1:
         unread.add("config.weighting.task_weights")
-    if config.data.name != "folder":
+    if config.data.name not in ("folder", "mix"):
         unread.add("config.data.path")  # where the download lies
     return {name: value for name, value in fields.items() if name not in unread}
 

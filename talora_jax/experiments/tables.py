@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from talora_jax.config import model_name
+from talora_jax.data.memory import PARTS
 from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import FinishedRun, key, settings
 from talora_jax.experiments.improvement import delta_m, delta_p, signed
@@ -86,7 +87,10 @@ def make_tables(
     names = _differences([_told_apart_by(group) for group in datasets])
     tables = []
     for group, name in zip(datasets, names, strict=True):
-        title = " ".join((group[0].config.data.name, *name))
+        parts = group[0].data.settings.get(PARTS, ())
+        title = " ".join(
+            (group[0].config.data.name, *([f"({', '.join(parts)})"] if parts else []), *name)
+        )
         if group[0].config.trains == "prompts":
             table = _prompts_table(title, group)
         else:

@@ -30,6 +30,7 @@ from talora_jax.tasks.base import (
     Totals,
     Truth,
     bincount,
+    image_sums,
 )
 from talora_jax.tasks.content import ALL_ONES, Content
 from talora_jax.tasks.legends import Legend, Swatches
@@ -59,9 +60,11 @@ class LabelContent(Content):
 
     Attributes:
       counts: pixels of each class that occurs.
+      present: labelled pixels of the images that each occurs in.
     """
 
     counts: collections.Counter[int]
+    present: collections.Counter[int]
 
     @property
     def num_classes(self) -> int:
@@ -140,6 +143,7 @@ class Semantic(Task):
 
     num_classes: int
     class_names: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     target_shape = ()
     target_dtype = stored_dtype = np.int32
@@ -177,7 +181,9 @@ class Semantic(Task):
     @classmethod
     def content(cls, target: Int[np.ndarray, "H W"]) -> LabelContent:
         counts = _counts(target)
-        return LabelContent(pixels=target.size, labelled=counts.total(), counts=counts)
+        labelled = counts.total()
+        present = collections.Counter(dict.fromkeys(counts, labelled))
+        return LabelContent(pixels=target.size, labelled=labelled, counts=counts, present=present)
 
     @property
     def channels(self) -> int:
@@ -187,7 +193,20 @@ class Semantic(Task):
         return target >= 0
 
     def pixel_loss(self, maps: Maps, target: Int[AnyArray, "B H W"]) -> Float[Array, "B H W"]:
-        return optax.softmax_cross_entropy_with_integer_labels(maps, jnp.maximum(target, 0))
+        losses = optax.softmax_cross_entropy_with_integer_labels(maps, jnp.maximum(target, 0))
+        return losses * self._weights(target) if self.class_weights else losses
+
+    def count(self, target: Int[AnyArray, "B H W"]) -> Float[Array, ""]:
+        """The sum of the labelled pixels' weights: a weighted loss is Σ w l / Σ w."""
+        if not self.class_weights:
+            return super().count(target)
+        return jnp.sum(image_sums(self._weights(target), self.valid(target)))
+
+    def _weights(self, target: Int[AnyArray, "B H W"]) -> Float[Array, "B H W"]:
+        # Only ratios matter; what counts at all counts for one at least, as pixels do elsewhere.
+        least = min(weight for weight in self.class_weights if weight)
+        weights = jnp.float32([weight / least for weight in self.class_weights])
+        return weights[jnp.maximum(target, 0)]
 
     def activate(self, maps: Float[AnyArray, "*b H W C"]) -> Float[Array, "*b H W C"]:
         """Log-probabilities."""

@@ -53,6 +53,11 @@ class PixelTarget(abc.ABC):
         raise BadFile(f"expected a file of kind {', '.join(cls.suffixes)}, which alone can be read")
 
     @classmethod
+    def nothing(cls, size: tuple[int, int]) -> Truth:
+        """The target of an image of `size` H, W that has no label anywhere."""
+        return np.full((*size, *cls.target_shape), cls.unlabelled, cls.target_dtype)
+
+    @classmethod
     def palette_in_use(cls, path: Path, target: Truth) -> dict[int, tuple[int, ...]]:
         """The colours that the file which `read` made this target of gives its values, where all
         files of a folder must agree on them."""

@@ -70,7 +70,8 @@ def _make_weighted(run: Run) -> GradientOf:
 
     def gradient_of(trainable, state, frozen, batch, step, key):
         weighting_key, dropout_key = jax.random.split(key)
-        counts = _counts(run, batch)
+        labelled = _labelled(run, batch)
+        counts = jnp.maximum(labelled, 1)
 
         def losses_of(model, part, key):
             model = nnx.merge(run.graphdef, model, frozen)
@@ -105,6 +106,10 @@ def _make_weighted(run: Run) -> GradientOf:
             dropout_key,
             config.accumulate,
         )
+        # Of a task without a label in the batch there is nothing to learn how much it weighs.
+        gradient["weighting"] = {
+            name: jnp.where(labelled > 0, x, 0) for name, x in gradient["weighting"].items()
+        }
         state = weighting.update(state, losses, step)
         return Gradient(gradient, _scalars(run, losses, weights, orthogonal, value), state)
 
@@ -120,7 +125,7 @@ def _make_balanced(run: Run) -> GradientOf:
 
     def gradient_of(trainable, state, frozen, batch, step, key):
         method_key, dropout_key = jax.random.split(key)
-        counts = _counts(run, batch)
+        counts = jnp.maximum(_labelled(run, batch), 1)
         # Rows and pairs of the adapters belong to one task each, like the decoders.
         parts = Parts(
             *nnx.split_state(
@@ -246,9 +251,9 @@ def _scalars(
     }
 
 
-def _counts(run: Run, batch: Batch) -> Float[Array, "T"]:
-    """Labelled pixels of each task in the whole batch, at least 1."""
-    return jnp.stack([jnp.maximum(task.count(batch[task.name]), 1) for task in run.tasks])
+def _labelled(run: Run, batch: Batch) -> Float[Array, "T"]:
+    """Labelled pixels of each task in the whole batch."""
+    return jnp.stack([task.count(batch[task.name]) for task in run.tasks])
 
 
 def _losses(run: Run, maps: Batch, part: Batch, counts: Float[Array, "T"]) -> Float[Array, "T"]:

@@ -16,7 +16,7 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
 from talora_jax.errors import Stopped, UserError, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
-from talora_jax.training import agreement, trackers
+from talora_jax.training import agreement, class_weights, trackers
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
@@ -69,6 +69,7 @@ def train(
         hosts.check_shared("--workdir", workdir)
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
+        run = class_weights.weighted(run, found)
         with (
             held(workdir, active=main_process),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
@@ -139,7 +140,7 @@ def _train(
         f"{len(run.dataset.splits['val'])} validation images; "
         f"{jax.device_count()} {jax.default_backend()} device(s)"
     )
-    for line in found.lines():
+    for line in (*found.lines(), *class_weights.lines(run)):
         log.print(line)
     if first_step:
         log.print(f"Resuming after step {first_step}.")
@@ -170,6 +171,8 @@ def _train(
                 if step % config.log_every == 0 or is_last:
                     scalars |= relative_updates(state, run.frozen)
                     values = _check_finite(step, scalars, run)
+                    # A task without a label in the batch has no loss.
+                    values = {k: v for k, v in values.items() if v or not k.endswith("/loss")}
                     log.write(step, "train", values | {"step_time": progress.step_time()})
                     progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
                     if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:

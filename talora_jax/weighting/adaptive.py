@@ -15,7 +15,7 @@ class DynamicAverage(Weighting):
     """softmax(r / temperature), r the ratio of the mean losses of the last two epochs (Liu et al.
     2019, eq. 7, divided by T): a loss that falls slowly weighs more.
 
-    Equal weights in the first two epochs, and r = 1 for a task whose loss was 0.
+    Equal weights in the first two epochs, and r = 1 for a task whose loss was 0 in one of the two.
     """
 
     num_tasks: int
@@ -28,7 +28,7 @@ class DynamicAverage(Weighting):
         return {"sum": jnp.zeros(n), "last": jnp.ones(n), "before_last": jnp.ones(n)}
 
     def weights(self, params, state, losses, key):
-        known = state["before_last"] > 0
+        known = (state["before_last"] > 0) & (state["last"] > 0)
         ratio = jnp.where(known, state["last"] / jnp.where(known, state["before_last"], 1), 1)
         return jax.nn.softmax(ratio / self.temperature), jnp.zeros(())
 

@@ -39,7 +39,7 @@ def test_tasks_that_a_dataset_lacks_are_named():
 
 @pytest.mark.parametrize("how", [open_dataset, class_names])
 def test_an_unknown_name_and_what_may_have_been_meant(how):
-    names = "cityscapes_mtan, folder, nyuv2_mtan, pascal_context, rooms"
+    names = "cityscapes_mtan, folder, mix, nyuv2_mtan, pascal_context, rooms"
     for name, expected in (
         ("room", f"did you mean 'rooms'? The data sets are {names}."),
         ("nyuv2", f"did you mean 'nyuv2_mtan'? The data sets are {names}."),

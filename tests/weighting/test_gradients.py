@@ -311,3 +311,21 @@ def test_a_task_without_a_gradient_does_not_turn_the_direction(kind):
 
     with_it = direction(np.insert(two, 1, 0, axis=0), [1, 0, 3])
     np.testing.assert_allclose(with_it, direction(two, [1, 3]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", balancing.KINDS)
+def test_a_task_without_a_label_changes_no_direction(kind):
+    """The others are balanced as they are without it, but for a mean that is over one more."""
+    gradients = np.random.default_rng(3).normal(size=(2, 5))
+    method, combine = make(kind)
+    with_it = np.stack([gradients[0], np.zeros(5), gradients[1]])
+    found = {}
+    for name, rows, losses in (("two", gradients, [2, 3]), ("three", with_it, [2, 0, 3])):
+        state = method.init_state(SHARED, len(rows))
+        balanced = combine(tree(rows), jnp.float32(losses), state, 0, KEY)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(balanced))
+        found[name] = flat(balanced)
+    np.testing.assert_allclose(found["three"] * 3 / 2, found["two"], rtol=2e-3)
+    # And with a label in the next batch it counts.
+    balanced = combine(tree(with_it[::-1] + 1), jnp.float32([1, 2, 3]), balanced.state, 1, KEY)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(balanced))

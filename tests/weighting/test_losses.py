@@ -110,6 +110,15 @@ def test_dynamic_average_survives_a_loss_of_zero():
         assert np.isfinite(weighting.weights({}, state, None, KEY)[0]).all()
 
 
+def test_dynamic_average_says_nothing_of_an_epoch_without_a_label():
+    weighting = DynamicAverage(T, steps_per_epoch=1)
+    state = weighting.init_state()
+    for step, losses in enumerate([[2, 1, 4], [0, 1, 2]]):
+        state = weighting.update(state, jnp.float32(losses), jnp.int32(step))
+    weights, _ = weighting.weights({}, state, None, KEY)
+    np.testing.assert_allclose(weights, softmax(np.array([1, 1, 0.5]) / 2), rtol=1e-6)
+
+
 def test_famo_is_the_papers_formula():
     rate, decay = 0.1, 0.01
     weighting = Famo(T, rate, decay)

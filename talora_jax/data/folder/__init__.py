@@ -16,8 +16,9 @@
 
 Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`; in subfolders with them,
 `image/kitchen/0001.jpg`, `depth/kitchen/0001.png`) and a size. Every image needs its file in every
-folder that a run uses. Only `image/` and one of the others are needed: normals are derived from
-depth and intrinsics, edges from instances or, lacking those, from semantic labels.
+folder that a run uses, unless `dataset.json` says that they are `partly` labelled. Only `image/`
+and one of the others are needed: normals are derived from depth and intrinsics, edges from
+instances or, lacking those, from semantic labels.
 
 What the files cannot tell stands in an optional `dataset.json`; see
 `talora_jax.data.folder.settings`. It may also say where files are that lie otherwise (`patterns`)

@@ -49,7 +49,7 @@ def check_samples(
     """Reads the files of `samples` and reports everything that is wrong with them.
 
     Args:
-      folders: those that each sample must have a file in.
+      folders: those that each sample must have a file in, unless `settings.partly`.
       one_size: whether all images must have the same size.
       problems: found already, to be reported along.
 
@@ -82,9 +82,9 @@ def check_samples(
     for folder in folders:
         problems += _differing_palettes(root, folder, reports)
     contents = {
-        folder: functools.reduce(operator.add, (report.contents[folder] for report in reports))
+        folder: functools.reduce(operator.add, found)
         for folder in (() if problems else MASKS)
-        if folder in folders
+        if (found := [r.contents[folder] for r in reports if folder in r.contents])
     }
     for folder, content in contents.items():
         named = folder == "semantic" and settings.class_names
@@ -106,8 +106,13 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
     size, contents, palettes = None, {}, {}
     for folder in folders:
         if folder not in sample.files:
+            if settings.partly:
+                continue
             lacking = _lacking(sample, folder, settings)
-            problems.append(f"{_name(sample, 'image', root)}: {lacking}, expected one")
+            problems.append(
+                f"{_name(sample, 'image', root)}: {lacking}, expected one, or "
+                "config.data.partly=True, which takes images that lack targets"
+            )
             continue
         path = sample.files[folder]
         try:

@@ -30,8 +30,10 @@ class Look:
 
     Attributes:
       lines: for people.
-      targets: those that every sample has a file of, in the order of `TARGETS`.
-      samples: some, of one size, with all their targets; empty if none could be read.
+      targets: those that every sample has a file of, or where some may lack them any sample, in the
+        order of `TARGETS`.
+      samples: some, of one size, with all their targets, unlabelled where they may lack files;
+        empty if none could be read.
       names: of these.
       class_names: of `semantic`.
     """
@@ -58,14 +60,19 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     splits = split_samples(listed, settings, _VAL_FRACTION, root)
     samples = [sample for name in ("train", "val") for sample in splits[name]]
     lacking = {name: [s for s in samples if name not in s.files] for name in listed.folders}
-    targets = tuple(name for name in listed.folders if name != "image" and not lacking[name])
+    most = len(samples) - 1 if settings.partly else 0
+    targets = tuple(
+        name for name in listed.folders if name != "image" and len(lacking[name]) <= most
+    )
     lines = [
         f"{printable(root)}: {len(splits['train'])} training and {len(splits['val'])} validation "
         f"samples{'' if settings.splits or listed.splits else ', drawn by their names'}"
     ]
     lines += [
-        f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} first: "
-        "training on it would refuse them"
+        f"{name}: {len(samples) - len(without)} of {len(samples)} images have it"
+        if settings.partly
+        else f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} first: "
+        'training on it would refuse them, unless dataset.json has "partly": true'
         for name, without in lacking.items()
         if without
     ]
@@ -88,7 +95,8 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
                 lines.append(f"problem: {name}: {problem}")
             classes = content.num_classes if name == "semantic" else classes
     class_names = settings.class_names or tuple(f"class {index}" for index in range(classes))
-    whole = [s for s in chosen if all(s.stem in values for values, _ in found.values())]
+    needed = ["image"] if settings.partly else listed.folders
+    whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
     if "image" not in found or not found["image"][0]:
         raise UserError("\n  ".join([f"{root}: no image can be read:", *lines]))
     shown = (
@@ -97,10 +105,15 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
         else []
     )
     size = settings.image_size or next(iter(found["image"][0].values())).shape[:2]
+
+    def shown_as(name: str, stem: str) -> np.ndarray:
+        values = found[name][0]
+        return _resized(name, values[stem], size) if stem in values else TARGETS[name].nothing(size)
+
     return Look(
         tuple(lines),
         targets,
-        tuple({n: _resized(n, found[n][0][s.stem], size) for n in listed.folders} for s in shown),
+        tuple({name: shown_as(name, s.stem) for name in listed.folders} for s in shown),
         tuple(sample.stem for sample in shown),
         class_names,
     )

@@ -41,7 +41,7 @@ from talora_jax.tasks import TARGETS
 
 # Settings that say where files lie, of which `Dataset.contents` has the names, or that only
 # `read` has a say in.
-_PLACES = ("files", "table", "read", "stretch")
+_PLACES = ("files", "table", "read", "partly", "stretch")
 # Settings that files of one folder alone are read with.
 _ONLY_FOR = {
     "depth_scale": "depth",
@@ -81,6 +81,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     _check_tasks(root, listed, available, tasks)
     splits = split_samples(listed, settings, data.val_fraction, root)
     stems = sorted(sample.stem for samples in splits.values() for sample in samples)
+    having = _having(root, splits, {task: available[task] for task in tasks}, settings)
 
     hashes: dict[Path, str] = {}
     part = functools.partial(_Part, root, data.dir, settings, listed, stems, hashes)
@@ -112,6 +113,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
             )
             for split, samples in splits.items()
         },
+        having=having,
         contents={
             SETTINGS: wanted.depends_on((height, width)),
             **{split: wanted.contents(samples) for split, samples in splits.items()},
@@ -135,9 +137,11 @@ def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The class names that `data` or the folder's `dataset.json` states; none if neither does.
 
     Raises:
-      UserError: as `read_settings`.
+      UserError: there is no such folder, or as `read_settings`.
     """
     root = Path(os.path.expanduser(data.path)) if data.path else None
+    if root:
+        check_root(root)
     return read_settings(root, data).class_names
 
 
@@ -183,6 +187,7 @@ class _Part:
         """Begins the names of all that is prepared of this folder in this way."""
         how = dataclasses.replace(self.settings, class_names=(), ignore_label=None, splits=None)
         read = [repr(self.settings.read)] if self.settings.read else []
+        read += ["partly"] if self.settings.partly else []
         place = repr(self.root.resolve())
         return f"{name_of(self.root)}-{fingerprint(place, repr(how), *read)}"
 
@@ -230,7 +235,8 @@ class _Part:
             return False
         rows = {stem: row for row, stem in enumerate(notes["stems"])}
         return rows.keys() >= set(self.stems) and all(
-            digest is not None and notes["files"][folder][rows[stem]] == digest
+            (digest is not None or self.settings.partly)
+            and notes["files"][folder][rows[stem]] == digest
             for folder, found in self.files.items()
             for stem, digest in zip(self.stems, found, strict=True)
         )
@@ -329,6 +335,32 @@ def _made_from(folders: Sequence[str], settings: Settings) -> dict[str, str]:
         for task, names in sources.items()
     }
     return {task: name for task, name in found.items() if name}
+
+
+def _having(
+    root: Path,
+    splits: Mapping[str, Sequence[SampleFiles]],
+    made_from: Mapping[str, str],
+    settings: Settings,
+) -> dict[str, dict[str, list[int]]]:
+    """`Dataset.having` of these targets.
+
+    Raises:
+      UserError: no sample of a split has one of them.
+    """
+    having: dict[str, dict[str, list[int]]] = {split: {} for split in splits}
+    for split, samples in splits.items() if settings.partly else ():
+        for task, folder in made_from.items():
+            found = [i for i, sample in enumerate(samples) if folder in sample.files]
+            if not found:
+                raise UserError(
+                    f"{root}: none of the {len(samples)} images of {split!r} has a file of "
+                    f"{folder}, expected some that do: choose splits in dataset.json, or train "
+                    f"without {task}."
+                )
+            if len(found) < len(samples):
+                having[split][task] = found
+    return having
 
 
 def _check_tasks(

@@ -51,17 +51,21 @@ def records_config(
       image_size: H, W to store.
       notes: kept beside the samples.
     """
-    tasks = tuple(task for task in made_from if not drawn_when_read(task, made_from[task]))
+    stored = {
+        task: folder for task, folder in made_from.items() if not drawn_when_read(task, folder)
+    }
     return RecordsConfig(
         name=name,
         title=title,
         splits={SAMPLES: samples},
-        make=functools.partial(_make_sample, settings=settings, tasks=tasks, image_size=image_size),
+        make=functools.partial(
+            _make_sample, settings=settings, made_from=stored, image_size=image_size
+        ),
         stored={
             "image": (np.uint8, (*image_size, 3)),
             **{
                 name: (TARGETS[name].stored_dtype, (*image_size, *TARGETS[name].target_shape))
-                for name in tasks
+                for name in stored
             },
         },
         notes=notes,
@@ -74,23 +78,31 @@ def drawn_when_read(task: str, made_from: str) -> bool:
 
 
 def _make_sample(
-    sample: SampleFiles, settings: Settings, tasks: tuple[str, ...], image_size: tuple[int, int]
+    sample: SampleFiles,
+    settings: Settings,
+    made_from: Mapping[str, str],
+    image_size: tuple[int, int],
 ) -> Sample:
     """Reads a sample's files, derives what is derived, resizes, and packs for storing.
 
-    Normals are fitted before resizing, to all there is measured; edges are drawn after it, so that
-    they are as thick at any size.
+    A target that it has no file of is unlabelled. Normals are fitted before resizing, to all there
+    is measured; edges are drawn after it, so that they are as thick at any size.
     """
     found = {
         name: read_labels(path, settings) if name == "semantic" else read(name, path, settings)
         for name, path in sample.files.items()
     }
-    if "normals" in tasks and "normals" not in found:
+    if made_from.get("normals") == "depth" in found:
         found["normals"] = normals_from_depth(found["depth"], settings.intrinsics)
     found = {name: _resize(name, values, image_size) for name, values in found.items()}
-    if "edges" in tasks and "edges" not in found:
+    if made_from.get("edges") == "instance" in found:
         found["edges"] = edges_from_ids(found["instance"])
-    return {"image": found["image"], **{name: TARGETS[name].store(found[name]) for name in tasks}}
+    targets = {
+        name: found[name] if folder in found else TARGETS[name].nothing(image_size)
+        for name, folder in made_from.items()
+    }
+    stored = {name: TARGETS[name].store(target) for name, target in targets.items()}
+    return {"image": found["image"], **stored}
 
 
 def _resize(

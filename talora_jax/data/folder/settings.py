@@ -37,13 +37,15 @@ and of either
       "splits": {"train": "lists/train.txt", "val": "lists/val.txt"}   as above, from text files
       "read": {"depth": {"scale": 5000}}      what the numbers in files mean: `readings`; scale and
                                               max of depth stand for depth_scale and max_depth
+      "partly": true                          samples may lack files of some targets, which say
+                                              nothing then; without it they are refused
       "stretch": true                         targets may have another size than their image, and
                                               are stretched to `image_size` each by itself
 
 All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `max_depth`,
-`ignore_label` (of what `read` gives), `intrinsics` as (fx, fy, cx, cy) and `image_size`; one that
-is not None or empty is taken in place of `dataset.json`'s. `config.data.description` names another
-file in its place, or one that comes along: `cityscapes`, `cityscapes_7`.
+`ignore_label` (of what `read` gives), `intrinsics` as (fx, fy, cx, cy), `image_size` and `partly`;
+one that is not None or empty is taken in place of `dataset.json`'s. `config.data.description` names
+another file in its place, or one that comes along: `cityscapes`, `cityscapes_7`.
 """
 
 import dataclasses
@@ -106,6 +108,7 @@ class Settings:
     files: Mapping[str, Mapping[str, str]] | None = dataclasses.field(default=None, repr=False)
     table: Table | None = dataclasses.field(default=None, repr=False)
     read: Mapping[str, Reading] | None = dataclasses.field(default=None, repr=False)
+    partly: bool | None = dataclasses.field(default=None, repr=False)
     stretch: bool | None = dataclasses.field(default=None, repr=False)
 
 
@@ -382,5 +385,6 @@ _FIELDS = {
     "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
     "files": (_files, "an object of patterns, one for 'image' and one for each target"),
     "table": (_table, "a text file, or {files: {train: …, val: …}, columns: ['image', …]}"),
+    "partly": (_true, "true or false"),
     "stretch": (_true, "true or false"),
 }

@@ -79,7 +79,8 @@ def test_what_lacks_is_told(planes, camvid):
     lines = planes.refused(camvid, ("semantic",)).splitlines()
     assert lines[1:] == [
         "  train/a.png: semantic has no file for it ('trainannot/{stem}.png' or "
-        "'valannot/{stem}.png'), expected one",
+        "'valannot/{stem}.png'), expected one, or config.data.partly=True, which takes images "
+        "that lack targets",
         "  valannot/a.png: empty (0 bytes)",
     ]
 

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 import pytest
 
+from talora_jax.data.folder import stated_class_names
 from talora_jax.data.folder.edges import edges_from_ids
 from talora_jax.errors import UserError
 
@@ -165,3 +167,9 @@ def test_contents_are_those_of_what_is_wanted(planes, root):
     assert set(normals["val"]) == {"image/2.png", "depth/2.png"}
     assert set(normals["settings"]) == {"depth_scale", "image_size", "intrinsics", "max_depth"}
     np.testing.assert_equal(normals["settings"]["intrinsics"]["fx"], planes.INTRINSICS[0])
+
+
+def test_a_folder_that_is_not_there_has_no_classes(tmp_path):
+    data = ml_collections.ConfigDict({"path": str(tmp_path / "none")})
+    with pytest.raises(UserError, match=r"none', which is not a directory"):
+        stated_class_names(data)
