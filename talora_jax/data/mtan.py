@@ -42,10 +42,18 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Float32, Int8, UInt8
 
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.data.parquet import Cell, Tables, find_tables
+from talora_jax.data.mtan_files import (
+    AnyPath,
+    Meaning,
+    Place,
+    read_depth,
+    read_image,
+    read_labels,
+    read_normals,
+)
+from talora_jax.data.parquet import Tables, find_tables
 from talora_jax.data.records import (
     Records,
     RecordsConfig,
@@ -61,15 +69,12 @@ from talora_jax.data.records import (
     whole_or_wanted,
 )
 from talora_jax.errors import UserError, one_line, printable, some
-from talora_jax.tasks.depth import measured
-from talora_jax.tasks.target_files import BadFile, read_npy, whole_numbers
+from talora_jax.tasks.target_files import BadFile
 
 HOME = "https://github.com/lorenmt/mtan"
 SPLITS = ("train", "val")
 
-AnyPath = Path | zipfile.Path
 AnyRoot = AnyPath | Tables
-Place = AnyPath | Cell
 Files = Mapping[str, Place]  # of one sample, by 'image' and task
 
 # The columns of parquet files.
@@ -88,9 +93,6 @@ _STORED = {
     "disparity": (np.float32, (1,)),
     "normals": (np.float32, (3,)),
 }
-# How far, in steps of 1/255, a value of an 8-bit image may be off: float16's are by 0.06.
-_STEP_SLACK = 0.1
-_UNIT_SLACK = 1e-3
 _NAMED = 3  # names in a sentence
 _MOST_NESTED = 3  # folders that train and val may lie in
 
@@ -138,7 +140,7 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
       UserError: a part of the layout is missing, or a file does not hold what it should.
     """
     check_tasks(packing.records.name, packing.tasks, tasks)
-    meaning = _Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
+    meaning = Meaning(*map(data.get, ("ignore_label", "depth_scale", "max_depth")))
     others = tuple(name for name in packing.tasks if name not in tasks)
     with _opened(packing, data.path) as root:
         _check_title(packing, root)
@@ -168,21 +170,6 @@ def open_packed(packing: Packing, data: ml_collections.ConfigDict, tasks: Sequen
 
 
 @dataclasses.dataclass(frozen=True)
-class _Meaning:
-    """What the values of this copy mean, by the fields of `config.data`.
-
-    Attributes:
-      ignore_label: a label that is none, as -1 is.
-      depth_scale: units of depth per metre; None for metres.
-      max_depth: metres above which depth is no measurement.
-    """
-
-    ignore_label: int | None = None
-    depth_scale: float | None = None
-    max_depth: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class _Part:
     """Some of a copy's targets, and what is prepared of them.
 
@@ -196,7 +183,7 @@ class _Part:
     root: AnyRoot
     data_dir: str | None
     wanted_size: Sequence[int]
-    meaning: _Meaning
+    meaning: Meaning
     hashes: dict[Path, str]
     packing: Packing
     tasks: tuple[str, ...] = ()
@@ -216,7 +203,7 @@ class _Part:
     @functools.cached_property
     def _name(self) -> str:
         """Of the records."""
-        settings = "" if self.meaning == _Meaning() else repr(self.meaning)
+        settings = "" if self.meaning == Meaning() else repr(self.meaning)
         place = _download(self.root)
         digest = fingerprint(
             repr(place.resolve()), settings, json.dumps(self.contents), *sorted(self.tasks)
@@ -446,87 +433,13 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-# What is in a file. Each function raises `BadFile` when it is something else.
-
-
-def _array(place: Place) -> np.ndarray:
-    return place.read() if isinstance(place, Cell) else read_npy(place)
-
-
-def _read_image(path: Place) -> tuple[UInt8[np.ndarray, "H W 3"], bool]:
-    """RGB, and whether it had to be rounded to 8 bits."""
-    values = _array(path)
-    if values.ndim != 3 or values.shape[2] != 3:
-        raise BadFile(f"shape {values.shape}, expected [H, W, 3]")
-    if values.dtype == np.uint8:
-        return values, False
-    if values.dtype.kind != "f":
-        raise BadFile(f"{values.dtype}, expected float in [0, 1]")
-    if not (values.min() >= 0 and values.max() <= 1):  # also when there is NaN
-        raise BadFile(f"from {values.min():g} to {values.max():g}, expected float in [0, 1]")
-    steps = values.astype(np.float32) * np.float32(255)
-    whole = np.rint(steps)
-    return whole.astype(np.uint8), bool(np.abs(steps - whole).max() > _STEP_SLACK)
-
-
-def _read_labels(
-    path: Place, class_names: Sequence[str], ignored: int | None
-) -> Int8[np.ndarray, "H W"]:
-    """Class indices, -1 = no label."""
-    values = _array(path)
-    if values.ndim != 2:
-        raise BadFile(f"shape {values.shape}, expected [H, W]")
-    if values.dtype.kind not in "iuf":
-        raise BadFile(f"{values.dtype}, expected whole numbers")
-    values = whole_numbers(values)
-    if ignored is not None:
-        values = np.where(values == ignored, -1, values.astype(np.int64))
-    wrong = values[(values < -1) | (values >= len(class_names))]
-    if wrong.size:
-        raise BadFile(
-            f"label {wrong[0]:g}, expected 0 to {len(class_names) - 1} for the {len(class_names)} "
-            "classes, or -1 for none; config.data.ignore_label names another value for none"
-        )
-    return values.astype(np.int8)
-
-
-def _read_floats(path: Place, channels: int, blank: bool = False) -> Float[np.ndarray, "H W C"]:
-    """Finite values; with `blank`, zeros in place of NaN if nothing else is there."""
-    values = _array(path)
-    if values.dtype.kind != "f" or values.ndim != 3 or values.shape[2] != channels:
-        raise BadFile(f"{values.dtype} of shape {values.shape}, expected float [H, W, {channels}]")
-    if blank and np.isnan(values).all():
-        return np.zeros_like(values)
-    if not np.isfinite(values).all():
-        raise BadFile(f"{(~np.isfinite(values)).sum()} values are NaN or infinite, expected none")
-    return values
-
-
-def _read_depth(path: Place, meaning: _Meaning) -> Float32[np.ndarray, "H W 1"]:
-    """Depth or disparity, 0 = no measurement."""
-    values = _read_floats(path, 1, blank=True)
-    if values.min() < 0:
-        raise BadFile(f"value {values.min():g}, expected 0 (no measurement) or above")
-    scale = 1 if meaning.depth_scale is None else meaning.depth_scale
-    return measured(values / np.float64(scale), meaning.max_depth)
-
-
-def _read_normals(path: Place) -> Float32[np.ndarray, "H W 3"]:
-    """Unit vectors, all-zero = invalid. Resizing may have made some shorter than 1, none longer."""
-    values = _read_floats(path, 3)
-    longest = np.linalg.norm(values.astype(np.float64), axis=-1).max()
-    if longest > 1 + _UNIT_SLACK:
-        raise BadFile(f"a vector of length {longest:g}, expected unit vectors or zeros")
-    return values.astype(np.float32)
-
-
 # How a sample is stored.
 
 
 def _size(wanted: Sequence[int], image: Place) -> tuple[int, int]:
     """H, W of the images, which must be the config's."""
     try:
-        size = _read_image(image)[0].shape[:2]
+        size = read_image(image)[0].shape[:2]
     except BadFile as error:
         raise UserError(f"{image}: {error}.") from error
     if tuple(wanted) not in ((), size):
@@ -543,7 +456,7 @@ def _prepare(
     name: str,
     splits: Mapping[str, Sequence[Files]],
     size: tuple[int, int],
-    meaning: _Meaning,
+    meaning: Meaning,
 ) -> None:
     rounded: list[Place] = []
     config = RecordsConfig(
@@ -576,7 +489,7 @@ def _make_sample(
     files: Files,
     size: tuple[int, int],
     class_names: Sequence[str],
-    meaning: _Meaning,
+    meaning: Meaning,
     rounded: list[Place],
 ) -> Sample:
     """Reads and checks the files of one sample; adds its image to `rounded` if it was."""
@@ -585,17 +498,17 @@ def _make_sample(
         try:
             match target:
                 case "image":
-                    values, was_rounded = _read_image(path)
+                    values, was_rounded = read_image(path)
                     if was_rounded:
                         rounded.append(path)
                 case "semantic":
-                    values = _read_labels(path, class_names, meaning.ignore_label)
+                    values = read_labels(path, class_names, meaning.ignore_label)
                 case "normals":
-                    values = _read_normals(path)
+                    values = read_normals(path)
                 case "depth":
-                    values = _read_depth(path, meaning)
+                    values = read_depth(path, meaning)
                 case "disparity":
-                    values = _read_depth(path, _Meaning())  # has neither metres nor a scale
+                    values = read_depth(path, Meaning())  # has neither metres nor a scale
         except BadFile as error:
             raise UserError(f"{path}: {error}.") from error
         if values.shape[:2] != size:
