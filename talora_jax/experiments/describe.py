@@ -27,6 +27,7 @@ from talora_jax.training import setup
 from talora_jax.training.optim import group_of
 from talora_jax.training.prompted import setup as prompted
 from talora_jax.training.setup import Run
+from talora_jax.training.start_from import source_of
 from talora_jax.training.step import abstract_state
 
 FROZEN = "frozen"
@@ -76,6 +77,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     found = setup.refusals(config)
     found.ask(lambda: setup.sizes(config), "model.weights", "model.size", "adapter.ranks", "tasks")
     found.ask(lambda: setup.parent_of(config), "adapter.extend", "model.weights", "model.size")
+    if config.init:
+        found.ask(lambda: source_of(config), "init", "model.weights", "model.size")
     axes = [f"mesh.{axis}" for axis in sharding.AXES]
     found.ask(lambda: sharding.abstract_mesh(**config.mesh), "mesh", *axes)
     if found.by_field:

@@ -162,20 +162,24 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Opens what runs have in common: a mistake in a path is told once, before anything starts.
 
     Raises:
-      UserError: the data, a base or an adapter to extend cannot be opened.
+      UserError: the data, a base or an adapter to go on from cannot be opened.
     """
     from talora_jax.data import open_dataset
     from talora_jax.training.jobs import JOBS
     from talora_jax.training.setup import parent_of, sizes
+    from talora_jax.training.start_from import source_of
 
     known = set()
     for config in configs:
         targets = JOBS[config.trains].targets(config)
         opened = key({"data": config.data.to_dict(), "targets": targets})
-        model = key({"model": config.model.to_dict(), "adapter": config.adapter.to_dict()})
+        model = {"model": config.model.to_dict(), "adapter": config.adapter.to_dict()}
+        model = key(model | {"init": config.init})
         if model not in known:
             sizes(config)
             parent_of(config)
+            if config.init:
+                source_of(config)
         if opened not in known:
             config_lib.check_read(config)
             open_dataset(config.data, targets)
