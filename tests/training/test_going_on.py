@@ -1,5 +1,6 @@
 """Runs that go on: to more steps, from an adapter, and until a metric has no more gain."""
 
+import json
 import os
 import signal
 
@@ -16,7 +17,7 @@ from talora_jax.sharding import shard_batch
 from talora_jax.training import setup
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import Evaluator, Measured
-from talora_jax.training.log import read_metrics
+from talora_jax.training.log import RunLog, read_metrics
 from talora_jax.training.loop import train
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weights.adapter_file import AdapterFile
@@ -82,6 +83,7 @@ def by_hand(config, steps):
     return told
 
 
+@pytest.mark.slow
 def test_more_steps_are_those_of_the_schedule_that_the_run_now_has(config, tmp_path):
     config.steps = 3
     train(config, tmp_path)
@@ -96,6 +98,7 @@ def test_more_steps_are_those_of_the_schedule_that_the_run_now_has(config, tmp_p
     assert logged[2]["learning_rate"] != by_hand(config, (6, 6, 6))[2]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_a_run_from_an_adapter_resumes_without_it(config, tmp_path, monkeypatch, capsys):
     train(config, tmp_path / "old")
     adapter = tmp_path / "old" / "adapter.safetensors"
@@ -145,6 +148,7 @@ def scripted(config, monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_the_best_is_left_and_patience_ends_a_run(scripted, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "unbroken"
     metrics = train(scripted, workdir)
@@ -213,10 +217,36 @@ def test_a_metric_that_there_is_not_is_told_before_the_workdir_is_taken(scripted
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_the_best_of_a_run_that_keeps_none(config, tmp_path):
-    config.steps = 1
-    train(config, tmp_path)
+def test_an_evaluation_writes_what_it_finds_where_it_is_asked_to(
+    config, tmp_path, capsys, monkeypatch
+):
+    workdir, out = tmp_path / "run", tmp_path / "found"
+    config.steps, config.eval_every, config.num_pictures = 2, 1, 1
+    pictures = []
+    monkeypatch.setattr(RunLog, "picture", lambda self, *which: pictures.append(which[:2]))
+    metrics = train(config, workdir)
+    assert pictures == [(1, "val_000"), (2, "val_000")]
+    capsys.readouterr()
+    main(["--mode=evaluate", f"--workdir={workdir}", f"--out={out}"])
+    told = capsys.readouterr().out
+    assert "semantic, by class" in told and f"Wrote what was found in {out}" in told
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["metrics"] == metrics and found["images"] == 2
+    assert found["constant"].keys() == metrics.keys()
+    assert (out / "pictures" / "000.png").read_bytes() == (
+        workdir / "pictures" / "val_000.png"
+    ).read_bytes()
+
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    main(["--mode=evaluate", f"--workdir={workdir}", "--split=all", f"--out={out}"])
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["evaluated"], found["images"]) == ("all (12 images)", 12)
+    assert "Nothing is written" not in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
     with pytest.raises(UserError, match="--best: the run in .* was trained without config.best"):
-        main(["--mode=evaluate", f"--workdir={tmp_path}", "--best"])
+        main(["--mode=evaluate", f"--workdir={workdir}", "--best"])
     with pytest.raises(UserError, match="--best is of a run"):
         main(["--mode=evaluate", "--config=rooms_tiny", "--best"])
+    with pytest.raises(UserError, match="--out is for --mode evaluate or predict, and --mode is t"):
+        main(["--mode=train", f"--workdir={workdir}", "--out=x"])
