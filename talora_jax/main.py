@@ -10,10 +10,11 @@ python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --devi
 
 A run goes on to more steps, with the learning rate of a run that had as many from the start, where
 they are given explicitly: the same command with --config.steps=2000. It is evaluated again on its
-own data, or on other data, of which nothing is written:
+own data, or on other data:
 
 python -m talora_jax.main --mode evaluate --workdir /tmp/rooms_tiny
 python -m talora_jax.main --mode evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
+    --out found
 
 What was trained predicts on images, from the workdir or from the adapter file it left:
 

@@ -125,6 +125,7 @@ def memory(run: Run) -> dict[str, int]:
     state = abstract_state(run)
     everywhere = sharding.replicated(run.mesh)
     learnt = _bytes(state.trainable, lambda shape: everywhere)
+    best = _bytes(state.trainable["model"], lambda shape: everywhere)
     return {
         "frozen parameters": _bytes(
             run.frozen, lambda shape: sharding.fsdp_sharding(run.mesh, shape)
@@ -132,6 +133,7 @@ def memory(run: Run) -> dict[str, int]:
         "trained parameters": learnt,
         "gradients": learnt,
         "optimizer state": _bytes((state.opt_state, state.weighting), lambda shape: everywhere),
+        **({"best parameters": best} if run.config.best else {}),
     }
 
 

@@ -50,10 +50,11 @@ def panel(
 
 def _legends(task: Task, target: np.ndarray, prediction: Float[np.ndarray, "H W C"]) -> Image.Image:
     """Of the truth; of classes, also those that are predicted. A scale is the truth's for both."""
-    told = {"truth": task.target_legend(target)}
-    if isinstance(told["truth"], Swatches):
+    legend = task.target_legend(target)
+    told = {"truth and prediction": legend}
+    if isinstance(legend, Swatches):
         classes = task.outputs(prediction, probabilities=False)[task.name]
-        told["prediction"] = task.legend(np.asarray(classes))
+        told = {"truth": legend, "prediction": task.legend(np.asarray(classes))}
     drawn = {title: drawn_legend(legend) for title, legend in told.items() if legend}
     total = sum(LINE + legend.height for legend in drawn.values())
     canvas = Image.new("RGB", (WIDTH, max(1, total)), "white")
