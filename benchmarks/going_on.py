@@ -93,9 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = args.workdir / name / "runs"
         found[name] = [read_run(runs / f"{kind}-seed{seed}") for seed in args.seeds]
     tasks = found[AFRESH][0].tasks
+    afresh, begun = ([run.metrics for run in found[name]] for name in (AFRESH, BEGUN))
     signs = {name: sign for task in tasks for name, sign in signed(task, "delta_p").items()}
-    metrics = {name: [run.metrics for run in runs] for name, runs in found.items()}
-    print(table(metrics[AFRESH], metrics[BEGUN], signs))
+    # Without config.host_metrics there are fewer.
+    signs = {name: sign for name, sign in signs.items() if name in afresh[0]}
+    print(table(afresh, begun, signs))
     return 0
 
 

@@ -26,6 +26,7 @@ from talora_jax.errors import (
     did_you_mean,
     nearest,
     one_line,
+    printable,
     short,
     tell_together,
 )
@@ -586,18 +587,17 @@ def _check_best(config: ml_collections.ConfigDict) -> None:
             )
         return
     task, _, metric = config.best.partition("/")
-    prompts = config.trains == "prompts"
-    names = config.prompts.domains if prompts else config.tasks
-    check_choice(f"config.best={config.best}", task, names)
+    said = f"config.best={printable(config.best, 80)}"
+    check_choice(said, task, config.prompts.domains if config.trains == "prompts" else config.tasks)
     if metrics.sign(config.best) is None:
         hint = did_you_mean(metric.rpartition("/")[2], metrics.SIGNS)
         raise UserError(
-            f"config.best={config.best}: expected a metric that has a better way, as "
+            f"{said}: expected a metric that has a better way, as "
             f"semantic/miou or depth/pooled/abs_err{hint}"
         )
     if not config.eval_every:
         raise UserError(
-            f"config.best={config.best} is looked for among evaluations on the way: set "
+            f"{said} is looked for among evaluations on the way: set "
             f"config.eval_every, as {max(1, config.steps // 10)}"
         )
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from talora_jax import hosts
-from talora_jax.errors import UserError, did_you_mean
+from talora_jax.errors import UserError, did_you_mean, printable
 from talora_jax.metrics import sign
 
 _TOLD = "best"
@@ -29,8 +29,8 @@ def check_metric(metric: str, known: Collection[str]) -> None:
     if metric not in names:
         shown = [name for name in names if "/iou/" not in name]
         raise UserError(
-            f"config.best: there is no {metric} here, expected one of {', '.join(shown)}"
-            f"{did_you_mean(metric, names)}"
+            f"config.best: there is no {printable(metric, 80)} here, expected one of "
+            f"{', '.join(shown)}{did_you_mean(metric, names)}"
         )
 
 

@@ -126,6 +126,12 @@ def test_a_run_from_an_adapter_resumes_without_it(config, tmp_path, monkeypatch,
     assert f"{unbroken['semantic/miou']:.4f}" in capsys.readouterr().out
 
 
+def test_a_missing_adapter_is_told_before_data_is_read(config, tmp_path):
+    config.init, config.data.path = "none.safetensors", "nowhere"
+    with pytest.raises(UserError, match="no adapter at none.safetensors"):
+        train(config, tmp_path / "run")
+
+
 ERRORS = (0.5, 0.3, 0.4, float("nan"), 0.2, 0.25, 0.2, 0.3, 0.1, 0.3, 0.05, 0.06)
 
 
