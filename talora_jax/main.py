@@ -309,6 +309,7 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
         accelerators.prepare_for(args.device, accelerators.devices_of(config.mesh))
     if args.workdir:
         config = config_lib.forget_unread(config, config)
+        config.init = None  # it has begun
     from rich.console import Console
 
     from talora_jax.experiments.describe import describe
