@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 from jaxtyping import PyTree
 
 from talora_jax import hosts
 from talora_jax.errors import UserError, did_you_mean, printable
 from talora_jax.metrics import sign
+from talora_jax.sharding import replicated
+from talora_jax.training.setup import Run
 
 _TOLD = "best"
 
@@ -43,11 +44,17 @@ class Best:
       parameters: what was learnt by then; before, what the run starts with.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, parameters: nnx.State):
+    def __init__(self, run: Run):
+        config = run.config
         self._metric, self._patience = config.best, config.patience
         self._steps = config.steps
         self._waited = 0  # evaluations since
-        self.step, self.metrics, self.parameters = 0, {}, parameters
+        # By a program, whose results lie as a checkpoint takes them, on many hosts as well.
+        self._copied = jax.jit(
+            lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated(run.mesh)
+        )
+        self.step, self.metrics = 0, {}
+        self.parameters = self._copied(run.trainable) if self._metric else run.trainable
 
     def look_at(self, step: int, metrics: Mapping[str, float], parameters: nnx.State) -> None:
         """Keeps what is better than what is kept. On many hosts all of them call this, and process
@@ -56,7 +63,7 @@ class Best:
         if self._gains(metrics):
             self.step, self.metrics, self._waited = step, metrics, 0
             # A copy: the step donates what it is given.
-            self.parameters = jax.tree.map(jnp.copy, parameters)
+            self.parameters = self._copied(parameters)
         else:
             self._waited += 1
 

@@ -159,7 +159,7 @@ def evaluate(
         checkpoints = Checkpoints(workdir, read_only=True)
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
-        keeper = Best(run.config, run.trainable)
+        keeper = Best(run)
         kept, position = checkpoints.restore(keeper.kept(init_state(run)), print_line)
         state = keeper.restored(kept, position)
         learnt, step = state.trainable["model"], int(state.step)

@@ -96,7 +96,7 @@ def _train(
     if config.init and not resumes:
         run, begun = started(run)
     state = init_state(run)
-    best = Best(config, run.trainable)
+    best = Best(run)
     iterator = train_iterator(
         run.dataset.splits["train"],
         tasks=job.targets(config),
