@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
-from talora_jax import storage
+from talora_jax import metrics, storage
 from talora_jax.errors import (
     Refusals,
     UserError,
     check_choice,
+    did_you_mean,
     nearest,
     one_line,
+    printable,
     short,
     tell_together,
 )
@@ -44,6 +46,8 @@ DEFAULT_SIZE = "tiny"
 # The fields that can be None, and the value that means the same: config.json and adapter files may
 # hold it, and a shell's empty variable gives it.
 OPTIONAL = {
+    "init": "",
+    "best": "",
     "data.dir": "",
     "data.path": "",
     "data.description": "",
@@ -137,6 +141,7 @@ _RANGES = {
     "steps": _Range(1),
     "log_every": _Range(1),
     "eval_every": _Range(0),
+    "patience": _Range(0),
     "checkpoint_every": _Range(0),
     "num_pictures": _Range(0),
     "read_threads": _Range(0),
@@ -177,6 +182,11 @@ def default() -> ml_collections.ConfigDict:
     config.trains = "tasks"
     # Order gives the rows of U3; see `talora_jax.tasks.TASKS` for the names.
     config.tasks = ("semantic", "depth", "normals")
+    # An adapter to start from: its file, the workdir of a finished run, or user/name on the Hub. Of
+    # it is taken what fits: what tasks share, and by their names what tasks have of their own; what
+    # is not is told. Then all of it trains. With `adapter.extend` the old tasks stay as they are,
+    # instead, and are of what the run leaves.
+    config.init = placeholder(str)
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "rooms"
@@ -300,6 +310,9 @@ def default() -> ml_collections.ConfigDict:
     config.steps = 1000
     config.log_every = 20
     config.eval_every = 0  # 0: only at the end
+    # A metric, as semantic/miou: what the run leaves is of that evaluation where it is best.
+    config.best = placeholder(str)
+    config.patience = 0  # evaluations without gain in `best` after which the run ends; 0: never
     config.checkpoint_every = 100
     # Metrics that are no work for an accelerator: `edges/ods_f` and `ois_f` by one-to-one matching,
     # on one CPU core 0.3 s per image of 192×256, 2 s of 512×512. False leaves `edges/tolerant/…`.
@@ -382,9 +395,10 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def unset_empty(config: ml_collections.ConfigDict) -> None:
     """Makes None of what means the same, see `OPTIONAL`."""
     for name, empty in OPTIONAL.items():
-        section, field = name.split(".")
-        if config[section][field] == empty:
-            config[section][field] = None
+        section, _, field = name.rpartition(".")
+        holder = config[section] if section else config
+        if holder[field] == empty:
+            holder[field] = None
 
 
 def model_name(model: Mapping[str, Any]) -> str:
@@ -438,6 +452,12 @@ def no_field(name: str, near: str | None = None) -> str:
     elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     near = near or nearest(last, beside) or elsewhere.get(nearest(last, elsewhere))
     return f"the config has no field {one_line(last)}" + (f"; did you mean {near}?" if near else "")
+
+
+def place(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The fields of `PLACE`, without those that this run's numbers depend on."""
+    evaluates = "config.eval_every"
+    return tuple(name for name in PLACE if name != evaluates or not config.best)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -533,6 +553,8 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         *("class_weights.given", "class_weights.kind", "trains"),
     )
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
+    found.ask(lambda: _check_init(config), "init", "adapter.extend", "trains")
+    found.ask(lambda: _check_best(config), "best", "patience", "eval_every", "tasks", "trains")
     return found
 
 
@@ -588,6 +610,45 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _check_init(config: ml_collections.ConfigDict) -> None:
+    if config.init and config.trains == "prompts":
+        raise UserError(
+            "config.init names an adapter, and a promptable SAM starts from a base: set "
+            "config.model.weights"
+        )
+    if config.init and config.adapter.extend:
+        raise UserError(
+            "config.init starts from an adapter of which all trains, config.adapter.extend adds "
+            "tasks to one that stays as it is: set one of them"
+        )
+
+
+def _check_best(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot be a metric; which there are is known when the data is, see
+    `training.best.check_metric`."""
+    if not config.best:
+        if config.patience:
+            raise UserError(
+                f"config.patience={config.patience} waits for gains in no metric: set config.best, "
+                "as semantic/miou"
+            )
+        return
+    task, _, metric = config.best.partition("/")
+    said = f"config.best={printable(config.best, 80)}"
+    check_choice(said, task, config.prompts.domains if config.trains == "prompts" else config.tasks)
+    if metrics.sign(config.best) is None:
+        hint = did_you_mean(metric.rpartition("/")[2], metrics.SIGNS)
+        raise UserError(
+            f"{said}: expected a metric that has a better way, as "
+            f"semantic/miou or depth/pooled/abs_err{hint}"
+        )
+    if not config.eval_every:
+        raise UserError(
+            f"{said} is looked for among evaluations on the way: set "
+            f"config.eval_every, as {max(1, config.steps // 10)}"
+        )
+
+
 def _check_number(name: str, value: Any, kind: type) -> None:
     """Refuses what is not finite, of another type or length than the field's, or out of range."""
     field = f"config.{name}"
@@ -612,6 +673,7 @@ def _check_number(name: str, value: Any, kind: type) -> None:
 
 # What of a path can be: some places serve all, others hold workdirs, bases and adapters alone.
 _PLACES = {
+    "init": storage.place,
     "data.dir": storage.local,
     "data.path": storage.local,
     "data.description": storage.local,

@@ -10,10 +10,11 @@ python -m talora_jax.main --mode describe --config configs/nyuv2.py:vit_l --devi
 
 A run goes on to more steps, with the learning rate of a run that had as many from the start, where
 they are given explicitly: the same command with --config.steps=2000. It is evaluated again on its
-own data, or on other data, of which nothing is written:
+own data, or on other data:
 
 python -m talora_jax.main --mode evaluate --workdir /tmp/rooms_tiny
 python -m talora_jax.main --mode evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
+    --out found
 
 What was trained predicts on images, from the workdir or from the adapter file it left:
 
@@ -57,19 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "what trains, and memory on each device of config.mesh, whether such devices are here or "
         "not. Default: train.",
     )
-    for add_arguments in (_add_config, _add_workdir, *_OF_A_MODE.values()):
+    for add_arguments in (_add_config, _add_workdir, *_OF_MODES):
         add_arguments(parser)
     args, config = parse(parser, arguments)
-    for mode, add_arguments in _OF_A_MODE.items():
-        if args.mode != mode:
-            _refuse_arguments(args, mode, add_arguments)
+    for add_arguments, modes in _OF_MODES.items():
+        if args.mode not in modes:
+            _refuse_arguments(args, " or ".join(modes), add_arguments)
     _run(_MODES[args.mode], args, config)
 
 
 def _refuse_arguments(
-    args: argparse.Namespace, mode: str, add_arguments: Callable[[ArgumentParser], None]
+    args: argparse.Namespace, modes: str, add_arguments: Callable[[ArgumentParser], None]
 ) -> None:
-    """Refuses the arguments of a mode in another one, where they would do nothing.
+    """Refuses the arguments of some modes in another one, where they would do nothing.
 
     Raises:
       UserError: names the first.
@@ -79,7 +80,7 @@ def _refuse_arguments(
     for name, default in vars(theirs.parse_args([])).items():
         if getattr(args, name) != default:
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is for --mode {mode}, and --mode is {args.mode}")
+            raise UserError(f"--{flag} is for --mode {modes}, and --mode is {args.mode}")
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -101,11 +102,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     metrics of what a run of a config starts from, such as the base of config.model.weights.
 
     A run is evaluated on other data by --config.data.FIELD=VALUE and --split; then nothing is
-    written, and the run's own results stay:
+    written but in --out, and the run's own results stay:
 
-      talora_jax evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
+      talora_jax evaluate --workdir /tmp/mine --config.data.path=OTHER --split all --out found
     """
-    _command(evaluate, _evaluate, (_add_config, _add_workdir, _add_evaluate), arguments)
+    _command(evaluate, _evaluate, (_add_config, _add_workdir, _add_evaluate, _add_out), arguments)
 
 
 def predict(arguments: Sequence[str] | None = None) -> None:
@@ -119,7 +120,7 @@ def predict(arguments: Sequence[str] | None = None) -> None:
       talora_jax predict --adapter adapter.safetensors --base sam_vit_b.safetensors \\
           --images 'album/*.png' --out seen
     """
-    _command(predict, _predict, (_add_workdir, _add_predict), arguments)
+    _command(predict, _predict, (_add_workdir, _add_predict, _add_out), arguments)
 
 
 def describe(arguments: Sequence[str] | None = None) -> None:
@@ -185,6 +186,21 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         default="val",
         help="evaluate: val, train, or all for every sample of the data. Default: val",
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="evaluate: what is best by config.best so far, in place of the newest checkpoint",
+    )
+
+
+def _add_out(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        metavar="OUT",
+        help="the folder to write to. predict: a PNG per task and image, whose text chunks say "
+        "what its values mean, a picture of all tasks per image, and summary.json. evaluate: "
+        "metrics.json, per_class.csv, confusion.csv and .png, pictures",
+    )
 
 
 def _add_describe(parser: ArgumentParser) -> None:
@@ -201,9 +217,6 @@ def _add_predict(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", nargs="+", action="extend", default=[], metavar="PATH",
         help="predict: files, folders (with all below them), quoted globs")  # fmt: skip
-    add("--out", metavar="OUT",
-        help="predict: the folder to write to: a PNG per task and image, whose text chunks say "
-        "what its values mean, a picture of all tasks per image, and summary.json")  # fmt: skip
     add("--adapter", metavar="FILE",
         help="predict: an adapter.safetensors, in place of --workdir")  # fmt: skip
     add("--base", metavar="FILE",
@@ -242,9 +255,11 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
             "evaluate needs --workdir of a run, or --config for what a run of it starts from"
         )
     if args.workdir is None:
+        if args.best:
+            raise UserError("--best is of a run: give its --workdir")
         from talora_jax.training.evaluate_run import evaluate_start
 
-        evaluate_start(config, args.split, print)
+        evaluate_start(config, args.split, print, args.out)
         return
     workdir = _workdir(args)
     own = config_lib.read(workdir / "config.json")
@@ -255,7 +270,7 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
         config = override(config, args.overrides)
     from talora_jax.training.evaluate_run import evaluate_run
 
-    evaluate_run(workdir, own, config, args.split, print)
+    evaluate_run(workdir, own, config, args.split, print, best=args.best, out=args.out)
 
 
 def _workdir(args: argparse.Namespace) -> Path:
@@ -294,6 +309,7 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
         accelerators.prepare_for(args.device, accelerators.devices_of(config.mesh))
     if args.workdir:
         config = config_lib.forget_unread(config, config)
+        config.init = None  # it has begun
     from rich.console import Console
 
     from talora_jax.experiments.describe import describe
@@ -307,7 +323,12 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
 
 _MODES = {"train": _train, "evaluate": _evaluate, "predict": _predict, "describe": _describe}
 # Arguments that do nothing in other modes.
-_OF_A_MODE = {"evaluate": _add_evaluate, "predict": _add_predict, "describe": _add_describe}
+_OF_MODES = {
+    _add_evaluate: ("evaluate",),
+    _add_predict: ("predict",),
+    _add_describe: ("describe",),
+    _add_out: ("evaluate", "predict"),
+}
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = set("arrays compiled errors files hosts rgb sharding slurm storage".split())
+GROUND = set("arrays compiled errors files hosts metrics rgb sharding slurm storage".split())
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
     "compiled": set(),
     "files": {"errors", "storage"},
     "hosts": {"errors", "slurm", "storage"},
+    "metrics": set(),
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
     "slurm": set(),

@@ -194,6 +194,8 @@ def test_a_config_that_takes_no_argument():
 @pytest.mark.parametrize(
     ("override", "value"),
     [
+        ("init=run", "run"),
+        ("best=semantic/miou", "semantic/miou"),
         ("data.dir=/records", "/records"),
         ("data.path=here", "here"),
         ("data.image_size=(24,32)", (24, 32)),
@@ -211,11 +213,11 @@ def test_a_config_that_takes_no_argument():
 )
 def test_fields_that_can_be_unset(override, value):
     field, _, text = override.partition("=")
-    section, name = field.split(".")
+    section, _, name = field.rpartition(".")
     assert field in config_lib.OPTIONAL
 
     def of(config):
-        return config[section][name]
+        return config[section][name] if section else config[name]
 
     config = load_config("rooms_tiny", [f"--config.{override}"])
     assert of(config) == value and type(of(config)) is type(value)
@@ -228,7 +230,8 @@ def test_fields_that_can_be_unset(override, value):
     empty = config_lib.OPTIONAL[field]
     assert of(load_config("rooms_tiny", [f"--config.{field}={empty}"])) is None
     fields = config.to_dict()
-    fields[section][name] = list(empty) if isinstance(empty, tuple) else empty
+    holder = fields[section] if section else fields
+    holder[name] = list(empty) if isinstance(empty, tuple) else empty
     assert of(config_lib.from_fields(fields)) is None
 
 

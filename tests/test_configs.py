@@ -176,9 +176,10 @@ def test_a_workdir_with_values_that_mean_unset_is_the_same_runs(tmp_path):
     config = config_lib.default()
     fields = config.to_dict()
     for name, empty in config_lib.OPTIONAL.items():
-        section, field = name.split(".")
-        if fields[section][field] is None:
-            fields[section][field] = empty
+        section, _, field = name.rpartition(".")
+        holder = fields[section] if section else fields
+        if holder[field] is None:
+            holder[field] = empty
     del fields["host_metrics"], fields["data"]["max_depth"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     claim_workdir(config, tmp_path, write=False)

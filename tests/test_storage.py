@@ -98,6 +98,7 @@ def test_no_command_makes_a_folder_of_an_url(arguments, told, tmp_path, monkeypa
         ("data.path", LOCAL),
         ("model.weights", OTHER),
         ("adapter.extend", OTHER),
+        ("init", OTHER),
     ],
 )
 def test_no_field_makes_a_folder_of_an_url(field, told):

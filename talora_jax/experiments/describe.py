@@ -27,6 +27,7 @@ from talora_jax.training import setup
 from talora_jax.training.optim import group_of
 from talora_jax.training.prompted import setup as prompted
 from talora_jax.training.setup import Run
+from talora_jax.training.start_from import source_of
 from talora_jax.training.step import abstract_state
 
 FROZEN = "frozen"
@@ -76,6 +77,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     found = setup.refusals(config)
     found.ask(lambda: setup.sizes(config), "model.weights", "model.size", "adapter.ranks", "tasks")
     found.ask(lambda: setup.parent_of(config), "adapter.extend", "model.weights", "model.size")
+    if config.init:
+        found.ask(lambda: source_of(config), "init", "model.weights", "model.size")
     axes = [f"mesh.{axis}" for axis in sharding.AXES]
     found.ask(lambda: sharding.abstract_mesh(**config.mesh), "mesh", *axes)
     if found.by_field:
@@ -122,6 +125,7 @@ def memory(run: Run) -> dict[str, int]:
     state = abstract_state(run)
     everywhere = sharding.replicated(run.mesh)
     learnt = _bytes(state.trainable, lambda shape: everywhere)
+    best = _bytes(state.trainable["model"], lambda shape: everywhere)
     return {
         "frozen parameters": _bytes(
             run.frozen, lambda shape: sharding.fsdp_sharding(run.mesh, shape)
@@ -129,6 +133,7 @@ def memory(run: Run) -> dict[str, int]:
         "trained parameters": learnt,
         "gradients": learnt,
         "optimizer state": _bytes((state.opt_state, state.weighting), lambda shape: everywhere),
+        **({"best parameters": best} if run.config.best else {}),
     }
 
 

@@ -19,8 +19,8 @@ class FinishedRun:
     """What a finished run came to.
 
     Attributes:
-      metrics: of the validation split after the last step, by `<task>/<metric>`, for prompts by
-        `<domain>/<prompt>/<answer>`.
+      metrics: of the validation split after the last step, or with `config.best` after the step
+        that the run leaves, by `<task>/<metric>`, for prompts by `<domain>/<prompt>/<answer>`.
       parameters: how many train; None in a workdir without it.
       step_time: median seconds a step; None where it was never measured.
       data: what it was trained and evaluated on.
@@ -50,10 +50,13 @@ def read_run(workdir: Path) -> FinishedRun:
     config = config_lib.read(workdir / "config.json")
     rows = _read_rows(workdir)
     steps = [row["step"] for row in rows if row["split"] == "train"]
-    final = [r for r in rows if r["split"] == "val" and r["step"] == config.steps]
+    evaluated = {row["step"]: row for row in rows if row["split"] == "val"}
+    # With config.best the last one tells of how many steps it is the end.
+    final = [row for step, row in evaluated.items() if row.get("steps", step) == config.steps]
     if not final:
         reached = f"the last logged step is {max(steps)}" if steps else "no step is logged"
         raise UserError(f"{workdir}: unfinished, {reached} of {config.steps}")
+    left = evaluated.get(final[-1].get("best_step"), final[-1])
     model, data = (
         next((row for row in rows if row["split"] == split), {}) for split in ("model", "data")
     )
@@ -62,7 +65,7 @@ def read_run(workdir: Path) -> FinishedRun:
     return FinishedRun(
         workdir,
         config,
-        {name: value for name, value in final[-1].items() if "/" in name},
+        {name: value for name, value in left.items() if "/" in name},
         model.get("trainable_parameters"),
         median(times) if times else None,
         data_of(workdir, config, _tasks(config), data),
@@ -80,9 +83,8 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     regulariser's of a kind without Tucker factors. Runs of equal settings differ by the seed only.
     """
     fields = config_lib.flat_fields(config.to_dict())
-    fields = {
-        name: value for name, value in fields.items() if not name.startswith(config_lib.PLACE)
-    }
+    place = config_lib.place(config)
+    fields = {name: value for name, value in fields.items() if not name.startswith(place)}
     other = ("config.tasks", "config.weighting.", "config.orthogonal_", "config.class_weights.")
     other = other if config.trains == "prompts" else "config.prompts."
     fields = {name: value for name, value in fields.items() if not name.startswith(other)}

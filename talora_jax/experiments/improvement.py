@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
+from talora_jax.metrics import sign
+
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
@@ -24,25 +26,29 @@ class Compared:
     delta_m: Mapping[str, int]
 
 
-_DEPTH = Compared({"pooled/abs_err": -1, "pooled/rel_err": -1}, {"pooled/rmse": -1})
+def _signs(*metrics: str) -> dict[str, int]:
+    return {metric: sign(metric) for metric in metrics}
+
+
+_DEPTH = Compared(_signs("pooled/abs_err", "pooled/rel_err"), _signs("pooled/rmse"))
 # A task that is not here is in no Δ.
 COMPARED = {
-    "semantic": Compared({"miou": 1, "pixel_acc": 1}, {"miou": 1}),
+    "semantic": Compared(_signs("miou", "pixel_acc"), _signs("miou")),
     "depth": _DEPTH,
     "disparity": _DEPTH,
     "normals": Compared(
-        {
-            "pooled/mean": -1,
-            "pooled/median": -1,
-            "pooled/within_11.25": 1,
-            "pooled/within_22.5": 1,
-            "pooled/within_30": 1,
-        },
-        {"pooled/mean": -1},
+        _signs(
+            "pooled/mean",
+            "pooled/median",
+            "pooled/within_11.25",
+            "pooled/within_22.5",
+            "pooled/within_30",
+        ),
+        _signs("pooled/mean"),
     ),
-    "human_parts": Compared({"miou": 1}, {"miou": 1}),
-    "saliency": Compared({"miou_max": 1}, {"miou_max": 1}),
-    "edges": Compared({"ods_f": 1}, {"ods_f": 1}),
+    "human_parts": Compared(_signs("miou"), _signs("miou")),
+    "saliency": Compared(_signs("miou_max"), _signs("miou_max")),
+    "edges": Compared(_signs("ods_f"), _signs("ods_f")),
 }
 
 

@@ -163,14 +163,15 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Opens what runs have in common: a mistake in a path is told once, before anything starts.
 
     Raises:
-      UserError: the data, a base or an adapter to extend cannot be opened, a target means nothing,
-        the weighting does not fit the steps, or the tracker is not installed.
+      UserError: the data, a base or an adapter to go on from cannot be opened, a target means
+        nothing, the weighting does not fit the steps, or the tracker is not installed.
     """
     from talora_jax.data import open_dataset
     from talora_jax.data.survey import survey
     from talora_jax.training import trackers
     from talora_jax.training.jobs import JOBS
     from talora_jax.training.setup import parent_of, sizes
+    from talora_jax.training.start_from import source_of
     from talora_jax.weighting import losses
 
     models, images = set(), {}
@@ -179,11 +180,14 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
         job = JOBS[config.trains]
         targets = job.targets(config)
         opened = key({"data": config.data.to_dict(), "targets": targets})
-        model = key({"model": config.model.to_dict(), "adapter": config.adapter.to_dict()})
+        model = {"model": config.model.to_dict(), "adapter": config.adapter.to_dict()}
+        model = key(model | {"init": config.init})
         if model not in models:
             models.add(model)
             sizes(config)
             parent_of(config)
+            if config.init:
+                source_of(config)
         if opened not in images:
             config_lib.check_read(config)
             dataset = open_dataset(config.data, targets)

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from talora_jax.inference.pictures import drawn_legend, font
 from talora_jax.tasks import TASKS, make_task, palette
+from talora_jax.tasks.drawn_legends import drawn_legend, font
 from talora_jax.tasks.legends import Legend
 from talora_jax.tasks.target import resize_nearest
 
@@ -72,15 +72,8 @@ def _drawn(
         picture = colours[np.where(tall < 0, 0, 1 + tall % _COLOURS)]
         return picture.reshape(count, height, width, 3), None
     task = make_task(target, class_names=class_names)
-    labelled = np.asarray(task.valid(tall))
-    legend = None
-    if labelled.any():
-        # A legend is of what occurs: as one row, without what has no label.
-        output = tall[labelled][None]
-        legend = task.legend(output[..., 0] if task.channels == 1 else output)
-    picture = (
-        np.asarray(task.target_picture(tall)) if labelled.any() else np.zeros((*tall.shape[:2], 3))
-    )
+    legend = task.target_legend(tall)
+    picture = np.asarray(task.target_picture(tall)) if legend else np.zeros((*tall.shape[:2], 3))
     return picture.astype(np.uint8).reshape(count, height, width, 3), legend
 
 

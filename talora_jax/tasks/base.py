@@ -118,6 +118,15 @@ class Task(PixelTarget):
         """The truth in the same colours, black where there is no label."""
         return np.where(self.valid(target)[..., None], self.picture(target, target), np.uint8(0))
 
+    def target_legend(self, target: Truth) -> Legend | None:
+        """What the colours of `target_picture` mean; None where there is no label."""
+        labelled = np.asarray(self.valid(target))
+        if not labelled.any():
+            return None
+        # A legend is of what occurs: as one row, without what has no label.
+        output = target[labelled][None]
+        return self.legend(output[..., 0] if self.channels == 1 else output)
+
     # How a person gets to see an output. The forms below are those of a map of probabilities.
 
     def show(self, output: Output) -> Picture:

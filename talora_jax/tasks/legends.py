@@ -1,4 +1,4 @@
-"""What tells a reader of a picture which colour means what: tasks give it, `pictures` draws it."""
+"""What tells a reader of a picture which colour means what; `drawn_legends` draws it."""
 
 import dataclasses
 

@@ -1,9 +1,9 @@
 """Metrics over a whole split, what a constant would score, and pictures."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jaxtyping import Array
+from jaxtyping import Array, Int, UInt8
 
 from talora_jax.data import memory
 from talora_jax.data.masks import AskedMasks
@@ -20,12 +20,28 @@ from talora_jax.errors import UserError
 from talora_jax.sharding import batch_rows, batch_sharding, local_rows, replicated, shard_batch
 from talora_jax.tasks.base import Sums
 from talora_jax.training import panels as panels_lib
+from talora_jax.training.best import Best
 from talora_jax.training.checkpoint import Checkpoints
+from talora_jax.training.findings import write_findings
+from talora_jax.training.per_class import class_rows
+from talora_jax.training.per_class import lines as class_lines
 from talora_jax.training.setup import Run
 from talora_jax.training.step import init_state
 from talora_jax.training.workdir import PICTURES
 
 Batches = Iterable[dict[str, np.ndarray]]
+
+
+class Measured(NamedTuple):
+    """What an evaluation finds.
+
+    Attributes:
+      metrics: as `<task>/<metric>`.
+      confusions: of tasks with classes, pixels by [truth, prediction].
+    """
+
+    metrics: dict[str, float]
+    confusions: Mapping[str, Int[np.ndarray, "C C"]]
 
 
 class Evaluator:
@@ -50,12 +66,18 @@ class Evaluator:
 
         self._sums, self._predict = sums, predict
 
-    def metrics(self, trainable: nnx.State) -> dict[str, float]:
-        """Metrics of every task as `<task>/<metric>`, over the whole validation split."""
+    def measured(self, trainable: nnx.State) -> Measured:
+        """What is found over the whole validation split."""
         batches = split_batches(self._run, "val")
-        return _summarise(
+        totals = _totals(
             self._run, lambda batch: self._sums(trainable, self._run.frozen, batch), batches
         )
+        confusions = {name: x["confusion"] for name, x in totals.items() if "confusion" in x}
+        return Measured(_summarise(self._run, totals), confusions)
+
+    def metrics(self, trainable: nnx.State) -> dict[str, float]:
+        """Metrics of every task as `<task>/<metric>`, over the whole validation split."""
+        return self.measured(trainable).metrics
 
     def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
         """Panels [Y, X, 3] of the first images of the validation split."""
@@ -100,7 +122,8 @@ def constant_baselines(run: Run) -> dict[str, float]:
         maps = {name: jnp.broadcast_to(constants[name], shape) for name, shape in shapes.items()}
         return _measure(run, maps, batch)
 
-    return _summarise(run, functools.partial(sums, constants), split_batches(run, "val"))
+    totals = _totals(run, functools.partial(sums, constants), split_batches(run, "val"))
+    return _summarise(run, totals)
 
 
 def evaluate(
@@ -112,6 +135,8 @@ def evaluate(
     *,
     what: str = "validation",
     pictures: bool = True,
+    best: bool = False,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a workdir on the validation split, and writes pictures.
 
@@ -121,9 +146,11 @@ def evaluate(
       workdir: None to evaluate what a run starts from.
       what: the name of what stands for the validation split.
       pictures: False leaves those of the workdir as they are.
+      best: the best parameters by `config.best` that the checkpoint holds, not the newest.
+      out: a folder for all that is found, see `findings`.
 
     Raises:
-      UserError: the workdir has no checkpoint.
+      UserError: the workdir has no checkpoint, or that no best parameters yet.
     """
     learnt, step = run.trainable, 0
     if workdir is not None:
@@ -132,21 +159,56 @@ def evaluate(
         checkpoints = Checkpoints(workdir, read_only=True)
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
-        state, _ = checkpoints.restore(init_state(run), print_line)
+        keeper = Best(run)
+        kept, position = checkpoints.restore(keeper.kept(init_state(run)), print_line)
+        state = keeper.restored(kept, position)
         learnt, step = state.trainable["model"], int(state.step)
-    metrics = evaluator.metrics(learnt)
+        if best:
+            if not keeper.step:
+                raise UserError(f"--best: no evaluation yet among the {step} steps of {workdir}")
+            learnt, step = keeper.parameters, keeper.step
+            what = f"the best by {run.config.best}: {what}"
+    metrics, confusions = evaluator.measured(learnt)
     print_line(f"{what} at step {step}")
     print_metrics(metrics, print_line, baselines)
+    by_class = {
+        task: class_rows(task, confusions[task.name], metrics, baselines)
+        for task in run.tasks
+        if task.name in confusions
+    }
+    for task, rows in by_class.items():
+        for line in class_lines(task, rows):
+            print_line(line)
+    if out is None and (workdir is None or not pictures):
+        return metrics
+    panels = evaluator.pictures(learnt, run.config.num_pictures)
     if workdir is not None and pictures:
-        panels = evaluator.pictures(learnt, run.config.num_pictures)
-        if jax.process_index() == 0:
-            save_pictures(panels, workdir)
+        save_pictures(panels, workdir)
+    if out is not None and jax.process_index() == 0:
+        images = len(run.dataset.splits["val"])
+        about = {"evaluated": what, "step": step, "images": images}
+        about |= {"metrics": metrics, "constant": dict(baselines)}
+        rows = {task.name: rows for task, rows in by_class.items()}
+        matrices = [(task, confusions[task.name]) for task in by_class]
+        write_findings(out, about, rows, matrices, panels)
     return metrics
 
 
-def save_pictures(panels: list[np.ndarray], workdir: Path) -> None:
-    for i, panel in enumerate(panels):
-        panels_lib.save_png(panel, workdir / PICTURES / f"val_{i:03d}.png")
+def save_pictures(
+    panels: Sequence[UInt8[np.ndarray, "H W 3"]],
+    workdir: Path,
+    log: Callable[[str, np.ndarray], None] | None = None,
+) -> None:
+    """Writes a workdir's pictures, over those that are there; process 0 does.
+
+    Args:
+      log: called with the name and the pixels of each.
+    """
+    for i, panel in enumerate(panels if jax.process_index() == 0 else ()):
+        name = f"val_{i:03d}"
+        panels_lib.save_png(panel, workdir / PICTURES / f"{name}.png")
+        if log:
+            log(name, panel)
 
 
 def print_metrics(
@@ -156,7 +218,7 @@ def print_metrics(
 ) -> None:
     """A line for each metric, beside the constant baseline's where it is known.
 
-    Without the single classes, which `metrics.jsonl` has.
+    Without the single classes, which have a table of their own.
     """
     for name, value in metrics.items():
         if "/iou/" in name:
@@ -198,8 +260,8 @@ def _measured_shardings(run: Run) -> tuple[NamedSharding, NamedSharding]:
     return replicated(run.mesh), batch_sharding(run.mesh)
 
 
-def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
-    """The metrics of what `step` measures, over all batches of all processes."""
+def _totals(run: Run, step: Step, batches: Batches) -> Totals:
+    """The sums of what `step` measures, over all batches of all processes."""
     totals: Totals = {}
     host_totals: Totals = {}
     counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
@@ -210,6 +272,10 @@ def _summarise(run: Run, step: Step, batches: Batches) -> dict[str, float]:
         tasks = [task for task in run.tasks if rows.get(task.name)]
         _add(host_totals, {t.name: t.host_metrics(rows[t.name]) for t in tasks})
     _add(totals, over_processes(host_totals))
+    return totals
+
+
+def _summarise(run: Run, totals: Totals) -> dict[str, float]:
     return {
         f"{task.name}/{name}": value
         for task in run.tasks

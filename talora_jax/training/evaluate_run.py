@@ -16,8 +16,10 @@ from talora_jax.errors import UserError, check_choice
 from talora_jax.training import agreement
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import evaluate
+from talora_jax.training.findings import check_out
 from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.setup import Run, told
+from talora_jax.training.start_from import started
 from talora_jax.training.workdir import check_same, on_disk
 from talora_jax.weights.adapter_file import FILE_NAME, AdapterFile
 
@@ -57,18 +59,33 @@ class Whole:
 
 
 def evaluate_start(
-    config: ml_collections.ConfigDict, split: str, print_line: Callable[[str], None]
+    config: ml_collections.ConfigDict,
+    split: str,
+    print_line: Callable[[str], None],
+    out: str | Path | None = None,
 ) -> dict[str, float]:
     """Evaluates what a run of a config starts from.
 
+    Args:
+      out: a folder for what is found, see `findings`.
+
     Raises:
-      UserError: the config, the data or the base cannot work.
+      UserError: the config, the data, the base or the adapter to start from cannot work.
     """
+    out = check_out(out) if out else None
     with hosts.joined(config.hosts):
         hosts.agree(agreement.of_run(config, f"evaluate --split={split}"))
+        print_line = _by_first(print_line)
         job, run, what = _prepared(config, split)
+        if config.init:
+            run, begun = started(run)
+            for line in begun:
+                print_line(line)
         evaluator, baselines = job.evaluator(run), job.baselines(run)
-        return evaluate(run, evaluator, baselines, None, _by_first(print_line), what=what)
+        metrics = evaluate(run, evaluator, baselines, None, print_line, what=what, out=out)
+    if out:
+        print_line(f"Wrote what was found in {out}")
+    return metrics
 
 
 def evaluate_run(
@@ -77,6 +94,9 @@ def evaluate_run(
     config: ml_collections.ConfigDict,
     split: str,
     print_line: Callable[[str], None],
+    *,
+    best: bool = False,
+    out: str | Path | None = None,
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a run.
 
@@ -85,14 +105,22 @@ def evaluate_run(
     Args:
       own: the config of the run.
       config: that, with what is asked for.
+      best: the parameters that are best by `config.best`, in place of the newest.
+      out: a folder for what is found, see `findings`.
 
     Raises:
-      UserError: a field that an evaluation cannot change, other classes than the run's, or the
-        data, the base or the checkpoints cannot work.
+      UserError: the best of a run without `config.best`, a field that an evaluation cannot change,
+        other classes than the run's, or the data, the base or the checkpoints cannot work.
     """
+    out = check_out(out) if out else None
+    if best and not own.best:
+        raise UserError(
+            f"--best: the run in {workdir} was trained without config.best, and holds its newest "
+            "parameters alone"
+        )
     with hosts.joined(config.hosts):
-        hosts.agree(agreement.of_run(config, f"evaluate --split={split}"))
-        return _evaluate_joined(workdir, own, config, split, _by_first(print_line))
+        hosts.agree(agreement.of_run(config, f"evaluate --split={split} --best={best}"))
+        return _evaluate_joined(workdir, own, config, split, _by_first(print_line), best, out)
 
 
 def _evaluate_joined(
@@ -101,6 +129,8 @@ def _evaluate_joined(
     config: ml_collections.ConfigDict,
     split: str,
     print_line: Callable[[str], None],
+    best: bool,
+    out: Path | None,
 ) -> dict[str, float]:
     """`evaluate_run` for one of the processes that have come together."""
     before, asked = (config_lib.flat_fields(config_lib.plain(c)) for c in (own, config))
@@ -138,8 +168,12 @@ def _evaluate_joined(
             print_line,
             what=what,
             pictures=own_results,
+            best=best,
+            out=out,
         )
-    if not own_results:
+    if out:
+        print_line(f"Wrote what was found in {out}")
+    elif not own_results:
         print_line(f"Nothing is written: {workdir} keeps the results of its own validation split.")
     return metrics
 

@@ -1,12 +1,12 @@
 """Training: one loop that reads from top to bottom."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from jaxtyping import Array
 
 from talora_jax import config as config_lib
@@ -14,14 +14,17 @@ from talora_jax import hosts
 from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
-from talora_jax.errors import Stopped, UserError, check_choice
+from talora_jax.errors import Stopped, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
-from talora_jax.training import agreement, class_weights, trackers
+from talora_jax.training import agreement, class_weights, setup, trackers
+from talora_jax.training import scalars as scalars_lib
+from talora_jax.training.best import Best, check_metric
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
+from talora_jax.training.start_from import source_of, started
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
 from talora_jax.training.workdir import (
     PICTURES,
@@ -30,14 +33,9 @@ from talora_jax.training.workdir import (
     check_free,
     check_same,
     claim_workdir,
+    has_checkpoints,
     held,
     interrupted,
-)
-
-_OUTGROWN = (
-    "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
-    "{:.2f} in a block, where the frozen kernel hardly counts any more. Lower "
-    "config.optimizer.lr_scale.adapters, or choose another config.adapter.init."
 )
 
 
@@ -67,6 +65,9 @@ def train(
             trackers.check(config.tracker)
         hosts.agree(agreement.of_run(config, "train"))
         hosts.check_shared("--workdir", workdir)
+        if config.init and not has_checkpoints(workdir):
+            setup.check(config)
+            source_of(config)
         run = job.prepare(config)
         found = survey(run.dataset, job.targets(config), job.masks(config))
         run = class_weights.weighted(run, found)
@@ -93,7 +94,11 @@ def _train(
     # Resume
     resumes = checkpoints.latest_step() is not None
     memory.remember(run.dataset, workdir, resumes=resumes, write=main_process)
+    begun: list[str] = []
+    if config.init and not resumes:
+        run, begun = started(run)
     state = init_state(run)
+    best = Best(run)
     iterator = train_iterator(
         run.dataset.splits["train"],
         tasks=job.targets(config),
@@ -107,24 +112,31 @@ def _train(
         asked=job.asked(run),
     )
     if resumes:
-        state, position = checkpoints.restore(state, print if main_process else lambda line: None)
+        tell = print if main_process else lambda line: None
+        kept, position = checkpoints.restore(best.kept(state), tell)
+        state = best.restored(kept, position)
         check_same(config, workdir, position, told(run))
         iterator.set_state(position)
     first_step = int(state.step)
+    last_step = first_step if best.is_given_up else config.steps
     hosts.agree({"the step of the checkpoint": first_step})
+    baselines: dict[str, float] = {}
+    if config.best and not resumes:
+        baselines = job.baselines(run)
+        check_metric(config.best, baselines)
     claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     results = [workdir / name for name in files]
     # As process 0 says: it is that one which writes them.
-    if hosts.gathered(first_step == config.steps and all(path.exists() for path in results))[0]:
+    if hosts.gathered(first_step == last_step and all(path.exists() for path in results))[0]:
         if main_process:
             names = ", ".join(files)
-            print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
+            print(f"This run is finished: {workdir} holds {last_step} steps and {names}.")
         return {}
     tracked = config.tracker and main_process
     log = RunLog(
         workdir,
         resume_step=first_step,
-        last_step=config.steps,
+        last_step=last_step,
         active=main_process,
         tracker=trackers.Tracker(config.tracker, config, workdir, first_step) if tracked else None,
     )
@@ -140,11 +152,11 @@ def _train(
         f"{len(run.dataset.splits['val'])} validation images; "
         f"{jax.device_count()} {jax.default_backend()} device(s)"
     )
-    for line in (*found.lines(), *class_weights.lines(run)):
+    for line in (*found.lines(), *class_weights.lines(run), *begun):
         log.print(line)
     if first_step:
         log.print(f"Resuming after step {first_step}.")
-    baselines = job.baselines(run)
+    baselines = baselines or job.baselines(run)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "data", found.numbers())
@@ -155,39 +167,45 @@ def _train(
     relative_updates = make_relative_updates(run)
     evaluator = job.evaluator(run)
     previous: dict[str, Array] = {}
-    outgrown = False
-    step = first_step
+    outgrown = ""
+    step, metrics = first_step, {}
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         check_interrupt()
         with Stop() as stop:
-            for step in range(first_step + 1, config.steps + 1):
+            for step in range(first_step + 1, last_step + 1):
                 batch = shard_batch(next(iterator), run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)
                 # One step behind: the host reads the last step's numbers while this one computes.
-                _check_finite(step - 1, previous, run)
+                scalars_lib.finite(step - 1, previous)
                 progress.advance(step)
                 previous = scalars
-                is_last = step == config.steps
+                is_last, metrics = step == last_step, {}
                 if step % config.log_every == 0 or is_last:
                     scalars |= relative_updates(state, run.frozen)
-                    values = _check_finite(step, scalars, run)
-                    # A task without a label in the batch has no loss.
-                    values = {k: v for k, v in values.items() if v or not k.endswith("/loss")}
+                    values = scalars_lib.logged(step, scalars, config)
                     log.write(step, "train", values | {"step_time": progress.step_time()})
-                    progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
-                    if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
-                        outgrown = True
-                        log.print(_OUTGROWN.format(values["adapter/relative_update"]))
-                if _due(step, config.eval_every) and not is_last:
-                    metrics = evaluator.metrics(state.trainable["model"])
+                    progress.line(step, scalars_lib.shown(values))
+                    if not outgrown and (outgrown := scalars_lib.outgrown(values)):
+                        log.print(outgrown)
+                learnt = state.trainable["model"]
+                # Before the checkpoint, if that is to hold the best parameters.
+                if config.best if is_last else _due(step, config.eval_every):
+                    metrics = evaluator.metrics(learnt)
+                    if config.best:
+                        best.look_at(step, metrics, learnt)
+                        is_last |= best.is_given_up
+                if metrics and not is_last:
                     log.write(step, "val", metrics)
                     print_metrics(metrics, log.print, baselines)
+                    panels = evaluator.pictures(learnt, config.num_pictures)
+                    save_pictures(panels, workdir, functools.partial(log.picture, step))
                 asked = stop.after(step)
                 if _due(step, config.checkpoint_every) or is_last or asked:
-                    _check_finite(step, scalars, run)
+                    scalars_lib.finite(step, scalars)
                     log.publish()
-                    checkpoints.save(step, state, iterator.get_state() | told(run))
-                if asked:
+                    position = iterator.get_state() | told(run) | best.told()
+                    checkpoints.save(step, best.kept(state), position)
+                if asked or is_last:
                     break
             # Also asked while the last step was saved, which is what ends the loop then.
             if stop.signal:
@@ -202,41 +220,22 @@ def _train(
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
         learnt = state.trainable["model"]
-        metrics = evaluator.metrics(learnt)
-        panels = evaluator.pictures(learnt, config.num_pictures)
+        metrics = metrics or evaluator.metrics(learnt)
+        leaves = best.parameters if best.step else learnt
+        panels = evaluator.pictures(leaves, config.num_pictures)
     checkpoints.close()
-    log.write(config.steps, "val", metrics)
-    log.print(f"validation at step {config.steps}")
+    log.write(step, "val", metrics | best.row())
+    log.print(f"validation at step {step}")
     print_metrics(metrics, log.print, baselines)
-    if main_process:
-        save_pictures(panels, workdir)
-        for i, panel in enumerate(panels):
-            log.picture(config.steps, f"val_{i:03d}", panel)
-    job.leave(run, learnt, workdir)
+    if best.step:
+        log.print(best.in_words(step))
+    save_pictures(panels, workdir, functools.partial(log.picture, step))
+    job.leave(run, leaves, workdir)
     written = ", ".join(map(str, results))
     log.print(f"Wrote {written} and {len(panels)} pictures in {workdir / PICTURES}")
     log.close()
-    return metrics
+    return best.metrics or metrics
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_finite(step: int, scalars: dict[str, Array], run: Run) -> dict[str, float]:
-    """The scalars on the host.
-
-    Raises:
-      UserError: one of them is not finite.
-    """
-    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
-    broken = [name for name, value in values.items() if not np.isfinite(value)]
-    if broken:
-        losses = [name for name in broken if name.endswith("/loss")] or broken
-        broken_losses = ", ".join(f"{name} is {values[name]}" for name in losses)
-        raise UserError(
-            f"step {step}: {broken_losses}. The last checkpoint is from before it; lower "
-            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and check the "
-            "targets of that task."
-        )
-    return values

@@ -1,8 +1,6 @@
 """What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
 
 import dataclasses
-import operator
-import shlex
 
 import jax
 import ml_collections
@@ -20,8 +18,9 @@ from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.training import agreement
+from talora_jax.training.trained_with import check_trained_with
 from talora_jax.weights.adapter_file import AdapterFile, find
-from talora_jax.weights.assemble import base_in_words, resolve_dtype, sizes_of
+from talora_jax.weights.assemble import base_in_words, resolve_dtype
 from talora_jax.weights.base_file import read_base, read_description
 from talora_jax.weights.build import build, check_base_tasks, make_msam
 from talora_jax.weights.state import fingerprint, tensors_of
@@ -55,13 +54,22 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     Raises:
       UserError: the config cannot work, or not on these devices.
     """
-    tell_together(refusals(config).by_field.values())
+    check(config)
     hosts.join(config.hosts)
     mesh = sharding.make_mesh(**config.mesh)
     config_lib.check_mesh(config, mesh.shape)
     dtype = resolve_dtype(config.model.dtype)
     attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
     return mesh
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what in a config cannot work, a line each; nothing is opened.
+
+    Raises:
+      UserError: there is something.
+    """
+    tell_together(refusals(config).by_field.values())
 
 
 def refusals(config: ml_collections.ConfigDict) -> Refusals:
@@ -258,15 +266,6 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
     return found
 
 
-def _blocks_as(
-    config: ml_collections.ConfigDict, parent: AdapterFile, depth: int
-) -> tuple[int, ...] | None:
-    """The blocks of an adapter that is extended, as the config has them if it means the same."""
-    theirs, ours = AdapterConfig.of(parent.adapter), AdapterConfig.of(config.adapter)
-    same = theirs.adapted(depth) == ours.adapted(depth) and None not in (theirs.blocks, ours.blocks)
-    return config.adapter.blocks if same else theirs.blocks
-
-
 def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
     """The adapter that `config.adapter.extend` names.
 
@@ -282,28 +281,5 @@ def parent_of(config: ml_collections.ConfigDict) -> AdapterFile | None:
         raise UserError(
             f"config.tasks: {path} has {', '.join(old)} already; name only the tasks to add"
         )
-    theirs, ours = sizes_of(parent, path), sizes(config)
-    if theirs not in (ours, None):
-        raise UserError(
-            f"config.model has {ours.in_words()}, but "
-            f"config.adapter.extend names an adapter for {theirs.in_words()}"
-        )
-    trained_with = {
-        "model.pixel_normalisation": parent.pixel_normalisation,
-        "model.native_aspect": parent.native_aspect,
-        "adapter.kind": parent.adapter["kind"],
-        "adapter.ranks": tuple(parent.adapter["ranks"]),
-        "adapter.scale": parent.adapter["scale"],
-        "adapter.qkv": tuple(parent.adapter["qkv"]),
-        "adapter.blocks": _blocks_as(config, parent, ours.encoder.depth),
-    }
-    if not config.model.weights:
-        trained_with["seed"] = parent.seed  # random numbers are its base
-    for field, was in trained_with.items():
-        value = operator.attrgetter(field)(config)
-        if value != was:
-            raise UserError(
-                f"config.{field} is {value!r}, but config.adapter.extend names an adapter trained "
-                f"with {was!r}: set --config.{field}={shlex.quote(str(was).replace(' ', ''))}"
-            )
+    check_trained_with(config, "adapter.extend", parent, sizes(config))
     return parent

@@ -29,7 +29,6 @@ PICTURES = "pictures"
 # computes. That data and base of another path are the same ones is told by their content, when the
 # data is opened and by `check_same`.
 _FREE = (
-    *config_lib.PLACE,
     "config.data.path",
     "config.eval_batch_size",
     "config.host_metrics",
@@ -65,7 +64,7 @@ def claim_workdir(
     path = workdir / CONFIG
     _check_place(workdir)
     if not path.exists():
-        if _has_checkpoints(workdir):
+        if has_checkpoints(workdir):
             raise UserError(
                 f"{workdir} holds checkpoints, but {CONFIG}, which tells what of, is missing: put "
                 "it back, or choose another --workdir"
@@ -76,7 +75,8 @@ def claim_workdir(
     config, began = as_begun(config, workdir), config_lib.read(path)
     theirs, ours = config_lib.forget_unread(began, began).to_dict(), config_lib.plain(config)
     before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
-    differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(_FREE))
+    free = (*_FREE, *config_lib.place(config))
+    differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(free))
     longer = differing == ["config.steps"] and theirs["steps"] < ours["steps"]
     if differing and not (longer and more_steps):
         raise UserError(_another(workdir, differing, before, now, longer))
@@ -97,6 +97,10 @@ def as_begun(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections
     """
     path = workdir / CONFIG
     return config_lib.forget_unread(config, config_lib.read(path)) if path.exists() else config
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: Path, told: dict, run_is: dict) -> None:
@@ -250,7 +254,7 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
     except Stopped:
         raise
     except KeyboardInterrupt:
-        leaves = "its last checkpoint" if _has_checkpoints(workdir) else "its start"
+        leaves = "its last checkpoint" if has_checkpoints(workdir) else "its start"
         raise Stopped(
             f"stopped; the same command goes on from {leaves} in {workdir}", 128 + signal.SIGINT
         ) from None
@@ -306,10 +310,6 @@ def _locked(directory: Path, active: bool, shared: bool = False) -> Iterator[boo
         yield locked
     finally:
         os.close(descriptor)
-
-
-def _has_checkpoints(workdir: Path) -> bool:
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def _write(path: Path, config: ml_collections.ConfigDict) -> None:

@@ -180,6 +180,21 @@ def test_of_an_extended_adapter_only_the_new_tasks_train(config, shelf):
         abstract_run(config)
 
 
+def test_an_adapter_to_start_from_is_looked_at(micro):
+    config = nyuv2("micro")
+    config.init = "nowhere.safetensors"
+    with pytest.raises(UserError, match="no adapter at nowhere.safetensors"):
+        abstract_run(config)
+
+
+def test_the_best_parameters_take_memory_too(micro):
+    config = nyuv2("micro")
+    before = memory(abstract_run(config))
+    config.best, config.eval_every = "semantic/miou", 1
+    after = memory(abstract_run(config))
+    assert after == before | {"best parameters": before["trained parameters"]}
+
+
 def test_a_sam_that_trains_from_prompts(micro):
     config = nyuv2("micro")
     config.trains = "prompts"

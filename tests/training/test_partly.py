@@ -39,6 +39,7 @@ class Toy(nnx.Module):
 def test_no_label_no_gradient(config, kind, accumulate):
     config.tasks = tuple(TASKS)
     config.weighting.kind, config.accumulate = kind, accumulate
+    config.weighting.stch_warmup_epochs = 0
     tasks = tuple(make_task(name, class_names=("a", "b", "c")) for name in TASKS)
     graphdef, learnt, frozen = nnx.split(Toy(), TaskParam, ...)
     dataset = Dataset("random", config.tasks, (), (6, 8), {"train": [0] * 4})

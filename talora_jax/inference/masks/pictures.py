@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from talora_jax.inference.masks.automatic import FoundMask
 from talora_jax.inference.masks.named import NamedMask, numbered
-from talora_jax.inference.pictures import drawn_legend, font
 from talora_jax.tasks import Semantic, palette
+from talora_jax.tasks.drawn_legends import drawn_legend, font
 
 # The longer side of the image and of its masks beside it, the space around them, and how much of
 # a mask's colour there is in it.

@@ -23,7 +23,7 @@ from talora_jax.prompting import measure
 from talora_jax.prompting.draw import Prompts
 from talora_jax.prompting.losses import intersection_over_union
 from talora_jax.sharding import batch_rows, batch_sharding, local_rows, shard_batch
-from talora_jax.training.evaluate import over_processes, split_batches
+from talora_jax.training.evaluate import Measured, over_processes, split_batches
 from talora_jax.training.prompted.panels import panel
 from talora_jax.training.prompted.setup import asked_masks
 from talora_jax.training.setup import Run
@@ -74,6 +74,10 @@ class Evaluator:
             )
 
         self._embed, self._answer = embed, answer
+
+    def measured(self, trainable: nnx.State) -> Measured:
+        """The metrics; there are no classes."""
+        return Measured(self.metrics(trainable), {})
 
     def metrics(self, trainable: nnx.State) -> dict[str, float]:
         """IoUs as `<domain>/<prompt>/<answer>`, means over all masks of the validation split."""
