@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from talora_jax.errors import UserError
 from talora_jax.models.geometry import Geometry
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
 
     image: UInt8[np.ndarray, "H W 3"]
     geometry: Geometry
-    padded: Float[Array, "1 Y X 3"]
+    padded: Float[np.ndarray, "1 Y X 3"]
 
 
 def threads() -> int:
