@@ -33,7 +33,8 @@ def predict(
         sys.path.insert(0, checkout)
     import talora_jax
 
-    model = talora_jax.load(adapter)
+    # An earlier version may have had other weights under the name of this base.
+    model = talora_jax.load(adapter, force=True)
     shape = (images, *size, 3)
     given = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 

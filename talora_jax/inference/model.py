@@ -26,9 +26,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from talora_jax.arrays import as_flag, in_words
+from talora_jax.compiled import uncollected
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
-from talora_jax.inference.batches import Given, Prepared, Result, in_batches
+from talora_jax.inference.batches import Given, Prepared, Result, in_batches, threads
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
@@ -52,7 +53,7 @@ Arrays = dict[str, np.ndarray]
 Maps = Float[jax.Array, "C 4*h 4*w"]
 
 # The most images on a device at once: more make none of them faster.
-_BATCH = {"cpu": 8, "accelerator": 32}
+_BATCH = 32
 # What activations may take where a device does not tell how much memory it has.
 _LEAST_MEMORY = 2**30
 
@@ -157,7 +158,7 @@ class TrainedModel:
                 number=number,
             )
             return map(raised, found) if number is None else [*map(raised, found)]
-        self._batch_size(batch_size, 1)
+        self._together(batch_size, 1)
         image = self.prepared(as_rgb(images))
         (found,) = self._computed(wanted, [image], 1)
         return self.arrays(wanted, image, found, probabilities)
@@ -177,7 +178,7 @@ class TrainedModel:
         if len(size) != 2 or min(size) < 1:
             raise UserError(f"size is {tuple(size)}, expected a height and a width in pixels")
         image = np.zeros((*size, 3), np.uint8)
-        self.predict([image] * self._batch_size(batch_size, None), batch_size=batch_size)
+        self.predict([image] * self._together(batch_size, None)[0], batch_size=batch_size)
 
     def with_adapter(self, source: str | Path, *, force: bool = False) -> "TrainedModel":
         """The same base with another adapter. The base is shared, not loaded again; adapters with
@@ -279,14 +280,16 @@ class TrainedModel:
         Raises:
           UserError: a batch size below 1.
         """
-        size = self._batch_size(batch_size, number)
-        return in_batches(given, prepare, functools.partial(self._computed, wanted), finish, size)
+        size, lanes = self._together(batch_size, number)
+        compute = functools.partial(self._computed, wanted)
+        return in_batches(given, prepare, compute, finish, size, lanes)
 
     @staticmethod
     def arrays(wanted: Sequence[Task], image: Prepared, found: Maps, probabilities: bool) -> Arrays:
         """What was found in an image, at its own size."""
         return tiles.outputs(wanted, found, image.geometry, probabilities=probabilities)
 
+    @uncollected()
     def _computed(
         self, wanted: Sequence[Task], images: Sequence[Prepared], room: int
     ) -> list[Maps]:
@@ -318,8 +321,10 @@ class TrainedModel:
         # Where they were computed, and not on all devices.
         return [jax.device_put(x, devices[i * len(devices) // room]) for i, x in enumerate(found)]
 
-    def _batch_size(self, asked: int | None, images: int | None) -> int:
-        """How many images to compute together.
+    def _together(self, asked: int | None, images: int | None) -> tuple[int, int]:
+        """How many images a program computes together, and how many programs at a time.
+
+        The cores of a CPU are busier with a program each than with their shares of a batch.
 
         Args:
           asked: by the user.
@@ -337,12 +342,14 @@ class TrainedModel:
             encoder, devices = self._base.sam.encoder, jax.local_devices()
             # q, k, v and the hidden layer of the MLP of all tokens, twice.
             one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4
-            most = _BATCH["cpu" if devices[0].platform == "cpu" else "accelerator"]
-            size = max(1, min(most, _memory(devices[0]) // one)) * len(devices)
+            size = max(1, min(_BATCH, _memory(devices[0]) // one))
+            if devices[0].platform == "cpu" and len(devices) == 1:
+                return 1, min(size, threads(), images or size)
+            size *= len(devices)
         if not images:
-            return size
+            return size, 1
         # Batches of equal numbers, as few as can be.
-        return -(-images // -(-images // size))
+        return -(-images // -(-images // size)), 1
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.
@@ -401,8 +408,9 @@ def load(
     """
     path = find(source)
     file = AdapterFile.read(path)
-    base = read_base_of(file, path, base, force=force)
-    return TrainedModel(file, base.astype(resolve_dtype(file.param_dtype)), path)
+    with uncollected():
+        base = read_base_of(file, path, base, force=force)
+        return TrainedModel(file, base.astype(resolve_dtype(file.param_dtype)), path)
 
 
 def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
