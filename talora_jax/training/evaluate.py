@@ -134,6 +134,7 @@ def evaluate(
             raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
         state, _ = checkpoints.restore(init_state(run), print_line)
         learnt, step = state.trainable["model"], int(state.step)
+    print_line("evaluating")
     metrics = evaluator.metrics(learnt)
     print_line(f"{what} at step {step}")
     print_metrics(metrics, print_line, baselines)

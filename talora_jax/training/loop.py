@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from jaxtyping import Array
 
 from talora_jax import config as config_lib
@@ -14,12 +13,14 @@ from talora_jax import hosts
 from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
-from talora_jax.errors import Stopped, UserError, check_choice
+from talora_jax.errors import Stopped, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
-from talora_jax.training import agreement
+from talora_jax.training import agreement, finished
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
+from talora_jax.training.finite import OUTGROWN, check_finite
 from talora_jax.training.jobs import JOBS, Job
+from talora_jax.training.lines import Lines
 from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
@@ -32,12 +33,6 @@ from talora_jax.training.workdir import (
     claim_workdir,
     held,
     interrupted,
-)
-
-_OUTGROWN = (
-    "warning: an adapter's update has outgrown the kernel that it is added to: ‖ΔW‖ / ‖W‖ is "
-    "{:.2f} in a block, where the frozen kernel hardly counts any more. Lower "
-    "config.optimizer.lr_scale.adapters, or choose another config.adapter.init."
 )
 
 
@@ -66,13 +61,17 @@ def train(
             check_free(workdir)
         hosts.agree(agreement.of_run(config, "train"))
         hosts.check_shared("--workdir", workdir)
-        run = job.prepare(config)
+        if finished.surely(config, workdir, job):
+            return finished.told(config, workdir, job)
+        lines = Lines(active=main_process)
+        run = job.prepare(config, lines)
+        lines("looking at what the targets hold")
         found = survey(run.dataset, job.targets(config), job.masks(config))
         with (
             held(workdir, active=main_process),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
         ):
-            return _train(run, found, job, workdir, checkpoints, more_steps, check_interrupt)
+            return _train(run, found, job, workdir, checkpoints, lines, more_steps, check_interrupt)
 
 
 def _train(
@@ -81,6 +80,7 @@ def _train(
     job: Job,
     workdir: Path,
     checkpoints: Checkpoints,
+    lines: Lines,
     more_steps: bool,
     check_interrupt: Callable[[], None],
 ) -> dict[str, float]:
@@ -114,11 +114,9 @@ def _train(
     results = [workdir / name for name in files]
     # As process 0 says: it is that one which writes them.
     if hosts.gathered(first_step == config.steps and all(path.exists() for path in results))[0]:
-        if main_process:
-            names = ", ".join(files)
-            print(f"This run is finished: {workdir} holds {config.steps} steps and {names}.")
-        return {}
-    log = RunLog(workdir, resume_step=first_step, last_step=config.steps, active=main_process)
+        return finished.told(config, workdir, job)
+    steps = {"resume_step": first_step, "last_step": config.steps}
+    log = RunLog(workdir, **steps, active=main_process, lines=lines)
 
     # What is at stake
     count = sum(x.size for x in jax.tree.leaves(run.trainable))
@@ -135,7 +133,11 @@ def _train(
         log.print(line)
     if first_step:
         log.print(f"Resuming after step {first_step}.")
-    baselines = job.baselines(run)
+    # A run that goes on has them in its log.
+    baselines = log.logged(0, "val_constant")
+    if not hosts.gathered(bool(baselines))[0]:
+        log.print("measuring what answers score that never look at an image")
+        baselines = job.baselines(run)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "data", found.numbers())
@@ -150,30 +152,32 @@ def _train(
     step = first_step
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         check_interrupt()
+        log.print("compiling the training step, unless it was before")
         with Stop() as stop:
             for step in range(first_step + 1, config.steps + 1):
                 batch = shard_batch(next(iterator), run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)
                 # One step behind: the host reads the last step's numbers while this one computes.
-                _check_finite(step - 1, previous, run)
+                check_finite(step - 1, previous)
                 progress.advance(step)
                 previous = scalars
                 is_last = step == config.steps
                 if step % config.log_every == 0 or is_last:
                     scalars |= relative_updates(state, run.frozen)
-                    values = _check_finite(step, scalars, run)
+                    values = check_finite(step, scalars)
                     log.write(step, "train", values | {"step_time": progress.step_time()})
                     progress.line(step, {k: v for k, v in values.items() if k.endswith("/loss")})
                     if values.get("adapter/relative_update", 0.0) > 1 and not outgrown:
                         outgrown = True
-                        log.print(_OUTGROWN.format(values["adapter/relative_update"]))
+                        log.print(OUTGROWN.format(values["adapter/relative_update"]))
                 if _due(step, config.eval_every) and not is_last:
+                    log.print("evaluating")
                     metrics = evaluator.metrics(state.trainable["model"])
                     log.write(step, "val", metrics)
                     print_metrics(metrics, log.print, baselines)
                 asked = stop.after(step)
                 if _due(step, config.checkpoint_every) or is_last or asked:
-                    _check_finite(step, scalars, run)
+                    check_finite(step, scalars)
                     log.publish()
                     checkpoints.save(step, state, iterator.get_state() | told(run))
                 if asked:
@@ -191,7 +195,9 @@ def _train(
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
         learnt = state.trainable["model"]
+        log.print("evaluating")
         metrics = evaluator.metrics(learnt)
+        log.print("drawing pictures")
         panels = evaluator.pictures(learnt, config.num_pictures)
     checkpoints.close()
     log.write(config.steps, "val", metrics)
@@ -210,22 +216,3 @@ def _train(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_finite(step: int, scalars: dict[str, Array], run: Run) -> dict[str, float]:
-    """The scalars on the host.
-
-    Raises:
-      UserError: one of them is not finite.
-    """
-    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
-    broken = [name for name, value in values.items() if not np.isfinite(value)]
-    if broken:
-        losses = [name for name in broken if name.endswith("/loss")] or broken
-        broken_losses = ", ".join(f"{name} is {values[name]}" for name in losses)
-        raise UserError(
-            f"step {step}: {broken_losses}. The last checkpoint is from before it; lower "
-            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and check the "
-            "targets of that task."
-        )
-    return values

@@ -7,7 +7,7 @@ import pytest
 
 NAMES = (
     *("encoder", "joint_forward", "train_step", "adapters", "input", "tpu", "sam_parity"),
-    *("evidence", "automatic_masks", "mask_recall"),
+    *("evidence", "automatic_masks", "mask_recall", "predict", "startup"),
 )
 
 
