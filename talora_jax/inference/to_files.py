@@ -156,6 +156,7 @@ def predict(
     if index == 0:
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
         files = "images and videos" if clips else "images"
+        there = [", ".join(names), PANELS] if images else [PANELS]
         for row in rows:
             if "frames" in row:
                 print_line(
@@ -164,7 +165,7 @@ def predict(
                 )
         print_line(
             f"{len(rows)} of {len(inputs)} {files} predicted in {summary['seconds']:.1f} s; "
-            f"{', '.join(names)} and {PANELS} are in {out}"
+            f"{' and '.join(there)} are in {out}"
         )
     return summary
 

@@ -85,6 +85,7 @@ def test_a_video_beside_a_photo(clip, shelf, tmp_path):
     assert told == expected | {"frames_per_second": told["frames_per_second"]}
     assert [row["image"] for row in summary["unreadable"]] == [str(bad)]
     assert f"{clip}: 10 frames, " in lines[-2] and "2 of 3 images and videos" in lines[-1]
+    assert f"; depth and panels are in {out}" in lines[-1]
     assert {str(x.relative_to(out)) for x in out.rglob("*.*")} == {
         *("summary.json", "depth/photo.png", "panels/photo.png", "panels/clip.mp4")
     }
