@@ -9,7 +9,7 @@ FILE_NAME = "log.txt"
 
 
 class Lines:
-    """Lines on the terminal; `log.txt` has them as well, also those of before it was opened.
+    """Lines on the terminal; `log.txt` has them as well, also those of before there was a workdir.
 
     >>> tell = Lines(active=True)
     >>> tell("opening the data")
@@ -24,29 +24,29 @@ class Lines:
 
     def __init__(self, *, active: bool):
         self.console = rich.console.Console(quiet=not active, highlight=False)
-        self._active, self._held, self._file = active, [], None
+        self._active = active
+        self._held: list[str] = []
+        self._path: Path | None = None
 
     def __call__(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n"
-        if self._file is None:
-            self._held.append(line)
-        else:
-            self._file.write(line)
-            self._file.flush()
+        if self._active:
+            self._held.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self._write()
 
-    def open(self, folder: Path, workdir: Path) -> None:
+    def keep(self, folder: Path, workdir: Path) -> None:
         """Goes on with the log.txt of a workdir.
 
         Args:
           folder: where to append to it: the workdir itself, unless that is in a bucket.
         """
-        path, before = folder / FILE_NAME, workdir / FILE_NAME
+        self._path, before = folder / FILE_NAME, workdir / FILE_NAME
         if folder != workdir and before.exists():
-            path.write_bytes(before.read_bytes())
-        self._file = open(path, "a", encoding="utf-8")
-        self._file.writelines(self._held)
+            self._path.write_bytes(before.read_bytes())
+        self._write()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    def _write(self) -> None:
+        if self._path is not None and self._held:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(self._held)
+            self._held.clear()

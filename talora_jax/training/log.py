@@ -64,7 +64,7 @@ class RunLog:
             self.print(f"{path}: {damaged} damaged line(s) left out, the others kept")
         self._kept = kept
         self._folder = storage.Appending(workdir)
-        self.print.open(self._folder.here, workdir)
+        self.print.keep(self._folder.here, workdir)
         path = self._folder.here / path.name
         write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept.values()))
         self._file = open(path, "a", encoding="utf-8")
@@ -109,7 +109,6 @@ class RunLog:
         if self._active:
             self._file.close()
             self._board.close()
-            self.print.close()
             self._folder.close()
 
 
