@@ -198,7 +198,8 @@ def _add_out(parser: ArgumentParser) -> None:
         "--out",
         metavar="OUT",
         help="the folder to write to. predict: a PNG per task and image, whose text chunks say "
-        "what its values mean, a picture of all tasks per image, and summary.json. evaluate: "
+        "what its values mean, a picture of all tasks per image (of a video only these, as a "
+        "video), and summary.json. evaluate: "
         "metrics.json, per_class.csv, confusion.csv and .png, pictures",
     )
 
@@ -216,7 +217,8 @@ def _add_describe(parser: ArgumentParser) -> None:
 def _add_predict(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", nargs="+", action="extend", default=[], metavar="PATH",
-        help="predict: files, folders (with all below them), quoted globs")  # fmt: skip
+        help="predict: files, folders (with all images below them), quoted globs; videos are named "
+        "as files are")  # fmt: skip
     add("--adapter", metavar="FILE",
         help="predict: an adapter.safetensors, in place of --workdir")  # fmt: skip
     add("--base", metavar="FILE",

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -81,17 +82,33 @@ def each_rgb(images: Iterable) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     Raises:
       UserError: one is no image, and which; or they are the rows of one.
     """
+    check_several(images)
+    return map(nth_rgb, enumerate(images))
+
+
+def check_several(images: Iterable) -> None:
+    """
+    Raises:
+      UserError: what should be several images are the rows of one.
+    """
     if isinstance(images, (list, tuple)) and images and all(map(_is_row, images)):
         raise UserError(
             f"{len(images)} images of shape {list(np.shape(images[0]))}, as the rows of one are; "
             "expected a list of images: give a single one as one array"
         )
-    for number, image in enumerate(images):
-        try:
-            rgb = as_rgb(image)
-        except UserError as error:
-            raise UserError(f"image {number} of those given: {error}") from None
-        yield rgb
+
+
+def nth_rgb(numbered: tuple[int, Any]) -> UInt8[np.ndarray, "H W 3"]:
+    """An image as 8-bit RGB, of several that are numbered.
+
+    Raises:
+      UserError: it is no image, and which.
+    """
+    number, image = numbered
+    try:
+        return as_rgb(image)
+    except UserError as error:
+        raise UserError(f"image {number} of those given: {error}") from None
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:

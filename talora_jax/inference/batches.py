@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from talora_jax.errors import UserError
 from talora_jax.models.geometry import Geometry
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
 
     image: UInt8[np.ndarray, "H W 3"]
     geometry: Geometry
-    padded: Float[Array, "1 Y X 3"]
+    padded: Float[np.ndarray, "1 Y X 3"]
 
 
 def threads() -> int:
@@ -42,6 +42,7 @@ def in_batches(
     compute: Callable[[Sequence[Prepared], int], Sequence[Found]],
     finish: Callable[[Given, Prepared, Found], Result],
     batch_size: int,
+    lanes: int = 1,
 ) -> Iterator[Result | UserError]:
     """The results of all that is given, in its order.
 
@@ -50,11 +51,15 @@ def in_batches(
       compute: gives what is found in each of up to `batch_size` images that are padded to one
         shape; its second argument is for how many the program should be.
       finish: makes a result of what was found in one.
+      lanes: how many batches are computed at a time, each in a thread.
 
     Raises:
       UserError: from `compute` or `finish`.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads())
+    reading, computing, finishing = (
+        concurrent.futures.ThreadPoolExecutor(n) for n in (threads(), lanes, threads())
+    )
+    under_way = 2 * batch_size * lanes
     source = enumerate(given)
     ahead: collections.deque = collections.deque()
     gathered: dict[tuple[int, ...], list[tuple[int, Given, Prepared]]] = {}
@@ -63,8 +68,8 @@ def in_batches(
     told = 0
 
     def read_ahead() -> None:
-        while len(ahead) < 2 * batch_size and (following := next(source, None)) is not None:
-            ahead.append((*following, pool.submit(prepare, following[1])))
+        while len(ahead) < under_way and (following := next(source, None)) is not None:
+            ahead.append((*following, reading.submit(prepare, following[1])))
 
     def flush(shape: tuple[int, ...]) -> None:
         together = gathered.pop(shape)
@@ -73,14 +78,16 @@ def in_batches(
             full.add(shape)
         # A program that is there serves fewer images, too; else a new one for a power of two.
         room = batch_size if shape in full else min(1 << (n - 1).bit_length(), batch_size)
-        found = compute([prepared for _, _, prepared in together], room)
-        for (i, one, prepared), x in zip(together, found, strict=True):
-            results[i] = pool.submit(finish, one, prepared, x)
+        found = computing.submit(compute, [prepared for _, _, prepared in together], room)
+        for n, (i, one, prepared) in enumerate(together):
+            results[i] = finishing.submit(
+                lambda n, one, prepared: finish(one, prepared, found.result()[n]), n, one, prepared
+            )
 
     def ready(all_of_them: bool) -> Iterator[Result | UserError]:
         nonlocal told
         # So many may be under way: what is found waits in memory until it is asked for.
-        while told in results and (all_of_them or len(results) > 2 * batch_size):
+        while told in results and (all_of_them or len(results) > under_way):
             result = results.pop(told)
             told += 1
             yield result if isinstance(result, UserError) else result.result()
@@ -99,11 +106,12 @@ def in_batches(
                 if len(gathered[shape]) == batch_size:
                     flush(shape)
             read_ahead()
-            if i - told >= 4 * batch_size and told not in results:
+            if i - told >= 2 * under_way and told not in results:
                 flush(next(s for s, held in gathered.items() if held[0][0] == told))
             yield from ready(False)
         for shape in list(gathered):
             flush(shape)
         yield from ready(True)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in (reading, computing, finishing):
+            pool.shutdown(cancel_futures=True)

@@ -11,7 +11,6 @@ that resize, into the padded image and back, are small, and serve every size of 
 Other tasks or images beside change what is found by rounding alone, see `TrainedModel.predict`.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,26 +19,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from talora_jax.arrays import as_flag, in_words
+from talora_jax.compiled import uncollected
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
-from talora_jax.inference.batches import Given, Prepared, Result, in_batches
+from talora_jax.inference.batches import Given, Prepared, Result, in_batches, threads
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
-from talora_jax.models.msam import MSam
-from talora_jax.models.sam import Sam, SamConfig
-from talora_jax.rgb import as_rgb, each_rgb
+from talora_jax.models.sam import Sam
+from talora_jax.rgb import as_rgb, check_several, nth_rgb
 from talora_jax.tasks import Task, make_task
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.assemble import (
     Base,
     check_fits,
+    in_use,
     joined,
     promptable,
     read_base_of,
@@ -48,11 +49,11 @@ from talora_jax.weights.assemble import (
 from talora_jax.weights.state import filled
 
 Arrays = dict[str, np.ndarray]
-# Of each task the raw maps [1, 4h, 4w, C] of an image.
-Maps = dict[str, jax.Array]
+# Of an image the raw maps of all tasks that were asked for, one after the other.
+Maps = Float[jax.Array, "C 4*h 4*w"]
 
 # The most images on a device at once: more make none of them faster.
-_BATCH = {"cpu": 8, "accelerator": 32}
+_BATCH = 32
 # What activations may take where a device does not tell how much memory it has.
 _LEAST_MEMORY = 2**30
 
@@ -76,14 +77,11 @@ class TrainedModel:
         """
         self.file, self.tasks, self._base = file, tasks_of(file), base
         tensors = joined(file, path, base)
-        # What matters to training alone is left out, so that adapters that differ in nothing else
-        # share programs.
-        adapter = dataclasses.replace(AdapterConfig.of(file.adapter), dropout=0.0)
-        channels = tuple(file.channels.items())
-        self._graphdef, abstract = _abstract(base.sam, adapter, channels, resolve_dtype(file.dtype))
+        model = in_use(file, base.sam)
+        self._graphdef, abstract = nnx.split(model)
         self._state = filled(abstract, tensors)
         self._everywhere: nnx.State | None = None  # on every device of this process, once needed
-        self._embeddings = len(self.tasks) if adapter.per_task else 1
+        self._embeddings = len(self.tasks) if model.adapter.per_task else 1
         ends = itertools.accumulate(file.channels.values())
         # Each task's decoder and no-mask rows.
         self._rows = {
@@ -97,15 +95,18 @@ class TrainedModel:
         | np.ndarray
         | str
         | Path
-        | Sequence[Image.Image | np.ndarray | str | Path],
+        | Sequence[Image.Image | np.ndarray | str | Path]
+        | Iterator[Image.Image | np.ndarray | str | Path],
         tasks: Sequence[str] | None = None,
         *,
         probabilities: bool = True,
         batch_size: int | None = None,
-    ) -> Arrays | list[Arrays]:
+    ) -> Arrays | list[Arrays] | Iterator[Arrays]:
         """What the model sees in an image, or in each of a list of images of any sizes.
 
-        Images of a list are computed in batches, spread over the devices of this process.
+        Images of a list are computed in batches, spread over the devices of this process. Those of
+        an iterator, too, such as the frames of a camera: a few batches of them are taken ahead of
+        what is asked for, and no more.
 
         >>> model = talora_jax.load("run")
         >>> photo = Image.open("photo.jpg")  # or an array [H, W, 3]
@@ -120,6 +121,9 @@ class TrainedModel:
         normals float32 (60, 80, 3)
         >>> [p["depth"].shape for p in model.predict([photo, np.zeros((40, 30, 3))], ["depth"])]
         [(60, 80), (40, 30)]
+        >>> frames = (np.full((60, 80, 3), i, np.uint8) for i in range(30))
+        >>> for prediction in model.predict(frames, ["depth"], batch_size=4):
+        ...     closest = prediction["depth"].min()
 
         Args:
           images: see `rgb.as_rgb` for what an image can be.
@@ -129,7 +133,8 @@ class TrainedModel:
             make worth while.
 
         Returns:
-          For each image its arrays at the image's own size: of tasks with classes the class indices
+          For each image (of an iterator one after the other, as they are asked for) its arrays at
+          the image's own size: of tasks with classes the class indices
           int32 [H, W]; depth in metres, float32 [H, W]; unit normals, float32 [H, W, 3], x right,
           y down, z forward; of edges the probability, float32 [H, W]. What a task gives does not
           depend on which other tasks are asked for, nor on the images beside, but for rounding: in
@@ -141,17 +146,19 @@ class TrainedModel:
         """
         wanted = self.named(tasks)
         probabilities = as_flag("probabilities", probabilities)
-        if isinstance(images, (list, tuple)):
+        if isinstance(images, (list, tuple, Iterator)):
+            check_several(images)
+            number = None if isinstance(images, Iterator) else len(images)
             found = self.each(
-                each_rgb(images),
-                self.prepared,
+                enumerate(images),
+                lambda numbered: self.prepared(nth_rgb(numbered)),
                 lambda _, image, found: self.arrays(wanted, image, found, probabilities),
                 wanted,
                 batch_size,
-                number=len(images),
+                number=number,
             )
-            return [_raised(arrays) for arrays in found]
-        self._batch_size(batch_size, 1)
+            return map(raised, found) if number is None else [*map(raised, found)]
+        self._together(batch_size, 1)
         image = self.prepared(as_rgb(images))
         (found,) = self._computed(wanted, [image], 1)
         return self.arrays(wanted, image, found, probabilities)
@@ -171,7 +178,7 @@ class TrainedModel:
         if len(size) != 2 or min(size) < 1:
             raise UserError(f"size is {tuple(size)}, expected a height and a width in pixels")
         image = np.zeros((*size, 3), np.uint8)
-        self.predict([image] * self._batch_size(batch_size, None), batch_size=batch_size)
+        self.predict([image] * self._together(batch_size, None)[0], batch_size=batch_size)
 
     def with_adapter(self, source: str | Path, *, force: bool = False) -> "TrainedModel":
         """The same base with another adapter. The base is shared, not loaded again; adapters with
@@ -273,25 +280,23 @@ class TrainedModel:
         Raises:
           UserError: a batch size below 1.
         """
-        size = self._batch_size(batch_size, number)
-        return in_batches(given, prepare, functools.partial(self._computed, wanted), finish, size)
+        size, lanes = self._together(batch_size, number)
+        compute = functools.partial(self._computed, wanted)
+        return in_batches(given, prepare, compute, finish, size, lanes)
 
     @staticmethod
     def arrays(wanted: Sequence[Task], image: Prepared, found: Maps, probabilities: bool) -> Arrays:
         """What was found in an image, at its own size."""
-        outputs: Arrays = {}
-        for task in wanted:
-            maps = found[task.name]
-            outputs |= tiles.outputs(task, maps, image.geometry, probabilities=probabilities)
-        return outputs
+        return tiles.outputs(wanted, found, image.geometry, probabilities=probabilities)
 
+    @uncollected()
     def _computed(
         self, wanted: Sequence[Task], images: Sequence[Prepared], room: int
     ) -> list[Maps]:
         """The maps of images that are padded to one shape, by a program for `room` of them."""
-        empty = jnp.zeros_like(images[0].padded)
-        padded = [image.padded for image in images] + [empty] * (room - len(images))
-        padded = jnp.concatenate(padded) if room > 1 else padded[0]
+        padded = np.zeros((room, *images[0].padded.shape[1:]), np.float32)
+        for i, image in enumerate(images):
+            padded[i] = image.padded[0]
         state, devices = self._state, jax.local_devices()
         spread = len(devices) > 1 and room % len(devices) == 0
         if spread:
@@ -305,20 +310,21 @@ class TrainedModel:
         embeddings, positions = _embed(
             self._graphdef, state, padded, tuple(task.name for task in wanted)
         )
-        found: list[Maps] = [{} for _ in images]
+        maps = []
         for n, task in enumerate(wanted):
             t, rows = self._rows[task.name]
             at_once = _channels_at_once(room, embeddings.shape[2:], len(rows))
-            maps = _maps(self._graphdef, state, t, embeddings[n], positions, rows, at_once)
-            for i, of_image in enumerate(found):
-                one = _image(maps, i)
-                # Where it was computed, and not on all devices.
-                on = devices[i * len(devices) // room]
-                of_image[task.name] = jax.device_put(one, on) if spread else one
-        return found
+            maps.append(_maps(self._graphdef, state, t, embeddings, n, positions, rows, at_once))
+        found = [_image(maps, i) for i in range(len(images))]
+        if not spread:
+            return found
+        # Where they were computed, and not on all devices.
+        return [jax.device_put(x, devices[i * len(devices) // room]) for i, x in enumerate(found)]
 
-    def _batch_size(self, asked: int | None, images: int | None) -> int:
-        """How many images to compute together.
+    def _together(self, asked: int | None, images: int | None) -> tuple[int, int]:
+        """How many images a program computes together, and how many programs at a time.
+
+        The cores of a CPU are busier with a program each than with their shares of a batch.
 
         Args:
           asked: by the user.
@@ -336,12 +342,14 @@ class TrainedModel:
             encoder, devices = self._base.sam.encoder, jax.local_devices()
             # q, k, v and the hidden layer of the MLP of all tokens, twice.
             one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4
-            most = _BATCH["cpu" if devices[0].platform == "cpu" else "accelerator"]
-            size = max(1, min(most, _memory(devices[0]) // one)) * len(devices)
+            size = max(1, min(_BATCH, _memory(devices[0]) // one))
+            if devices[0].platform == "cpu" and len(devices) == 1:
+                return 1, min(size, threads(), images or size)
+            size *= len(devices)
         if not images:
-            return size
+            return size, 1
         # Batches of equal numbers, as few as can be.
-        return -(-images // -(-images // size))
+        return -(-images // -(-images // size)), 1
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.
@@ -400,8 +408,9 @@ def load(
     """
     path = find(source)
     file = AdapterFile.read(path)
-    base = read_base_of(file, path, base, force=force)
-    return TrainedModel(file, base.astype(resolve_dtype(file.param_dtype)), path)
+    with uncollected():
+        base = read_base_of(file, path, base, force=force)
+        return TrainedModel(file, base.astype(resolve_dtype(file.param_dtype)), path)
 
 
 def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
@@ -409,7 +418,12 @@ def tasks_of(file: AdapterFile) -> tuple[Task, ...]:
     return tuple(make_task(t, class_names=file.class_names.get(t, ())) for t in file.tasks)
 
 
-def _raised(result: Arrays | UserError) -> Arrays:
+def raised(result: Result | UserError) -> Result:
+    """A result of `TrainedModel.each`.
+
+    Raises:
+      UserError: it is one.
+    """
     if isinstance(result, UserError):
         raise result
     return result
@@ -426,23 +440,26 @@ def _embed(graphdef, state, padded, tasks):
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "at_once"))
-def _maps(graphdef, state, t, embeddings, positions, rows, at_once):
-    """A task's raw maps, `at_once` channels at once."""
+def _maps(graphdef, state, t, embeddings, n, positions, rows, at_once):
+    """The raw maps [B, C, 4h, 4w] of task t, whose embeddings are the n-th; `at_once` channels at
+    once."""
     model = nnx.merge(graphdef, state)
-    decoder = jax.tree.map(lambda x: x[t], nnx.state(model.mask_decoders))
-    decode = functools.partial(model.decode_channels, decoder, embeddings, positions)
+    take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
+    decoder = jax.tree.map(take, nnx.state(model.mask_decoders))
+    # What the decoder gives last are channels; of planes, resizing makes larger ones.
+    decode = functools.partial(model.decode_channels, decoder, embeddings[n], positions)
     if at_once >= len(rows):
-        return decode(rows)
+        return jnp.moveaxis(decode(rows), -1, 1)
     calls = -(-len(rows) // at_once)
     filled_up = jnp.zeros((calls * at_once, rows.shape[1]), rows.dtype).at[: len(rows)].set(rows)
     maps = jax.lax.map(decode, filled_up.reshape(calls, at_once, -1))
-    return jnp.moveaxis(maps, 0, -2).reshape(*maps.shape[1:4], -1)[..., : len(rows)]
+    return rearrange(maps, "n b y x c -> b (n c) y x")[:, : len(rows)]
 
 
 @jax.jit
 def _image(maps, i):
-    """One image's of a batch."""
-    return jax.lax.dynamic_slice_in_dim(maps, i, 1)
+    """One image's of a batch, all tasks' in one array."""
+    return jnp.concatenate([jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in maps])
 
 
 def _channels_at_once(images: int, grid: tuple[int, int, int], channels: int) -> int:
@@ -461,18 +478,3 @@ def _memory(device: jax.Device) -> int:
     """Bytes that activations may take on a device."""
     stats = device.memory_stats() or {}
     return max(stats.get("bytes_limit", 0) // 4, _LEAST_MEMORY)
-
-
-# Tracing a model takes seconds, and adapters to switch between are mostly alike.
-@functools.lru_cache(maxsize=8)
-def _abstract(
-    sam: SamConfig,
-    adapter: AdapterConfig,
-    channels: tuple[tuple[str, int], ...],
-    dtype: jnp.dtype,
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model without values."""
-    how = {"remat": "none", "dtype": dtype}
-    return nnx.split(
-        nnx.eval_shape(lambda: MSam(sam, adapter, dict(channels), **how, rngs=nnx.Rngs(0)))
-    )

@@ -1,20 +1,24 @@
-"""Images of any size into the padded image, and maps back, by programs of one size.
+"""Images of any size into the padded image, and maps back.
 
-A program stays in memory, and photographs have many sizes. So each way goes tile by tile: tiles are
-`TILE` pixels wide and high, filled up with zeros where the image ends, and every image is made of
-the same ones. A resize being separable, rows come first and then columns, and nothing is computed
-twice.
+There on the host, beside a device that computes: few of a resize's weights are not zero. Back on
+the device, where tasks' outputs are made of maps, by programs of one size: a program stays in
+memory, and photographs have many sizes. So that way goes tile by tile: tiles are `TILE` pixels wide
+and high, filled up with zeros where the image ends, and every image is made of the same ones. A
+resize being separable, columns come first and then rows, and nothing is computed twice.
 """
 
 import functools
-from collections.abc import Iterator
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jaxtyping import Array, Float, UInt8
 
-from talora_jax.models.geometry import Geometry, normalise
+from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry
 from talora_jax.tasks import Task
 
 TILE = 256
@@ -22,43 +26,59 @@ TILE = 256
 
 def to_padded(
     image: UInt8[np.ndarray, "H W 3"], geometry: Geometry, *, normalised: bool
-) -> Float[Array, "1 Y X 3"]:
-    """`Geometry.to_padded` of one image of 8 bits.
+) -> Float[np.ndarray, "1 Y X 3"]:
+    """`Geometry.to_padded` of one image of 8 bits, float32.
 
     Args:
       normalised: as `normalise` there.
     """
-    rows, columns = geometry.matrices_to_padded()
-    height, width = geometry.padded
-    rows_of = [(part, _filled_up(rows[:, part], 1)) for part in _tiles(image.shape[0])]
-    padded = jnp.zeros((height, width, 3))
-    for across in _tiles(image.shape[1]):
-        strip = jnp.zeros((height, TILE, 3))
-        for down, matrix in rows_of:
-            strip = _add_rows(strip, matrix, _filled_up(image[down, across], 0, 1))
-        padded = _add_columns(padded, _filled_up(columns[:, across], 1), strip)
-    return _scaled(padded[None], np.array(geometry.resized), normalised)
+    rows, columns = _way_there(geometry)
+    (height, width), (new_height, new_width) = geometry.original, geometry.resized
+    # Some columns after others: as floats, a photograph would take four times its bytes.
+    strips = [
+        (rows @ image[:, part].reshape(height, -1).astype(np.float32)).reshape(new_height, -1, 3)
+        for part in _tiles(width)
+    ]
+    by_column = np.concatenate(strips, axis=1).swapaxes(0, 1).reshape(width, -1)
+    x = (columns @ by_column).reshape(new_width, new_height, 3).swapaxes(0, 1)
+    padded = np.zeros((1, *geometry.padded, 3), np.float32)
+    mean, std = (PIXEL_MEAN, PIXEL_STD) if normalised else (0, 255)
+    padded[0, :new_height, :new_width] = (x - np.float32(mean)) / np.float32(std)
+    return padded
 
 
 def outputs(
-    task: Task, low_res: Float[Array, "1 h w C"], geometry: Geometry, *, probabilities: bool
+    tasks: Sequence[Task], maps: Float[Array, "C h w"], geometry: Geometry, *, probabilities: bool
 ) -> dict[str, np.ndarray]:
-    """A task's outputs at the size of the original image, from its maps; see `Task.outputs`."""
-    rows, columns = geometry.matrices_from_padded(low_res.shape[1:3])
+    """Tasks' outputs at the size of the original image; see `Task.outputs`.
+
+    Args:
+      maps: those of all the tasks, in their order.
+    """
+    rows, columns = geometry.matrices_from_padded(maps.shape[1:])
     height, width = geometry.original
-    across = [(part, jnp.asarray(_filled_up(columns[part], 0))) for part in _tiles(width)]
+    down = [(part, jnp.asarray(_filled_up(rows[part]))) for part in _tiles(height)]
     arrays: dict[str, np.ndarray] = {}
-    for down in _tiles(height):
-        strip = _rows(low_res, _filled_up(rows[down], 0))
+    for across in _tiles(width):
+        strip = _columns(maps, _filled_up(columns[across]))
         # All are under way before the first is waited for.
-        found = [(part, _outputs(task, strip, matrix, probabilities)) for part, matrix in across]
+        found = [(part, _outputs(tuple(tasks), strip, x, probabilities)) for part, x in down]
         for part, tile in found:
             for name, x in tile.items():
                 if name not in arrays:
-                    arrays[name] = np.empty((height, width, *x.shape[3:]), x.dtype)
-                into = arrays[name][down, part]
-                into[...] = np.asarray(x)[0, : into.shape[0], : into.shape[1]]
+                    arrays[name] = np.empty((height, width, *x.shape[2:]), x.dtype)
+                into = arrays[name][part, across]
+                into[...] = np.asarray(x)[: into.shape[0], : into.shape[1]]
     return arrays
+
+
+@functools.lru_cache(maxsize=2)
+def _way_there(geometry: Geometry) -> list[scipy.sparse.csr_array]:
+    """`Geometry.matrices_to_padded` without the padding, by what in them is not zero."""
+    return [
+        scipy.sparse.csr_array(matrix[:size])
+        for matrix, size in zip(geometry.matrices_to_padded(), geometry.resized, strict=True)
+    ]
 
 
 # As `geometry.resize` is.
@@ -66,34 +86,26 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 @jax.jit
-def _add_rows(strip, rows, pixels):
-    return strip + _einsum("yh,hwc->ywc", rows, pixels.astype(jnp.float32))
+def _columns(maps, columns):
+    return _einsum("xw,chw->hcx", columns, maps.astype(jnp.float32))
 
 
-@jax.jit
-def _add_columns(padded, columns, strip):
-    return padded + _einsum("xw,ywc->yxc", columns, strip)
-
-
-@functools.partial(jax.jit, static_argnames="normalised")
-def _scaled(padded, resized, normalised):
-    return normalise(padded, resized) if normalised else padded / 255
-
-
-@jax.jit
-def _rows(low_res, rows):
-    return _einsum("yh,bhwc->bywc", rows, low_res.astype(jnp.float32))
-
-
-@functools.partial(jax.jit, static_argnames=("task", "probabilities"))
-def _outputs(task, strip, columns, probabilities):
-    return task.outputs(_einsum("xw,bywc->byxc", columns, strip), probabilities=probabilities)
+@functools.partial(jax.jit, static_argnames=("tasks", "probabilities"))
+def _outputs(tasks, strip, rows, probabilities):
+    # One matrix product for the channels of all tasks; pixels in a row lie side by side.
+    x = _einsum("yh,hcx->ycx", rows, strip)
+    ends = itertools.accumulate(task.channels for task in tasks)
+    parts = zip(tasks, jnp.split(x, list(ends)[:-1], axis=1), strict=True)
+    found = (
+        task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities) for task, part in parts
+    )
+    return functools.reduce(operator.or_, found)
 
 
 def _tiles(size: int) -> Iterator[slice]:
     return (slice(start, min(start + TILE, size)) for start in range(0, size, TILE))
 
 
-def _filled_up(x: np.ndarray, *axes: int) -> np.ndarray:
-    """x with zeros at the end of these axes, up to `TILE`."""
-    return np.pad(x, [(0, TILE - n if axis in axes else 0) for axis, n in enumerate(x.shape)])
+def _filled_up(x: np.ndarray) -> np.ndarray:
+    """x with zero rows at its end, up to `TILE`."""
+    return np.pad(x, [(0, TILE - len(x)), (0, 0)])

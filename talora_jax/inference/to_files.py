@@ -3,6 +3,7 @@
     OUT/depth/photo.png        values: see `Task.png`; what they mean is in the file's text
     OUT/depth/photo.npy        with --npy, the array that `TrainedModel.predict` gives
     OUT/panels/photo.png       the image and every task with its legend
+    OUT/panels/clip.mp4        the same of every frame of a video, of which there are no other files
     OUT/summary.json           what was predicted, with what, and which files could not be read
 
 Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
@@ -29,10 +30,12 @@ import talora_jax
 from talora_jax import hosts, storage
 from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
+from talora_jax.inference import video
 from talora_jax.inference.batches import Prepared
-from talora_jax.inference.model import Maps, TrainedModel
+from talora_jax.inference.model import Maps, TrainedModel, raised
 from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
+from talora_jax.tasks import Task
 from talora_jax.tasks.png import COMPRESS_LEVEL, Png
 from talora_jax.weights.header import tensors_sha256
 
@@ -45,7 +48,7 @@ PANELS = "panels"
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """An image to predict on, and the name of what it gives, without a suffix."""
+    """An image or a video to predict on, and the name of what it gives, without a suffix."""
 
     path: Path
     name: str
@@ -83,7 +86,12 @@ def predict(
     wanted = model.named(tasks)
     names = [task.name for task in wanted]
     written = (".png", ".npy") if npy else (".png",)
-    check_out(out, SUMMARY, inputs, [*names, PANELS], written, overwrite=overwrite)
+    clips = [given for given in inputs if video.is_video(given.path)]
+    images = [given for given in inputs if given not in clips]
+    for clip in clips[:1]:
+        video.check_installed(clip.path)
+    check_out(out, SUMMARY, images, [*names, PANELS], written, overwrite=overwrite)
+    check_out(out, SUMMARY, clips, [PANELS], [".mp4"], overwrite=overwrite)
     # Then all have looked what is there, and may write.
     hosts.agree(
         {
@@ -119,13 +127,22 @@ def predict(
             "files": [str(path.relative_to(out)) for path in files],
         }
 
-    mine = inputs[index::count]
+    def show(given: Input) -> dict | UserError:
+        try:
+            return _show_clip(model, wanted, given, out, batch_size, quiet=index > 0)
+        except UserError as error:
+            return error
+
+    mine, my_clips = images[index::count], clips[index::count]
     results = model.each(mine, read, write, wanted, batch_size, number=len(mine))
-    share = _work_through(mine, "predicting", results, quiet=index > 0)
+    shares = [
+        _work_through(mine, "predicting", results, quiet=index > 0),
+        _work_through(my_clips, "videos", map(show, my_clips), quiet=True),
+    ]
     order = {str(given.path): place for place, given in enumerate(inputs)}
     rows, unreadable = (
         sorted(itertools.chain(*told), key=lambda row: order[row["image"]])
-        for told in zip(*hosts.gathered(share), strict=True)
+        for told in zip(*itertools.chain(*hosts.gathered(shares)), strict=True)
     )
     _tell_unreadable(inputs, rows, unreadable, print_line if index == 0 else lambda line: None)
     summary = {
@@ -138,11 +155,53 @@ def predict(
     }
     if index == 0:
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
+        files = "images and videos" if clips else "images"
+        there = [", ".join(names), PANELS] if images else [PANELS]
+        for row in rows:
+            if "frames" in row:
+                print_line(
+                    f"{printable(row['image'])}: {row['frames']} frames, "
+                    f"{row['frames_per_second']:.1f} per second"
+                )
         print_line(
-            f"{len(rows)} of {len(inputs)} images predicted in {summary['seconds']:.1f} s; "
-            f"{', '.join(names)} and {PANELS} are in {out}"
+            f"{len(rows)} of {len(inputs)} {files} predicted in {summary['seconds']:.1f} s; "
+            f"{' and '.join(there)} are in {out}"
         )
     return summary
+
+
+def _show_clip(
+    model: TrainedModel,
+    wanted: Sequence[Task],
+    given: Input,
+    out: Path,
+    batch_size: int | None,
+    *,
+    quiet: bool,
+) -> dict:
+    """Writes the panels of a video's frames as a video, and returns its row of the summary.
+
+    Raises:
+      UserError: it cannot be read, or the panels not be written.
+    """
+    started = time.monotonic()
+    clip, panels = video.Video(given.path), out / PANELS / f"{given.name}.mp4"
+
+    def panel(_, image: Prepared, found: Maps) -> np.ndarray:
+        prediction = model.arrays(wanted, image, found, False)
+        return np.asarray(picture(image.image, prediction, wanted))
+
+    found = map(raised, model.each(clip.frames(), model.prepared, panel, wanted, batch_size))
+    with _bar(quiet, _Speed()) as bar:
+        frames = video.write(
+            panels, bar.track(found, clip.count, description=given.name), clip.rate
+        )
+    return {
+        "image": str(given.path),
+        "frames": frames,
+        "frames_per_second": round(frames / (time.monotonic() - started), 3),
+        "files": [str(panels.relative_to(out))],
+    }
 
 
 def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
@@ -258,14 +317,7 @@ def _work_through(
     """`each_image` without a word, also where nothing can be read; `quiet` shows no bar."""
     rows: list[Row] = []
     unreadable: list[dict] = []
-    console = rich.console.Console()
-    bar = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    )
-    with bar:
+    with _bar(quiet, rich.progress.MofNCompleteColumn()) as bar:
         counted = bar.track(results, total=len(inputs), description=doing)
         for given, result in zip(inputs, counted, strict=True):
             if isinstance(result, UserError):
@@ -274,6 +326,23 @@ def _work_through(
             else:
                 rows.append(result)
     return rows, unreadable
+
+
+class _Speed(rich.progress.ProgressColumn):
+    """How many frames are done in a second."""
+
+    def render(self, task: rich.progress.Task) -> str:
+        return f"{task.finished_speed or task.speed or 0:.1f} frames/s"
+
+
+def _bar(quiet: bool, column: rich.progress.ProgressColumn) -> rich.progress.Progress:
+    console = rich.console.Console()
+    return rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        column,
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
 
 
 def _tell_unreadable(

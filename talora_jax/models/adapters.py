@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from talora_jax.errors import UserError, short
+from talora_jax.models.keys import Rngs
 
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
 INITS = ("published", "orthonormal", "scaled", "lora")  # how the factors start, see `Tucker`
@@ -206,7 +207,7 @@ class Tucker(Adapter):
 
     task_axes = {"U3": -2}
 
-    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: Rngs):
         super().__init__(config, width)
         p, q, v = config.ranks
         shapes = ((width, p), (width * sum(config.qkv), q), (num_tasks, v))
@@ -256,7 +257,7 @@ class LoRA(Adapter):
     Initial values: A ~ N(0, 1/d), B = 0.
     """
 
-    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: AdapterConfig, width: int, num_tasks: int, *, rngs: Rngs):
         super().__init__(config, width)
         tasks = (num_tasks,) if self.task_axes else ()
         rank = config.ranks[0]
@@ -301,7 +302,7 @@ KINDS: dict[str, type[Adapter] | None] = {
 
 
 def make_adapter(
-    config: AdapterConfig, width: int, num_tasks: int, *, rngs: nnx.Rngs
+    config: AdapterConfig, width: int, num_tasks: int, *, rngs: Rngs
 ) -> Adapter | None:
     """The adapter of one block; None for the kinds without one."""
     adapter = KINDS[config.kind]

@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
@@ -114,6 +113,9 @@ def splash(
 
 
 def _splash(q, k, v, rel_pos_h, rel_pos_w, *, interpret: bool):
+    # Imported here: Pallas takes a while, and few devices need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
     heads, height, width = q.shape[2:5]
     tokens = height * width
     padding = -tokens % LANES

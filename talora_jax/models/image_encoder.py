@@ -27,6 +27,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from talora_jax.models.adapters import Adapter, AdapterConfig
 from talora_jax.models.encoder_block import ATTENDED, Adapted, Block, norm
 from talora_jax.models.encoder_config import ImageEncoderConfig
+from talora_jax.models.keys import Keys, Rngs
 from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
@@ -75,7 +76,7 @@ class ImageEncoder(nnx.Module):
         attention: str = "xla",
         remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.config = config
         self.remat = remat
@@ -262,7 +263,7 @@ class ImageEncoder(nnx.Module):
                 1,
                 remat=self.remat,
                 dtype=self.dtype,
-                rngs=nnx.Rngs(0),
+                rngs=Keys(0),
             )
         )
         merged = {p: v for p, v in nnx.to_flat_state(nnx.state(self)) if "adapter" not in p}
@@ -297,13 +298,13 @@ def sincos_positions(grid: int, width: int) -> Float[Array, "grid grid width"]:
     return jnp.pad(positions, ((0, 0), (0, 0), (0, width - 4 * quarter)))
 
 
-def _stack(make: Callable[[nnx.Rngs], Module], rngs: nnx.Rngs, *sizes: int) -> Module:
+def _stack(make: Callable[[Keys], Module], rngs: Rngs, *sizes: int) -> Module:
     """A module whose every parameter has the leading axes `sizes`, each entry drawn on its own."""
 
     def init(key):
-        return nnx.state(make(nnx.Rngs(key)))
+        return nnx.state(make(Keys(key)))
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(Keys(0))))
     keys = jax.random.split(rngs.params(), math.prod(sizes)).reshape(sizes)
     for _ in sizes:
         init = jax.vmap(init)

@@ -23,6 +23,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+from talora_jax.models.keys import Rngs
+
 # How much larger than drawn the kernels of queries and keys are that start alike: 1.4² at a logit.
 _ALIKE_GAIN = 1.4
 
@@ -236,9 +238,7 @@ class MLP(nnx.Module):
 class MaskDecoder(nnx.Module):
     """Image embeddings and prompts to low-resolution mask logits."""
 
-    def __init__(
-        self, config: MaskDecoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: MaskDecoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: Rngs):
         dim, masks = config.dim, config.mask_tokens
         mlp = functools.partial(MLP, dtype=dtype, rngs=rngs)
         self.dtype = dtype

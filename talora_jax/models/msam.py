@@ -24,6 +24,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.keys import Rngs
 from talora_jax.models.mask_decoder import MaskDecoder
 from talora_jax.models.prompt_encoder import RandomFourierPositions
 from talora_jax.models.sam import SamConfig
@@ -98,7 +99,7 @@ class MSam(nnx.Module):
         attention: str = "xla",
         remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.config = config
         self.adapter = adapter

@@ -10,6 +10,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from talora_jax.models.keys import Rngs
+
 
 class PatchConv(nnx.Conv):
     """An `nnx.Conv`, parameters and all, that moves by its own size.
@@ -27,7 +29,7 @@ class PatchConv(nnx.Conv):
         *,
         use_bias: bool = True,
         dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         super().__init__(
             inputs,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from talora_jax.models.keys import Rngs
 from talora_jax.models.patch_conv import PatchConv
 
 # Labels of points. A prompt of points without a box carries one NOT_A_POINT, as in SAM.
@@ -24,7 +25,7 @@ MASK_CHANNELS = 16
 class RandomFourierPositions(nnx.Module):
     """Positions as sines and cosines of random projections (Tancik et al. 2020)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, rngs: Rngs):
         self.gaussian_matrix = nnx.Param(jax.random.normal(rngs.params(), (2, dim // 2)))
 
     def __call__(self, xy: Float[Array, "*b 2"]) -> Float[Array, "*b dim"]:
@@ -62,9 +63,7 @@ class MaskDownscaling(nnx.Module):
 class PromptEncoder(nnx.Module):
     """Prompts to what the mask decoder reads."""
 
-    def __init__(
-        self, dim: int, image_size: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, dim: int, image_size: int, *, dtype: DTypeLike = jnp.float32, rngs: Rngs):
         row = functools.partial(jax.random.normal, shape=(1, dim))
         self.image_size = image_size
         self.positions = RandomFourierPositions(dim, rngs=rngs)

@@ -15,6 +15,7 @@ from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.keys import Rngs
 from talora_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from talora_jax.models.prompt_encoder import ABSENT, PromptEncoder
 
@@ -104,7 +105,7 @@ class Sam(nnx.Module):
         attention: str = "xla",
         remat: str = "block_but_attention",
         dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.config = config
         self.adapter = adapter

@@ -168,6 +168,7 @@ def evaluate(
                 raise UserError(f"--best: no evaluation yet among the {step} steps of {workdir}")
             learnt, step = keeper.parameters, keeper.step
             what = f"the best by {run.config.best}: {what}"
+    print_line("evaluating")
     metrics, confusions = evaluator.measured(learnt)
     print_line(f"{what} at step {step}")
     print_metrics(metrics, print_line, baselines)

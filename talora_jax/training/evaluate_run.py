@@ -76,7 +76,7 @@ def evaluate_start(
     with hosts.joined(config.hosts):
         hosts.agree(agreement.of_run(config, f"evaluate --split={split}"))
         print_line = _by_first(print_line)
-        job, run, what = _prepared(config, split)
+        job, run, what = _prepared(config, split, print_line)
         if config.init:
             run, begun = started(run)
             for line in begun:
@@ -151,7 +151,7 @@ def _evaluate_joined(
         # A folder that names no classes has the numbers of the run's.
         names = trained.get("class_names", {}).get("semantic")
         config.data.class_names = tuple(names) if names else None
-    job, run, what = _prepared(config, split)
+    job, run, what = _prepared(config, split, print_line)
     check_same(config, workdir, trained, told(run))
     own_results = not elsewhere and split == "val"
     if elsewhere:
@@ -194,11 +194,13 @@ def _fit_mesh(config: ml_collections.ConfigDict, own: ml_collections.ConfigDict)
         mesh.update(config_lib.default().mesh.to_dict())
 
 
-def _prepared(config: ml_collections.ConfigDict, split: str) -> tuple[Job, Run, str]:
+def _prepared(
+    config: ml_collections.ConfigDict, split: str, print_line: Callable[[str], None]
+) -> tuple[Job, Run, str]:
     """The run whose validation split is the one asked for, and what to call that."""
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
-    run = job.prepare(config)
+    run = job.prepare(config, print_line)
     if split == "val":
         return job, run, "validation"
     check_choice("--split", split, (*run.dataset.splits, ALL))

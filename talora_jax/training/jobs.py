@@ -31,7 +31,7 @@ class Job(NamedTuple):
     """One kind of training.
 
     Attributes:
-      prepare: makes the run of a config.
+      prepare: makes the run of a config; tells a line on each thing that takes time.
       targets: of a config, the targets of a sample that are trained on.
       masks: of a config, those of them that masks for prompts are made of.
       asked: makes these masks, where prompts are trained.
@@ -42,7 +42,7 @@ class Job(NamedTuple):
         process 0 writes.
     """
 
-    prepare: Callable[[ml_collections.ConfigDict], Run]
+    prepare: Callable[..., Run]
     targets: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
     masks: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
     asked: Callable[[Run], AskedMasks | None]

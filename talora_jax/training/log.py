@@ -1,9 +1,11 @@
-"""What a run tells: lines on the terminal, `metrics.jsonl`, TensorBoard and a tracker."""
+"""What a run tells: its `lines`, `metrics.jsonl`, TensorBoard and a tracker."""
 
+import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import rich.progress
 
 from talora_jax import storage
 from talora_jax.files import write_atomically
+from talora_jax.training.lines import Lines
 from talora_jax.training.trackers import Tracker
 
 _PUBLISH = 30  # seconds after which what is logged is written to a bucket
@@ -31,6 +34,10 @@ class RunLog:
       resume_step: the step that is restored; 0 begins a new log.
       last_step: of the run. Its evaluation comes behind its checkpoint, and is logged anew.
       tracker: is told what TensorBoard is told.
+      lines: those of the run, if some were told before.
+
+    Attributes:
+      print: tells a line.
     """
 
     def __init__(
@@ -41,9 +48,11 @@ class RunLog:
         last_step: int,
         active: bool,
         tracker: Tracker | None = None,
+        lines: Lines | None = None,
     ):
-        self._console = rich.console.Console(quiet=not active, highlight=False)
+        self.print = lines or Lines(active=active)
         self._active = active
+        self._kept: dict[tuple[int, str], dict] = {}
         if not active:
             return
         path = workdir / "metrics.jsonl"
@@ -56,7 +65,9 @@ class RunLog:
             kept.pop((last_step, "val"), None)
         if damaged:
             self.print(f"{path}: {damaged} damaged line(s) left out, the others kept")
+        self._kept = kept
         self._folder = storage.Appending(workdir)
+        self.print.keep(self._folder.here, workdir)
         path = self._folder.here / path.name
         write_atomically(path, b"".join(json.dumps(r).encode() + b"\n" for r in kept.values()))
         self._file = open(path, "a", encoding="utf-8")
@@ -64,8 +75,10 @@ class RunLog:
         self._boards: list[_Board | Tracker] = [board, *([tracker] if tracker else [])]
         self._published = time.monotonic()
 
-    def print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+    def logged(self, step: int, split: str) -> dict[str, float]:
+        """The values that the log had at a step when the run was resumed; empty if it had none."""
+        row = self._kept.get((step, split), {})
+        return {name: value for name, value in row.items() if name not in ("step", "split")}
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same scalars for TensorBoard and the tracker."""
@@ -95,7 +108,7 @@ class RunLog:
             self._published = time.monotonic()
 
     def progress(self, total: int, start: int) -> "Progress":
-        return Progress(self._console, total, start)
+        return Progress(self.print.console, total, start, self.print)
 
     def close(self) -> None:
         if self._active:
@@ -113,10 +126,10 @@ class _Board:
     """
 
     def __init__(self, directory: Path, resume_step: int):
-        # Imported here: with it comes PyTorch where that is installed, 0.2 GB and seconds.
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with _without_pytorch():
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._event, self._summary = Event, summary
         directory.mkdir(exist_ok=True)
@@ -145,11 +158,32 @@ class _Board:
         self._writer.write_event(event)
 
 
+@contextlib.contextmanager
+def _without_pytorch() -> Iterator[None]:
+    """As if PyTorch were not installed: tensorboardX would import it, which takes 0.2 GB and
+    seconds, for tensors that it is not given here."""
+    missing = "torch" not in sys.modules
+    if missing:
+        sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules["torch"]
+
+
 class Progress:
     """Step time and time left: a bar on a terminal, and lines that stay."""
 
-    def __init__(self, console: rich.console.Console, total: int, start: int):
-        self._console, self._total, self._start = console, total, start
+    def __init__(
+        self,
+        console: rich.console.Console,
+        total: int,
+        start: int,
+        print_line: Callable[[str], None] | None = None,
+    ):
+        self._total = total
+        self._print = print_line or functools.partial(console.print, soft_wrap=True)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("training"),
             rich.progress.BarColumn(),
@@ -177,9 +211,8 @@ class Progress:
     def line(self, step: int, values: Mapping[str, float]) -> None:
         left = time.strftime("%H:%M:%S", time.gmtime(self._pace() * (self._total - step)))
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._console.print(
-            f"step {step}/{self._total}  {self.step_time():.2f} s/step  left {left}  {numbers}",
-            soft_wrap=True,
+        self._print(
+            f"step {step}/{self._total}  {self.step_time():.2f} s/step  left {left}  {numbers}"
         )
 
     def step_time(self) -> float:

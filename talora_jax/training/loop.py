@@ -16,12 +16,13 @@ from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
 from talora_jax.errors import Stopped, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
-from talora_jax.training import agreement, class_weights, setup, trackers
+from talora_jax.training import agreement, class_weights, finished, setup, trackers
 from talora_jax.training import scalars as scalars_lib
 from talora_jax.training.best import Best, check_metric
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
 from talora_jax.training.jobs import JOBS, Job
+from talora_jax.training.lines import Lines
 from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
 from talora_jax.training.start_from import source_of, started
@@ -37,6 +38,8 @@ from talora_jax.training.workdir import (
     held,
     interrupted,
 )
+
+_MEASURING = "measuring what answers score that never look at an image"
 
 
 def train(
@@ -65,17 +68,21 @@ def train(
             trackers.check(config.tracker)
         hosts.agree(agreement.of_run(config, "train"))
         hosts.check_shared("--workdir", workdir)
+        if finished.surely(config, workdir, job):
+            return finished.told(config.steps, workdir, job.results(config))
         if config.init and not has_checkpoints(workdir):
             setup.check(config)
             source_of(config)
-        run = job.prepare(config)
+        lines = Lines(active=main_process)
+        run = job.prepare(config, lines)
+        lines("looking at what the targets hold")
         found = survey(run.dataset, job.targets(config), job.masks(config))
         run = class_weights.weighted(run, found)
         with (
             held(workdir, active=main_process),
             contextlib.closing(Checkpoints(workdir)) as checkpoints,
         ):
-            return _train(run, found, job, workdir, checkpoints, more_steps, check_interrupt)
+            return _train(run, found, job, workdir, checkpoints, lines, more_steps, check_interrupt)
 
 
 def _train(
@@ -84,6 +91,7 @@ def _train(
     job: Job,
     workdir: Path,
     checkpoints: Checkpoints,
+    lines: Lines,
     more_steps: bool,
     check_interrupt: Callable[[], None],
 ) -> dict[str, float]:
@@ -122,22 +130,21 @@ def _train(
     hosts.agree({"the step of the checkpoint": first_step})
     baselines: dict[str, float] = {}
     if config.best and not resumes:
+        lines(_MEASURING)
         baselines = job.baselines(run)
         check_metric(config.best, baselines)
     claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     results = [workdir / name for name in files]
     # As process 0 says: it is that one which writes them.
     if hosts.gathered(first_step == last_step and all(path.exists() for path in results))[0]:
-        if main_process:
-            names = ", ".join(files)
-            print(f"This run is finished: {workdir} holds {last_step} steps and {names}.")
-        return {}
+        return finished.told(last_step, workdir, files)
     tracked = config.tracker and main_process
     log = RunLog(
         workdir,
         resume_step=first_step,
         last_step=last_step,
         active=main_process,
+        lines=lines,
         tracker=trackers.Tracker(config.tracker, config, workdir, first_step) if tracked else None,
     )
 
@@ -156,7 +163,11 @@ def _train(
         log.print(line)
     if first_step:
         log.print(f"Resuming after step {first_step}.")
-    baselines = baselines or job.baselines(run)
+    # A run that goes on has them in its log.
+    baselines = baselines or log.logged(0, "val_constant")
+    if not hosts.gathered(bool(baselines))[0]:
+        log.print(_MEASURING)
+        baselines = job.baselines(run)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "data", found.numbers())
@@ -171,6 +182,7 @@ def _train(
     step, metrics = first_step, {}
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         check_interrupt()
+        log.print("compiling the training step, unless it was before")
         with Stop() as stop:
             for step in range(first_step + 1, last_step + 1):
                 batch = shard_batch(next(iterator), run.mesh)
@@ -190,6 +202,7 @@ def _train(
                 learnt = state.trainable["model"]
                 # Before the checkpoint, if that is to hold the best parameters.
                 if config.best if is_last else _due(step, config.eval_every):
+                    log.print("evaluating")
                     metrics = evaluator.metrics(learnt)
                     if config.best:
                         best.look_at(step, metrics, learnt)
@@ -220,8 +233,11 @@ def _train(
 
         # Final evaluation; what the run leaves comes last and marks a finished one.
         learnt = state.trainable["model"]
-        metrics = metrics or evaluator.metrics(learnt)
+        if not metrics:
+            log.print("evaluating")
+            metrics = evaluator.metrics(learnt)
         leaves = best.parameters if best.step else learnt
+        log.print("drawing pictures")
         panels = evaluator.pictures(leaves, config.num_pictures)
     checkpoints.close()
     log.write(step, "val", metrics | best.row())

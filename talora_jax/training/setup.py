@@ -1,6 +1,7 @@
 """What a config stands for: data, tasks and a model laid over the mesh. Shared by all modes."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -84,8 +85,13 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     return found
 
 
-def prepare(config: ml_collections.ConfigDict) -> Run:
+def prepare(
+    config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda line: None
+) -> Run:
     """Checks the config, opens the data, builds the model and lays it over the mesh.
+
+    Args:
+      tell: is given a line on each thing that takes time.
 
     Raises:
       UserError: whatever in the config, the data or the checkpoint cannot work.
@@ -94,9 +100,11 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     # What files cannot be is told before data is prepared, which may take long.
     sizes(config)
     parent = parent_of(config)
+    tell(f"opening the data, {config.data.name}")
     dataset = open_dataset(config.data, config.tasks)
     hosts.agree(agreement.of_data(dataset))
     tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
+    tell(f"building the model, {config_lib.model_name(config.model)}")
     return assemble(config, mesh, dataset, tasks, parent)
 
 

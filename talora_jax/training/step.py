@@ -40,11 +40,16 @@ class TrainState(NamedTuple):
 def init_state(run: Run) -> TrainState:
     """The state before the first step, replicated over the mesh."""
     params, weighting = _GRADIENTS[run.config.trains].init_weighting(run)
-    trainable = {"model": run.trainable, "weighting": params}
     optimizer = make_optimizer(run.config, make_schedule(run.config))
-    # Copies: the step donates its state, and the run keeps its own.
-    trainable = jax.tree.map(jnp.copy, trainable)
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), weighting)
+
+    @jax.jit  # one program, where every parameter would take some
+    def start(trainable, weighting):
+        # Copies: the step donates its state, and the run keeps its own.
+        trainable, weighting = jax.tree.map(jnp.copy, (trainable, weighting))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, trainable, optimizer.init(trainable), weighting)
+
+    state = start({"model": run.trainable, "weighting": params}, weighting)
     return jax.device_put(state, replicated(run.mesh))
 
 

@@ -116,7 +116,7 @@ def base_of(
     # LayerNorms and decoders are the adapter's.
     given = {n: x for n, x in for_msam(tensors, abstract).items() if n not in file.tensors}
     check_shapes(path, name, frozen, given)
-    given = {n: jnp.asarray(x, jnp.float32) for n, x in given.items()}
+    given = jax.device_put({n: x.astype(np.float32, copy=False) for n, x in given.items()})
     prompts = {n: x for n, x in tensors.items() if n.startswith("prompt_encoder.")}
     return Base(sam, given, fingerprint(given), prompts, name)
 
@@ -145,7 +145,7 @@ def joined(file: AdapterFile, path: str | Path, base: Base) -> dict[str, Array]:
     _, learnt, frozen = _abstract(file, base.sam)
     check_shapes(path, "its own config", learnt, file.tensors)
     check_shapes(path, base.name, frozen, base.frozen)
-    return {**base.frozen, **{name: jnp.asarray(x) for name, x in file.tensors.items()}}
+    return {**base.frozen, **jax.device_put(file.tensors)}
 
 
 def promptable(base: Base) -> Sam:
@@ -179,16 +179,30 @@ def model_of(file: AdapterFile, sam: SamConfig, **how: Any) -> MSam:
 
 def _abstract(file: AdapterFile, sam: SamConfig) -> tuple[MSam, nnx.State, nnx.State]:
     """The model of a file without values; of its state what was learnt and what was frozen."""
-    return _abstract_model(sam, AdapterConfig.of(file.adapter), tuple(file.channels.items()))
+    model = in_use(file, sam)
+    return model, *nnx.split(model, trainable(model.adapter), ...)[1:]
 
 
-# Tracing a model takes seconds, and adapters to switch between are mostly alike.
+def in_use(file: AdapterFile, sam: SamConfig) -> MSam:
+    """The model of a file without values, as it predicts.
+
+    What matters to training alone is left out, so that adapters that differ in nothing else share
+    programs.
+    """
+    adapter = dataclasses.replace(AdapterConfig.of(file.adapter), dropout=0.0)
+    return _in_use(sam, adapter, tuple(file.channels.items()), resolve_dtype(file.dtype))
+
+
+# Tracing a model takes long, and adapters to switch between are mostly alike.
 @functools.lru_cache(maxsize=8)
-def _abstract_model(
-    sam: SamConfig, adapter: AdapterConfig, channels: tuple[tuple[str, int], ...]
-) -> tuple[MSam, nnx.State, nnx.State]:
-    model = nnx.eval_shape(lambda: make_msam(sam, adapter, dict(channels), seed=0))
-    return model, *nnx.split(model, trainable(adapter), ...)[1:]
+def _in_use(
+    sam: SamConfig,
+    adapter: AdapterConfig,
+    channels: tuple[tuple[str, int], ...],
+    dtype: jnp.dtype,
+) -> MSam:
+    how = {"remat": "none", "dtype": dtype}
+    return nnx.eval_shape(lambda: make_msam(sam, adapter, dict(channels), seed=0, **how))
 
 
 def save_adapter(

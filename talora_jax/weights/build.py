@@ -16,6 +16,7 @@ from jaxtyping import DTypeLike
 
 from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.keys import Keys
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam, SamConfig
 from talora_jax.weights.base_file import read_base
@@ -56,7 +57,7 @@ def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
             description.config,
             native_aspect=description.native_aspect,
             dtype=dtype,
-            rngs=nnx.Rngs(0),
+            rngs=Keys(0),
         ),
         tensors,
     )
@@ -104,7 +105,7 @@ def make_msam(
 ) -> MSam:
     """The model with the random numbers of a seed; cheap under `nnx.eval_shape`."""
     # A base that is random numbers is drawn again from its seed alone.
-    return MSam(sam, adapter, channels, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")), **how)
+    return MSam(sam, adapter, channels, rngs=Keys(jax.random.key(seed, impl="rbg")), **how)
 
 
 def check_base_tasks(theirs: tuple[str, ...] | None, ours: tuple[str, ...], base: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 NAMES = (
     *("encoder", "joint_forward", "train_step", "adapters", "input", "tpu", "sam_parity"),
-    *("evidence", "going_on", "automatic_masks", "mask_recall"),
+    *("evidence", "going_on", "automatic_masks", "mask_recall", "predict", "startup"),
 )
 
 

@@ -66,6 +66,24 @@ def test_what_fails_later_is_raised():
         list(results)
 
 
+def test_lanes_compute_at_a_time_and_keep_the_order():
+    together = threading.Barrier(2, timeout=60)
+
+    def compute(images, room):
+        together.wait()  # for ever, if there was one lane
+        return [image.image for image in images]
+
+    results = in_batches(
+        range(8),
+        lambda n: Prepared(n, None, np.zeros(1)),
+        compute,
+        lambda n, image, found: (n, found),
+        batch_size=1,
+        lanes=2,
+    )
+    assert list(results) == [(n, n) for n in range(8)]
+
+
 def test_little_is_read_ahead_and_threads_end():
     before = threading.active_count()
     taken = []

@@ -102,6 +102,27 @@ def test_images_beside_change_nothing(model):
                 np.testing.assert_allclose(found[name], one[name], rtol=0, atol=1e-5)
 
 
+def test_an_iterator_is_taken_as_it_is_asked_for(model):
+    taken = []
+
+    def frames():
+        for i in range(30):
+            taken.append(i)
+            yield np.full((48, 32, 3), i, np.uint8)
+
+    found = model.predict(frames(), ["depth"], batch_size=2)
+    first = next(found)
+    assert list(first) == ["depth"] and len(taken) < 20
+    expected = model.predict(np.zeros((48, 32, 3), np.uint8), ["depth"])
+    np.testing.assert_allclose(first["depth"], expected["depth"], rtol=0, atol=1e-5)
+    assert len(list(found)) == 29
+    # Before the first is asked for.
+    with pytest.raises(UserError, match="no task flow"):
+        model.predict(frames(), ["flow"])
+    with pytest.raises(UserError, match="image 1 of those given"):
+        list(model.predict(iter([IMAGES[0], None]), ["depth"]))
+
+
 def test_channels_in_turn_are_channels_at_once(model, monkeypatch):
     expected = model.predict(IMAGES[0])
     monkeypatch.setattr(trained, "_channels_at_once", lambda images, grid, channels: 2)
@@ -127,7 +148,7 @@ def test_programs_are_compiled_once_for_all_sizes(model):
     model.predict(IMAGES[0])
     programs = [trained._embed, trained._maps, trained._image]
     programs += [x for x in vars(tiles).values() if hasattr(x, "_cache_size")]
-    assert len(programs) == 8
+    assert len(programs) == 5
     before = [program._cache_size() for program in programs]
     sizes = (5, 7), (256, 40), (99, 256), (257, 300), (600, 90)
     model.predict([np.zeros(size, np.uint8) for size in sizes], batch_size=1)
@@ -142,11 +163,13 @@ def test_tiles_are_the_whole(model, normalised, monkeypatch):
     whole = geometry.to_padded(image / np.float32(255), normalise=normalised)
     found = tiles.to_padded(image, geometry, normalised=normalised)
     np.testing.assert_allclose(found[0], whole, rtol=0, atol=1e-5)
-    maps = RNG.normal(size=(1, 32, 32, 3)).astype(np.float32)
-    for task in (model.tasks[0], model.tasks[2]):
-        expected = task.outputs(geometry.from_padded(maps))
-        found = tiles.outputs(task, jnp.asarray(maps), geometry, probabilities=True)
-        assert found.keys() == expected.keys()
+    maps = RNG.normal(size=(1, 32, 32, 7)).astype(np.float32)
+    planes = jnp.asarray(np.moveaxis(maps[0], -1, 0))
+    together = tiles.outputs(model.tasks, planes, geometry, probabilities=True)
+    assert [task.name for task in model.tasks] == ["semantic", "depth", "normals"]
+    for task, channels in zip(model.tasks, (slice(3), slice(3, 4), slice(4, 7)), strict=True):
+        expected = task.outputs(geometry.from_padded(maps[..., channels]))
+        found = {name: together[name] for name in expected}
         for name, x in expected.items():
             assert found[name].dtype == x.dtype
             np.testing.assert_allclose(found[name], x[0], rtol=0, atol=1e-5)
@@ -243,7 +266,7 @@ def test_what_is_refused(model, shelf, tmp_path):
         (str(shelf / "none.jpg"), "none.jpg: No such file"),
         ([IMAGES[0], None], "image 1 of those given: an image: None; expected a path"),
         (IMAGES[0].tolist(), r"48 images of shape \[32, 3\], as the rows of one are"),
-        ((image for image in IMAGES), "an image: a generator"),
+        ({"photo": IMAGES[0]}, "an image: a dict"),
     ):
         with pytest.raises(UserError, match=told):
             model.predict(image)

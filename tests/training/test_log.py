@@ -2,12 +2,14 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
 import rich.console
 
 from talora_jax.training import log
+from talora_jax.training.lines import Lines
 
 
 def test_the_time_left_counts_what_waits_and_the_step_time_does_not(monkeypatch):
@@ -64,6 +66,30 @@ def test_a_resumed_log_has_every_row_once(tmp_path, capsys):
     # The evaluation after the last step comes behind its checkpoint: it is made again.
     log.RunLog(tmp_path, resume_step=2, last_step=2, active=True).close()
     assert log.read_metrics(path) == [kept[0], row(1, loss=2.0), row(2)]
+
+
+def test_lines_stay_in_a_file(tmp_path, capsys):
+    for said in ("a", "b"):
+        lines = Lines(active=True)
+        lines(f"before {said}")
+        run_log = log.RunLog(tmp_path, resume_step=0, last_step=4, active=True, lines=lines)
+        run_log.print(f"then {said}")
+        with run_log.progress(4, 0) as progress:
+            progress.line(1, {})
+        run_log.close()
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "before a" and told[2].startswith("step 1/4") and told[4] == "then b"
+    found = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[21:] for line in found] == told
+    time.strptime(found[0][:19], "%Y-%m-%d %H:%M:%S")
+
+
+def test_what_was_logged_before_is_there_again(tmp_path):
+    constants = row(0, "val_constant", **{"depth/abs_err": 0.5})
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(constants) + "\n")
+    run_log = log.RunLog(tmp_path, resume_step=2, last_step=4, active=True)
+    assert run_log.logged(0, "val_constant") == {"depth/abs_err": 0.5}
+    assert run_log.logged(2, "val") == {}
 
 
 def test_tensorboard_has_what_was_written(tmp_path):

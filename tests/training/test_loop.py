@@ -179,6 +179,7 @@ def test_a_run_leaves_what_it_says_and_says_when_it_is_finished(config, tmp_path
     assert left == {
         "config.json",
         "data.json",
+        "log.txt",
         "metrics.jsonl",
         "tensorboard",
         "pictures",

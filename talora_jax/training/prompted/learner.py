@@ -9,6 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from talora_jax.models.adapters import AdapterConfig, TaskParam
 from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.keys import Rngs
 from talora_jax.models.msam import norms
 from talora_jax.models.sam import Sam
 
@@ -25,7 +26,7 @@ class Learner(nnx.Module):
         auxiliary: Mapping[str, int],
         *,
         dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         """
         Args:

@@ -1,18 +1,20 @@
 """What a config of training from prompts stands for, and what its run leaves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
 from flax import nnx
 
+from talora_jax import config as config_lib
 from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.masks import AskedMasks
 from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.keys import Keys
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task, make_task
 from talora_jax.training import agreement
@@ -32,8 +34,13 @@ from talora_jax.weights.state import fingerprint, tensors_of
 BASE = FILE_NAME
 
 
-def prepare(config: ml_collections.ConfigDict) -> Run:
+def prepare(
+    config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda line: None
+) -> Run:
     """Checks the config, opens the data, builds the SAM and lays it over the mesh.
+
+    Args:
+      tell: is given a line on each thing that takes time.
 
     Raises:
       UserError: whatever in the config, the data or the checkpoint cannot work.
@@ -52,8 +59,10 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         )
     if config.model.weights and read_description(config.model.weights).tasks is not None:
         raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
+    tell(f"opening the data, {config.data.name}")
     dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
     hosts.agree(agreement.of_data(dataset))
+    tell(f"building the model, {config_lib.model_name(config.model)}")
     return assemble(config, mesh, dataset)
 
 
@@ -99,7 +108,7 @@ def auxiliary_tasks(
 
 def make_learner(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> Learner:
     """What trains, with random parameters; cheap under `nnx.eval_shape`."""
-    rngs = nnx.Rngs(jax.random.key(config.seed, impl="rbg"))
+    rngs = Keys(jax.random.key(config.seed, impl="rbg"))
     dtype = resolve_dtype(config.model.dtype)
     sam = Sam(
         sizes(config),

@@ -1,0 +1,107 @@
+"""Videos in, videos of panels out."""
+
+import shutil
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+import talora_jax
+from talora_jax.errors import UserError
+from talora_jax.inference import video
+from talora_jax.inference.pictures import picture
+from talora_jax.inference.to_files import find_images, predict
+
+GRAYS = range(40, 240, 20)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Ten gray frames of 48×64, twelve and a half a second."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25, 2))
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for gray in GRAYS:
+            frame = np.full((48, 64, 3), gray, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_frames(clip):
+    found = video.Video(clip)
+    frames = list(found.frames())
+    assert (found.rate, found.count, len(frames)) == (Fraction(25, 2), 10, 10)
+    assert {(x.shape, x.dtype.name) for x in frames} == {((48, 64, 3), "uint8")}
+    np.testing.assert_allclose([x.mean() for x in frames], GRAYS, atol=3)
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    path = tmp_path / "new" / "clip.mp4"
+    # Of odd sides, and the second higher than the first.
+    pictures = [np.full((height, 51, 3), 90, np.uint8) for height in (33, 45)]
+    assert video.write(path, iter(pictures), Fraction(5)) == 2
+    frames = list(video.Video(path).frames())
+    assert len(frames) == 2 and frames[0].shape[1] == 52
+    for frame, height in zip(frames, (33, 45), strict=True):
+        np.testing.assert_allclose(frame[: height - 2, :49].mean(), 90, atol=4)
+        np.testing.assert_allclose(frame[height + 2 :].mean(), 255, atol=4)
+
+    def fails():
+        yield pictures[0]
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        video.write(tmp_path / "half.mp4", fails(), Fraction(5))
+    assert [x.name for x in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("what", ["short", "empty", "text", "gone"])
+def test_what_is_no_video_is_told_in_a_sentence(clip, tmp_path, what):
+    path = tmp_path / "bad.mp4"
+    content = {"short": clip.read_bytes()[:700], "empty": b"", "text": b"no video\n" * 99}
+    if what in content:
+        path.write_bytes(content[what])
+    with pytest.raises(UserError, match=r"bad\.mp4: not a video that can be read") as told:
+        list(video.Video(path).frames())
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_video_beside_a_photo(clip, shelf, tmp_path):
+    model = talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_nano.safetensors")
+    bad = tmp_path / "bad.mkv"
+    bad.write_bytes(b"")
+    photo = shutil.copy(shelf / "photo.jpg", tmp_path)
+    inputs, lines = find_images([str(clip), str(bad), photo], tmp_path), []
+    out = tmp_path / "out"
+    summary = predict(model, inputs, out, tasks=["depth"], batch_size=4, print_line=lines.append)
+
+    told, image = summary["images"]
+    assert told["frames_per_second"] > 0 and image["image"] == photo
+    expected = {"image": str(clip), "frames": 10, "files": ["panels/clip.mp4"]}
+    assert told == expected | {"frames_per_second": told["frames_per_second"]}
+    assert [row["image"] for row in summary["unreadable"]] == [str(bad)]
+    assert f"{clip}: 10 frames, " in lines[-2] and "2 of 3 images and videos" in lines[-1]
+    assert f"; depth and panels are in {out}" in lines[-1]
+    assert {str(x.relative_to(out)) for x in out.rglob("*.*")} == {
+        *("summary.json", "depth/photo.png", "panels/photo.png", "panels/clip.mp4")
+    }
+    panels = video.Video(out / "panels" / "clip.mp4")
+    assert panels.rate == Fraction(25, 2)
+    seen = list(panels.frames())
+    assert len(seen) == 10
+    frame = list(video.Video(clip).frames())[7]
+    panel = np.asarray(picture(frame, model.predict(frame, ["depth"]), model.tasks), int)
+    height, width = panel.shape[:2]
+    assert abs(seen[7][:height, :width] - panel).mean() < 4
+    with pytest.raises(UserError, match=r"summary\.json exists .* --overwrite"):
+        predict(model, inputs[:1], out, tasks=["depth"])
+
+
+def test_without_pyav_a_sentence_says_what_to_install(clip, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"clip.mp4 is a video, .* 'talora_jax\[video\]'"):
+        video.check_installed(clip)
