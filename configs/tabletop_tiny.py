@@ -8,8 +8,8 @@ instance/, as the Object Segmentation Database (Kinect) is packed by PointCloudL
 are derived from depth, edges from instances.
 
 It stands on `sam_small`, which comes along. On one CPU core 6 min. On the 9 validation images, in
-brackets the best constant: semantic mIoU 0.96 (0.43), depth abs_err 0.044 m (0.19 m), normals' mean
-angle 7.6 degrees (13.0), edges ods_f 0.70 (0.13), tolerant/ods_f 0.88 (0.16); docs/evidence.md.
+brackets the best constant: semantic mIoU 0.96 (0.43), depth abs_err 0.039 m (0.19 m), normals' mean
+angle 7.2 degrees (13.0), edges ods_f 0.72 (0.13), tolerant/ods_f 0.87 (0.16); docs/evidence.md.
 """
 
 from talora_jax import config as config_lib

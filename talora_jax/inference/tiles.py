@@ -9,7 +9,6 @@ resize being separable, columns come first and then rows, and nothing is compute
 
 import functools
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -64,7 +63,7 @@ def outputs(
         # All are under way before the first is waited for.
         found = [(part, _outputs(tuple(tasks), strip, x, probabilities)) for part, x in down]
         for part, tile in found:
-            for name, x in tile.items():
+            for name, x in itertools.chain(*(of_task.items() for of_task in tile)):
                 if name not in arrays:
                     arrays[name] = np.empty((height, width, *x.shape[2:]), x.dtype)
                 into = arrays[name][part, across]
@@ -96,10 +95,10 @@ def _outputs(tasks, strip, rows, probabilities):
     x = _einsum("yh,hcx->ycx", rows, strip)
     ends = itertools.accumulate(task.channels for task in tasks)
     parts = zip(tasks, jnp.split(x, list(ends)[:-1], axis=1), strict=True)
-    found = (
+    # A list: of a dictionary `jit` would not keep the order.
+    return [
         task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities) for task, part in parts
-    )
-    return functools.reduce(operator.or_, found)
+    ]
 
 
 def _tiles(size: int) -> Iterator[slice]:
