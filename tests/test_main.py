@@ -107,6 +107,7 @@ def results(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_end(start_main, config, tmp_path, capsys):
     def command(name):
         long = ["--config.steps=12", "--config.checkpoint_every=3", "--config.eval_every=6"]

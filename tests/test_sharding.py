@@ -63,6 +63,7 @@ def test_nor_does_it_in_training_from_prompts(run_on):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nor_where_a_batch_comes_in_parts_and_gradients_are_balanced(run_on):
     one, many = run_on([(1, 1, 1), (2, 2, 2)], MIXED).values()
     assert_same_step(many, one)

@@ -24,6 +24,7 @@ def test_more_tasks_than_a_config_names():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_step_is_compiled_and_measured(start_python, tmp_path):
     path = tmp_path / "report.json"
     process = start_python(
