@@ -74,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # From here on JAX may be imported: it reads the environment only once.
     import jax
 
-    from talora_jax import config as config_lib
+    from talora_jax import config_checks
     from talora_jax.models import attention_kernels
 
     jax.config.update("jax_enable_compilation_cache", False)
     meshes = {name: _mesh(args.mesh, _devices(name, args.slices)) for name in args.topology}
     device = next(iter(meshes.values())).devices.flat[0]
-    config_lib.check(config)
+    config_checks.check(config)
     # What `auto` means depends on the machine that trains, not on this one.
     for field in ("dtype", "param_dtype"):
         if config.model[field] == "auto":
@@ -158,11 +158,10 @@ def measure(config: Any, mesh: Any, tasks: Any, repeats: int, hlo: Path | None) 
     """
     from benchmarks.collectives import find_collectives, totals
     from benchmarks.flops import jaxpr_flops
-    from talora_jax import config as config_lib
     from talora_jax.models.sam import SIZES
     from talora_jax.training import ahead_of_time, setup
 
-    config_lib.check_mesh(config, mesh.shape)
+    config_checks.check_mesh(config, mesh.shape)
     runs = []
     for _ in range(repeats):
         run = setup.abstract(config, mesh, tasks, SIZES[config.model.size]())

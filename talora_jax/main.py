@@ -33,7 +33,7 @@ import ml_collections
 from absl import logging
 
 from talora_jax import config as config_lib
-from talora_jax import storage
+from talora_jax import config_checks, storage
 from talora_jax.command_line import fields_of, override, parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
@@ -310,7 +310,7 @@ def _describe(args: argparse.Namespace, config: Config) -> None:
     if args.device is not None:
         accelerators.prepare_for(args.device, accelerators.devices_of(config.mesh))
     if args.workdir:
-        config = config_lib.forget_unread(config, config)
+        config = config_checks.forget_unread(config, config)
         config.init = None  # it has begun
     from rich.console import Console
 

@@ -25,14 +25,17 @@ MAY_IMPORT = {
     "weighting": GROUND,
     "data": GROUND | {"tasks"},
     "weights": GROUND | {"models"},
-    "config": GROUND | {"data", "models", "tasks", "weighting"},
+    "config": GROUND,
+    "config_checks": GROUND | {"config", "data", "models", "tasks", "weighting"},
     "command_line": {"errors", "config"},
     "inference": GROUND | {"models", "tasks", "weights"},
     "page": GROUND | {"inference", "models", "tasks", "weights"},
     "prompting": {"models"},
-    "training": GROUND | {"config", "data", "models", "prompting", "tasks", "weighting", "weights"},
+    "training": GROUND
+    | {"config", "config_checks", "data", "models", "prompting", "tasks", "weighting", "weights"},
     "experiments": GROUND
-    | {"command_line", "config", "data", "models", "tasks", "training", "weighting", "weights"},
+    | {"command_line", "config", "config_checks", "data", "models", "tasks", "training"}
+    | {"weighting", "weights"},
 }
 # Entrances: they may import anything.
 ENTRANCES = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from talora_jax import config as config_lib
-from talora_jax import sharding
+from talora_jax import config_checks, sharding
 from talora_jax.command_line import load_config
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError
@@ -31,8 +31,8 @@ SIZED = ("nyuv2:vit_b", "nyuv2:vit_l", "nyuv2:vit_h")
 @pytest.mark.parametrize("name", [*(path.stem for path in CONFIGS), *SIZED])
 def test_configs_pass_their_checks_and_are_locked(name):
     config = load_config(name)
-    config_lib.check(config)
-    config_lib.check_read(config)
+    config_checks.check(config)
+    config_checks.check_read(config)
     with pytest.raises(AttributeError):
         config.no_such_field = 1
 
@@ -104,7 +104,7 @@ def test_values_that_cannot_work(field, value, told):
         node = node[parent]
     node[last] = value
     with pytest.raises(UserError, match=told):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_all_that_is_wrong_is_told_at_once():
@@ -115,7 +115,7 @@ def test_all_that_is_wrong_is_told_at_once():
     config.model.size = "vit_x"
     config.tasks = ("semantic", "flow")
     with pytest.raises(UserError) as error:
-        config_lib.check(config)
+        config_checks.check(config)
     # Of what is refused, nothing else is asked: neither ranks by sizes nor weights by tasks.
     begins = [
         "config.adapter.ranks is (97, 16), expected three whole numbers",
@@ -132,7 +132,7 @@ def test_all_that_is_wrong_is_told_at_once():
     config.optimizer.learning_rate = -1.0
     config.weighting.cagrad_c = -1.0
     with pytest.raises(UserError, match=r"\nand \d more$") as error:
-        config_lib.check(config)
+        config_checks.check(config)
     assert len(str(error.value)) < 600
 
 
@@ -168,7 +168,7 @@ def test_a_wrong_value_is_told_with_the_nearest_right_one():
     config = config_lib.default()
     config.adapter.kind = "tallora"
     with pytest.raises(UserError, match=r"expected one of .*; did you mean talora\?$"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_a_workdir_with_values_that_mean_unset_is_the_same_runs(tmp_path):
@@ -224,12 +224,12 @@ def test_a_missing_file_is_told_before_data_is_read(config, micro, field, told):
 
 def test_blocks_that_the_model_does_not_have(config):
     config.adapter.blocks = (1, 3)
-    config_lib.check(config)  # which does not read the base
+    config_checks.check(config)  # which does not read the base
     with pytest.raises(UserError, match=r"adapter.blocks is \(1, 3\), and the encoder has 2 bl"):
         sizes(config)
     config.adapter.kind = "full"
     with pytest.raises(UserError, match=r"adapter.blocks is \(1, 3\), but adapter.kind=full has"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_ranks_that_the_model_does_not_have(config):
@@ -338,7 +338,7 @@ def test_fields_that_a_data_set_does_not_read_are_refused(name, field, value, to
     config.data.name = name
     config.data[field] = value
     with pytest.raises(UserError) as error:
-        config_lib.check_read(config)
+        config_checks.check_read(config)
     message = str(error.value)
     assert message.startswith(f"config.data.{field} is {value!r}, which {name} does not read, ")
     assert told in message
@@ -348,7 +348,7 @@ def test_what_a_run_began_with_is_forgotten_and_no_more():
     began, config = config_lib.default(), config_lib.default()
     began.data.max_depth = config.data.max_depth = 5.0
     config.data.class_names = ("a", "b")
-    assert config_lib.forget_unread(config, began).data.to_dict() == {
+    assert config_checks.forget_unread(config, began).data.to_dict() == {
         **config_lib.default().data.to_dict(),
         "class_names": ("a", "b"),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from talora_jax import config as config_lib
-from talora_jax import sharding, tasks
+from talora_jax import config_checks, sharding, tasks
 from talora_jax.command_line import load_config
 from talora_jax.errors import UserError
 from talora_jax.models import adapters
@@ -56,8 +56,8 @@ def test_the_meshes_of_the_readme_work_for_the_configs_beside_them():
     for command in commands:
         _, name, *overrides = command.split()
         config = load_config(name, overrides)
-        config_lib.check(config)
-        config_lib.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape)
+        config_checks.check(config)
+        config_checks.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_batches_for_many_hosts_fit_the_devices_that_the_page_tells_of():
         flags = re.findall(r"--config\.(?:batch_size|eval_batch_size|mesh\.\w+)=\d+", block)
         config = load_config("nyuv2:vit_l", flags)
         data = devices // (config.mesh.fsdp * config.mesh.task)
-        config_lib.check_mesh(config, config.mesh.to_dict() | {"data": data})
+        config_checks.check_mesh(config, config.mesh.to_dict() | {"data": data})
 
 
 def _rows_of_numbers(page: str, columns: int) -> list[list[int]]:
@@ -101,11 +101,11 @@ def test_batches_and_timeouts_are_as_told():
         assert math.prod(shape.values()) == devices
         config.tasks = ("task",) * count
         config.batch_size, config.accumulate, config.eval_batch_size = 2 * batch, 2, batch
-        config_lib.check_mesh(config, shape)
+        config_checks.check_mesh(config, shape)
         if batch > 1:
             config.eval_batch_size = batch - 1
             with pytest.raises(UserError, match="eval_batch_size = .* is not divisible"):
-                config_lib.check_mesh(config, shape)
+                config_checks.check_mesh(config, shape)
     told = dict(re.findall(r"^\| `config\.hosts\.(\w+)` \| (\d+) \|", page, re.MULTILINE))
     assert len(told) == 3
     assert {name: config.hosts[name] for name in told} == {k: int(v) for k, v in told.items()}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from talora_jax.config import check_mesh
+from talora_jax.config_checks import check_mesh
 from talora_jax.errors import UserError
 from talora_jax.sharding import make_mesh
 

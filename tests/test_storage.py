@@ -10,7 +10,7 @@ import pytest
 
 import talora_jax
 from talora_jax import config as config_lib
-from talora_jax import storage
+from talora_jax import config_checks, storage
 from talora_jax.command_line import main
 from talora_jax.errors import UserError
 from talora_jax.files import replacing, write_atomically
@@ -105,7 +105,7 @@ def test_no_field_makes_a_folder_of_an_url(field, told):
     config = config_lib.default()
     config.update_from_flattened_dict({"tasks": ("depth",), field: "s3://bucket/x"})
     with pytest.raises(UserError, match=f"^config.{field}: s3://bucket/x: {told}"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_nor_does_python(without_gcsfs, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from talora_jax import config as config_lib
-from talora_jax import sharding
+from talora_jax import config_checks, sharding
 from talora_jax.data import class_names
 from talora_jax.errors import UserError, tell_together
 from talora_jax.experiments import fit as fit_lib
@@ -84,7 +84,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if found.by_field:
         batches = ("batch_size", "accumulate", "eval_batch_size", "tasks")
         found.ask(
-            lambda: config_lib.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape),
+            lambda: config_checks.check_mesh(config, sharding.abstract_mesh(**config.mesh).shape),
             *("mesh", *axes, *batches),
         )
     tell_together(found.by_field.values())
@@ -177,7 +177,7 @@ def describe(
     if config.model.param_dtype == "auto" and jax.default_backend() == "cpu":
         console.print("Frozen parameters are float32 as here on a CPU, bfloat16 on accelerators.")
     try:
-        config_lib.check_mesh(config, run.mesh.shape)
+        config_checks.check_mesh(config, run.mesh.shape)
     except UserError as error:
         console.print(f"Training on this mesh would be refused: {error}")
         return

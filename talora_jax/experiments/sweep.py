@@ -27,7 +27,7 @@ import rich.console
 from absl import logging
 
 from talora_jax import config as config_lib
-from talora_jax import storage
+from talora_jax import config_checks, storage
 from talora_jax.command_line import parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, check_choice, run_command
@@ -88,7 +88,7 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
             if experiment in known:
                 continue
             known.add(experiment)
-            config_lib.check(run)
+            config_checks.check(run)
 
             name = [method] if task is None else [method, task]
             if ranks is not None and "config.adapter.ranks" in read:
@@ -189,7 +189,7 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
             if config.init:
                 source_of(config)
         if opened not in images:
-            config_lib.check_read(config)
+            config_checks.check_read(config)
             dataset = open_dataset(config.data, targets)
             survey(dataset, targets, job.masks(config))
             images[opened] = len(dataset.splits["train"])

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from talora_jax import config as config_lib
-from talora_jax import hosts
+from talora_jax import config_checks, hosts
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.data.folder import stated_class_names
 from talora_jax.errors import UserError, check_choice
@@ -143,7 +143,7 @@ def _evaluate_joined(
             f"evaluate cannot change {listed}{more}: it takes the run as it was trained, on other "
             "data by --config.data.FIELD and --split. Leave them out"
         )
-    config = config_lib.forget_unread(config, own)
+    config = config_checks.forget_unread(config, own)
     _fit_mesh(config, own)
     trained = _trained(workdir)
     elsewhere = any(name.startswith(_MEASURED) and name != "config.data.dir" for name in changed)

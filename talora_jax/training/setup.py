@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from talora_jax import config as config_lib
-from talora_jax import hosts, sharding
+from talora_jax import config_checks, hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.transforms import Augment
 from talora_jax.errors import Refusals, UserError, tell_together
@@ -58,7 +58,7 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     check(config)
     hosts.join(config.hosts)
     mesh = sharding.make_mesh(**config.mesh)
-    config_lib.check_mesh(config, mesh.shape)
+    config_checks.check_mesh(config, mesh.shape)
     dtype = resolve_dtype(config.model.dtype)
     attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
     return mesh
@@ -75,11 +75,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def refusals(config: ml_collections.ConfigDict) -> Refusals:
     """What in a config cannot work whatever the data hold and the devices are."""
-    found = config_lib.refusals(config)
+    found = config_checks.refusals(config)
     data, augment = (
         [f"{section}.{name}" for name in config[section]] for section in ("data", "augment")
     )
-    found.ask(lambda: config_lib.check_read(config), "data", *data)
+    found.ask(lambda: config_checks.check_read(config), "data", *data)
     # Of any size, before data is prepared.
     found.ask(lambda: Augment.from_config(config.augment, (1, 1)), "augment", *augment)
     return found
@@ -269,7 +269,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
             )
         check_base_tasks(description.tasks, tuple(config.tasks), config.model.weights)
         # Without a base, `check` has done it.
-        config_lib.check_ranks(config, found.encoder.width)
+        config_checks.check_ranks(config, found.encoder.width)
         AdapterConfig.of(config.adapter).adapted(found.encoder.depth)
     return found
 

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,23 @@ class Tracker:
             )
 
 
-class _Wandb:
+class _Run:
+    """A run of Weights & Biases, or of Trackio, which is told as those are."""
+
+    _run: Any
+    _image: Callable[[np.ndarray], Any]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._run.log({name: self._image(picture)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Wandb(_Run):
     def __init__(self, workdir: Path, fields: Mapping[str, Any], name: str | None):
         import wandb
 
@@ -110,15 +126,6 @@ class _Wandb:
             config=dict(fields),
             dir=None if storage.is_remote(workdir) else str(workdir),
         )
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._run.log({name: self._image(picture)}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class _Mlflow:
@@ -156,7 +163,7 @@ class _Mlflow:
         self._client.set_terminated(self.name)
 
 
-class _Trackio:
+class _Trackio(_Run):
     def __init__(self, workdir: Path, fields: Mapping[str, Any], name: str | None):
         import trackio
 
@@ -169,15 +176,6 @@ class _Trackio:
             config=json.loads(json.dumps(fields)),
             embed=False,
         )
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._run.log({name: self._image(picture)}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 _PLACES = {"wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Trackio}

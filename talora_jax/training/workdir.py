@@ -14,7 +14,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from talora_jax import config as config_lib
-from talora_jax import storage
+from talora_jax import config_checks, storage
 from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import sweep, write_atomically
 
@@ -73,7 +73,7 @@ def claim_workdir(
             _write(path, config)
         return
     config, began = as_begun(config, workdir), config_lib.read(path)
-    theirs, ours = config_lib.forget_unread(began, began).to_dict(), config_lib.plain(config)
+    theirs, ours = config_checks.forget_unread(began, began).to_dict(), config_lib.plain(config)
     before, now = config_lib.flat_fields(theirs), config_lib.flat_fields(ours)
     free = (*_FREE, *config_lib.place(config))
     differing = sorted(k for k in now if before[k] != now[k] and not k.startswith(free))
@@ -96,7 +96,7 @@ def as_begun(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections
       UserError: there is a config.json that cannot be read.
     """
     path = workdir / CONFIG
-    return config_lib.forget_unread(config, config_lib.read(path)) if path.exists() else config
+    return config_checks.forget_unread(config, config_lib.read(path)) if path.exists() else config
 
 
 def has_checkpoints(workdir: Path) -> bool:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from talora_jax import config as config_lib
+from talora_jax import config_checks
 from talora_jax.command_line import load_config
 from talora_jax.errors import UserError
 from talora_jax.experiments import accelerators, fit
@@ -108,7 +109,7 @@ def test_advice_works_for_the_recipe_that_asks_for_it():
     lines = fit.advice(config, encoder, mesh, "v5e", fit.Fit(1, None, None))
     for line in lines[:3]:
         flag = line.partition(":")[0]
-        config_lib.check(load_config("nyuv2:vit_l", [flag]))
+        config_checks.check(load_config("nyuv2:vit_l", [flag]))
     assert [line.partition("=")[0].rpartition(".")[2] for line in lines] == [
         "accumulate",
         "remat",

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from talora_jax import config as config_lib
+from talora_jax import config_checks
 from talora_jax.command_line import override
 from talora_jax.training import setup
 from tests.fuzz import mutate
@@ -121,7 +122,7 @@ def _checked(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields of a config that training would begin with."""
     if config.hosts.to_dict() == config_lib.default().hosts.to_dict():
         setup.start(config)
-    config_lib.check(config)
+    config_checks.check(config)
     return config_lib.flat_fields(config.to_dict())
 
 

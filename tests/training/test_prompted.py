@@ -11,7 +11,7 @@ from PIL import Image
 
 import talora_jax
 from talora_jax import config as config_lib
-from talora_jax import sharding
+from talora_jax import config_checks, sharding
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
 from talora_jax.prompting import draw
@@ -269,7 +269,7 @@ def test_values_that_cannot_work(changes, told):
     config.trains = "prompts"
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=told):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_a_data_set_without_these_masks_is_refused(prompted):

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from talora_jax import config as config_lib
+from talora_jax import config_checks
 from talora_jax.errors import UserError
 from talora_jax.models.adapters import KINDS, AdapterConfig
 from talora_jax.models.msam import trainable
@@ -146,4 +147,4 @@ def test_what_no_config_may_say(fields, told):
     config = config_lib.default()
     config.update_from_flattened_dict({"init": "adapter.safetensors", **fields})
     with pytest.raises(UserError, match=told):
-        config_lib.check(config)
+        config_checks.check(config)

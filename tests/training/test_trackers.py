@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from talora_jax import config as config_lib
+from talora_jax import config_checks
 from talora_jax.errors import UserError
 from talora_jax.training import loop, trackers
 from talora_jax.training.log import RunLog, read_metrics
@@ -182,7 +183,7 @@ def test_what_is_not_installed_is_told_before_data_are_prepared(config, tmp_path
     assert list(tmp_path.iterdir()) == []
     config.tracker = "tensorboard"
     with pytest.raises(UserError, match="config.tracker: unknown 'tensorboard', expected one of"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 @pytest.mark.slow
