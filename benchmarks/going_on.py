@@ -6,7 +6,7 @@ scale. Prints each task's metrics side by side. FILE is what `configs/rooms_tiny
 workdir, or a name on the Hub. The same command again goes on where it was stopped;
 --config.FIELD=VALUE changes all runs.
 
-On 2 CPU cores six runs of 150 steps take about ten minutes; one seed of fifty is a first look:
+On one CPU core six runs of 150 steps take eight minutes; one seed of fifty is a first look:
 
     python -m benchmarks.going_on --adapter /tmp/rooms_tiny --tabletop DATA --workdir /tmp/look \
         --steps 50 --seeds 0
