@@ -266,17 +266,18 @@ def mistakes(groups: Groups) -> bool:
 
 def shapes(groups: Groups) -> bool:
     """A run goes on with four processes, two, one and four, over axes that span them."""
-    good = True
-    (one,) = groups.train("shapes_one", count=1)
+    good, steps = True, 60
+    (one,) = groups.train("shapes_one", f"--config.steps={steps}", count=1)
     good &= expect("shapes: one process", one.ended() == 0, one.told())
     for (count, devices, mesh), last in zip(
         ((4, 1, (1, 2, 2)), (2, 2, (1, 4, 1)), (1, 1, (1, 1, 1)), (4, 2, (2, 2, 2))),
-        (3, 6, 9, kills.STEPS),
+        (3, 20, 40, steps),  # far apart: a few steps more are made before all have stopped
         strict=True,
     ):
         flags = [f"--config.mesh.{k}={n}" for k, n in zip(sharding.AXES, mesh, strict=True)]
+        flags.append(f"--config.steps={steps}")
         processes = groups.train("shapes", *flags, count=count, devices=devices)
-        if last < kills.STEPS:
+        if last < steps:
             groups.reach("shapes", last, processes)
             for process in processes:
                 os.kill(process.id, signal.SIGTERM)
