@@ -199,8 +199,8 @@ def _add_out(parser: ArgumentParser) -> None:
         metavar="OUT",
         help="the folder to write to. predict: a PNG per task and image, whose text chunks say "
         "what its values mean, a picture of all tasks per image (of a video only these, as a "
-        "video), and summary.json. evaluate: "
-        "metrics.json, per_class.csv, confusion.csv and .png, pictures",
+        "video), and summary.json. evaluate: metrics.json, per_class.csv, confusion.csv and .png, "
+        "pictures",
     )
 
 

@@ -75,6 +75,19 @@ class Balancing(abc.ABC):
         """
 
 
+class _ByGram(Balancing):
+    """A method whose weights follow from the Gram matrix alone; a task's own parameters get its
+    plain gradient."""
+
+    @abc.abstractmethod
+    def weights(self, gram: Float[Array, "T T"]) -> Float[Array, "T"]:
+        """How much each task's gradient counts."""
+
+    def combine(self, jacobian, losses, state, step, key):
+        weights = self.weights(gram_matrix(jacobian))
+        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+
+
 @dataclasses.dataclass(frozen=True)
 class PCGrad(Balancing):
     """The mean of the gradients, each without what it has against the others (Yu et al. 2020).
@@ -109,7 +122,7 @@ def pcgrad_weights(gram: Float[Array, "T T"], orders: Int[Array, "T T"]) -> Floa
 
 
 @dataclasses.dataclass(frozen=True)
-class CAGrad(Balancing):
+class CAGrad(_ByGram):
     """The direction near the mean that serves the worst-served task best (Liu et al. 2021).
 
     max_d min_t g_tᵀd with ‖d − g₀‖ ≤ c‖g₀‖, g₀ the mean. Divided by 1 + c², as in the authors' code
@@ -118,9 +131,8 @@ class CAGrad(Balancing):
 
     c: float
 
-    def combine(self, jacobian, losses, state, step, key):
-        weights = cagrad_weights(gram_matrix(jacobian), self.c) / (1 + self.c**2)
-        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+    def weights(self, gram):
+        return cagrad_weights(gram, self.c) / (1 + self.c**2)
 
 
 def cagrad_weights(gram: Float[Array, "T T"], c: float) -> Float[Array, "T"]:
@@ -184,7 +196,7 @@ def nash_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class FairGrad(Balancing):
+class FairGrad(_ByGram):
     """The α-fair direction: Σ_t w_t g_t with (GᵀG) w = w^(−1/α) (Ban & Ji 2024).
 
     α = 1 is Nash-MTL's direction; a larger α looks more at the tasks that gain least. As there GᵀG
@@ -197,9 +209,8 @@ class FairGrad(Balancing):
 
     alpha: float
 
-    def combine(self, jacobian, losses, state, step, key):
-        weights = fair_weights(gram_matrix(jacobian), self.alpha)
-        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+    def weights(self, gram):
+        return fair_weights(gram, self.alpha)
 
 
 def fair_weights(gram: Float[Array, "T T"], alpha: float) -> Float[Array, "T"]:
@@ -226,7 +237,7 @@ def fair_weights(gram: Float[Array, "T T"], alpha: float) -> Float[Array, "T"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignedMTL(Balancing):
+class AlignedMTL(_ByGram):
     """The mean of gradients that are made orthogonal and equally long (Senushkin et al. 2023).
 
     Ĝ = G B with B = √λ_min V Λ^(−1/2) Vᵀ, VΛVᵀ = GᵀG: the orthogonal directions nearest to G, as
@@ -235,9 +246,8 @@ class AlignedMTL(Balancing):
     own parameters get its plain gradient.
     """
 
-    def combine(self, jacobian, losses, state, step, key):
-        weights = aligned_weights(gram_matrix(jacobian))
-        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+    def weights(self, gram):
+        return aligned_weights(gram)
 
 
 def aligned_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
@@ -250,7 +260,7 @@ def aligned_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class UPGrad(Balancing):
+class UPGrad(_ByGram):
     """The mean of the gradients, each at the nearest point that no task is against (Quinton & Rey
     2024).
 
@@ -259,9 +269,8 @@ class UPGrad(Balancing):
     own parameters get its plain gradient.
     """
 
-    def combine(self, jacobian, losses, state, step, key):
-        weights = upgrad_weights(gram_matrix(jacobian))
-        return Balanced(weighted_sum(weights, jacobian), weights, _mean(len(weights)), state)
+    def weights(self, gram):
+        return upgrad_weights(gram)
 
 
 def upgrad_weights(gram: Float[Array, "T T"]) -> Float[Array, "T"]:
