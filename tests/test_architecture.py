@@ -41,6 +41,7 @@ MAY_IMPORT = {
 ENTRANCES = {
     "__init__",
     "__main__",
+    "commands",
     "main",
     "adapter",
     "demo",

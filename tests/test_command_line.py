@@ -11,7 +11,8 @@ import pytest
 
 import talora_jax
 from talora_jax import config as config_lib
-from talora_jax.command_line import COMMANDS, load_config, main
+from talora_jax.command_line import load_config
+from talora_jax.commands import COMMANDS, main
 from talora_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -114,7 +115,7 @@ def test_help_and_mistakes_need_no_jax():
     """In one process, so that nothing but the commands themselves can import it."""
     program = """
 import sys
-from talora_jax.command_line import COMMANDS, main
+from talora_jax.commands import COMMANDS, main
 from talora_jax.errors import UserError
 import benchmarks.tpu
 
@@ -329,7 +330,7 @@ def test_the_wheel_holds_every_package_and_the_configs(setup_cfg):
     ]
     assert listed == sorted({*found, "talora_jax.configs"})
     scripts = setup_cfg["options.entry_points"]["console_scripts"].split()
-    assert scripts == ["talora_jax", "=", "talora_jax.command_line:cli"]
+    assert scripts == ["talora_jax", "=", "talora_jax.commands:cli"]
 
 
 # By what they are imported as, where that is not how they are called.

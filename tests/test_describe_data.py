@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talora_jax.command_line import main
+from talora_jax.commands import main
 from talora_jax.data import open_dataset
 from talora_jax.errors import UserError
 from talora_jax.training.log import read_metrics

@@ -11,7 +11,7 @@ import pytest
 import talora_jax
 from talora_jax import config as config_lib
 from talora_jax import config_checks, storage
-from talora_jax.command_line import main
+from talora_jax.commands import main
 from talora_jax.errors import UserError
 from talora_jax.files import replacing, write_atomically
 from talora_jax.training.checkpoint import Checkpoints

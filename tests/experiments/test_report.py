@@ -313,7 +313,7 @@ def test_a_report_of_older_files_needs_no_jax(joint, tmp_path):
     path.write_text(json.dumps(fields))
     program = (
         "import sys\n"
-        "from talora_jax.command_line import main\n"
+        "from talora_jax.commands import main\n"
         "main(['report', *sys.argv[1:]])\n"
         "assert not {'jax', 'flax', 'orbax', 'grain', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
