@@ -219,6 +219,27 @@ def test_remat_changes_no_gradient(micro, fill):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
+def test_an_output_channel_keeps_nothing_but_its_row_for_the_backward_pass(micro):
+    config = AdapterConfig(ranks=(4, 4, 2))
+
+    def kept(channels):
+        model = nnx.eval_shape(lambda: MSam(micro, config, {"a": channels}, rngs=nnx.Rngs(0)))
+        graphdef, learnt, frozen = nnx.split(model, trainable(config), ...)
+
+        def pullback(learnt, frozen, batch):
+            def loss(learnt):
+                return nnx.merge(graphdef, learnt, frozen)(batch)["a"].sum()
+
+            return jax.vjp(loss, learnt)[1]
+
+        batch = jax.ShapeDtypeStruct((2, 48, 64, 3), jnp.float32)
+        left = jax.eval_shape(pullback, learnt, frozen, batch)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
+
+    row, place = 32 * 4, 3 * 4  # of `no_mask_embed`; the numbers of embedding, decoder and row
+    assert kept(9) - kept(1) <= 8 * (row + place)
+
+
 @pytest.mark.slow
 def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
     batch = jnp.stack(images((48, 64), (48, 64)))
