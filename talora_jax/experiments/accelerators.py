@@ -58,6 +58,7 @@ class Accelerator(NamedTuple):
 
 
 ACCELERATORS = {
+    "rtx3070": Accelerator(8),
     "t4": Accelerator(15),
     "l4": Accelerator(22.5),
     "a100-40": Accelerator(40),

@@ -191,8 +191,10 @@ class ImageEncoder(nnx.Module):
             x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
             graphdef, stack = stacks[name]
             if self._apart:
-                # In here, where it is checkpointed: no slice is kept for the backward pass.
-                take = functools.partial(jax.lax.dynamic_index_in_dim, index=params, keepdims=False)
+                # In here, where it is checkpointed: no slice is kept for the backward pass. The
+                # index waits for x, or JAX takes all blocks' slices ahead of the loop over tasks.
+                x, index = jax.lax.optimization_barrier((x, params))
+                take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
                 params = jax.tree.map(take, stack)
             own = None if own is None else nnx.merge(adapted[name][0], own)
             return nnx.merge(graphdef, params)(x, task_ids, key, own)

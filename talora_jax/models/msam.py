@@ -203,17 +203,17 @@ class MSam(nnx.Module):
             for row in range(ends[t] - self.channels[t], ends[t])
         ]
         rows, decoders = self.no_mask_embed[...], nnx.state(self.mask_decoders)
-        decode = self.decode_channels
-        if self.remat != "none":
-            decode = jax.checkpoint(decode, prevent_cse=False)
 
-        def channel(_, place):
+        def channel(place):
+            # Slices are taken in here, where it is checkpointed: no backward pass keeps one.
             i, t, row = place
             take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
             decoder = jax.tree.map(take, decoders)
-            return None, decode(decoder, embeddings[i], positions, rows[row][None])[..., 0]
+            return self.decode_channels(decoder, embeddings[i], positions, rows[row][None])[..., 0]
 
-        _, maps = jax.lax.scan(channel, None, tuple(jnp.array(scanned).T))
+        if self.remat != "none":
+            channel = jax.checkpoint(channel, prevent_cse=False)
+        maps = jax.lax.map(channel, tuple(jnp.array(scanned).T))
         widths = [self.channels[t] for t in self.task_ids(tasks)]
         per_task = jnp.split(jnp.moveaxis(maps, 0, -1), list(itertools.accumulate(widths))[:-1], -1)
         return dict(zip(tasks, per_task, strict=True))

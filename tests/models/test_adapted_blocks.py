@@ -121,6 +121,20 @@ def test_the_trunk_is_computed_once_and_has_no_backward_pass(kind):
     assert operations(whole, learnt, frozen, images) == (alone[0] + before, alone[1] + before)
 
 
+def test_no_frozen_kernel_is_copied_for_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(image_encoder, "FILLING", 1)
+    encoder = abstract(ENCODER, AdapterConfig(ranks=RANKS, blocks=(-3,)), "block_but_attention")
+    graphdef, learnt, frozen = nnx.split(encoder, nnx.PathContains("adapted"), ...)
+
+    def total(learnt, frozen, images):
+        return nnx.merge(graphdef, learnt, frozen)(images, (0, 1, 2)).sum()
+
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    program = str(jax.make_jaxpr(jax.grad(total))(learnt, frozen, images))
+    # The first layers of the MLPs of all window blocks, and of the two that are adapted.
+    assert "f32[6,16,64]" in program and "f32[2,16,64]" not in program
+
+
 def test_operations_are_as_many_as_blocks_times_their_tasks():
     """(k + (N − k) T) / (N T), but for adapters and relative positions, in operations of ViT-L."""
     config, tasks = SIZES["vit_l"]().encoder, tuple(range(5))

@@ -219,6 +219,40 @@ def test_remat_changes_no_gradient(micro, fill):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
+@pytest.fixture(scope="module")
+def kept(micro):
+    """Bytes that a forward pass leaves for its backward pass, parameters among them."""
+
+    def kept(channels=1, **how):
+        config = AdapterConfig(ranks=(4, 4, 2))
+        make = functools.partial(MSam, micro, config, {"a": channels}, **how)
+        model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        graphdef, learnt, frozen = nnx.split(model, trainable(config), ...)
+
+        def pullback(learnt, frozen, batch):
+            def loss(learnt):
+                return nnx.merge(graphdef, learnt, frozen)(batch)["a"].sum()
+
+            return jax.vjp(loss, learnt)[1]
+
+        batch = jax.ShapeDtypeStruct((2, 48, 64, 3), jnp.float32)
+        left = jax.eval_shape(pullback, learnt, frozen, batch)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
+
+    return kept
+
+
+def test_an_output_channel_keeps_nothing_but_its_row_for_the_backward_pass(kept):
+    row, place = 32 * 4, 3 * 4  # of `no_mask_embed`; the numbers of embedding, decoder and row
+    assert kept(channels=9) - kept() <= 8 * (row + place)
+
+
+def test_the_backward_pass_is_left_less_by_every_word_of_remat_and_by_bfloat16(kept):
+    by_word = [kept(remat=word) for word in image_encoder.REMAT]
+    assert by_word == sorted(set(by_word), reverse=True)
+    assert kept(dtype=jnp.bfloat16) < kept()
+
+
 @pytest.mark.slow
 def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
     batch = jnp.stack(images((48, 64), (48, 64)))
