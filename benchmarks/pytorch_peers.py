@@ -89,8 +89,40 @@ def automatic_masks(
     """`segment_anything`'s generator on an image; its records are written once, to `found`."""
     del others
     use_all_cores()
+    sam = _promptable(architecture, checkpoint)
+    generate = _generator(sam, image, options)
+
+    def step():
+        records = generate()
+        if not Path(found).exists():
+            Path(found).write_text(json.dumps(records))
+
+    return step, _facts(sam)
+
+
+def float64_masks(
+    architecture: dict[str, Any],
+    checkpoint: str,
+    image: str,
+    options: dict[str, Any],
+    found: str,
+    **others: Any,
+) -> tuple[None, dict[str, Any]]:
+    """Writes to `found` what `segment_anything`'s generator finds computing in float64."""
+    del others
+    use_all_cores()
+    sam = _promptable(architecture, checkpoint).double()
+    # It gives points to its positions' matrix as float32, whatever the matrix is.
+    positions = sam.prompt_encoder.pe_layer
+    encode = positions._pe_encoding
+    positions._pe_encoding = lambda points: encode(points.double())
+    Path(found).write_text(json.dumps(_generator(sam, image, options)()))
+    return None, {}
+
+
+def _promptable(architecture: dict[str, Any], checkpoint: str) -> nn.Module:
+    """`segment_anything`'s own model of a checkpoint."""
     with torchvision_or_stub():
-        from segment_anything import SamAutomaticMaskGenerator
         from segment_anything.modeling import PromptEncoder, Sam
 
     config, side = architecture["decoder"], architecture["encoder"]["image_size"]
@@ -101,15 +133,17 @@ def automatic_masks(
         make_decoder(config),
     ).eval()
     sam.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return sam
+
+
+def _generator(sam: nn.Module, image: str, options: dict[str, Any]) -> Callable[[], list[dict]]:
+    """Finds the masks of an image by `segment_anything`'s generator."""
+    with torchvision_or_stub():
+        from segment_anything import SamAutomaticMaskGenerator
+
     generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **options)
     rgb = np.asarray(Image.open(image).convert("RGB"))
-
-    def step():
-        records = generator.generate(rgb)
-        if not Path(found).exists():
-            Path(found).write_text(json.dumps(records))
-
-    return step, _facts(sam)
+    return lambda: generator.generate(rgb)
 
 
 def use_all_cores() -> None:

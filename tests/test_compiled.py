@@ -1,7 +1,9 @@
 """What a command has compiled, the next one does not compile again."""
 
 import os
+import types
 
+import jax
 import pytest
 
 from talora_jax import compiled
@@ -47,3 +49,17 @@ def test_a_place_that_cannot_be_written_is_no_failure(unset, tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compiled.keep_programs()
     assert NAMES[0] not in os.environ
+
+
+def test_what_compiling_has_freed_goes_back(monkeypatch):
+    trimmed = []
+    library = types.SimpleNamespace()
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(compiled, "_WORTH_TRIMMING", 0)
+    compiled.give_memory_back.__wrapped__()  # a C library without such a function
+    library.malloc_trim = trimmed.append
+    compiled.give_memory_back.__wrapped__()
+    program = jax.jit(lambda x: 2 * x)
+    program(21)
+    program(22)
+    assert trimmed == [0]

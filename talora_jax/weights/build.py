@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from talora_jax.compiled import give_memory_back
 from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.keys import Keys
@@ -128,6 +129,8 @@ def build(
 ) -> Model:
     """The model that `make` makes; only what neither base nor adapter has is drawn at random.
 
+    From here on, memory that compiling has freed goes back to the system, see `give_memory_back`.
+
     Args:
       make: makes a model with random parameters.
       base: tensors of a base; None for a model that starts from random numbers.
@@ -136,6 +139,7 @@ def build(
     Raises:
       UserError: tensors are missing, unexpected or misshapen; as many as fit are listed.
     """
+    give_memory_back()
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(abstract)
     names = {path: name_of(path) for path, _ in flat}

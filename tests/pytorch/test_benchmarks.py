@@ -204,7 +204,7 @@ COMMANDS = {
     "encoder": SMALL,
     "joint_forward": SMALL,
     "train_step": (*SMALL, "--variants", "--peers", "transformers_by_task", "segment_anything"),
-    "automatic_masks": ("--points-per-side", "4", "--repeats", "2"),
+    "automatic_masks": ("--points-per-side", "4", "--repeats", "2", "--float64"),
     "adapters": ("--count", "tiny", "--kinds", "talora", *SMALL),
     "input": (
         *("--image-size", "64", "--repeats", "2", "--original", "48", "64", "--frames", "2"),
@@ -235,6 +235,7 @@ def test_benchmarks_run(name, tmp_path, capsys):
     elif name == "automatic_masks":
         same = report["same"]
         assert same["ours"] == same["theirs"] == same["equal"] > 0 == same["boxes"]
+        assert report["float64"] == {"ours": same, "segment_anything": same}
     elif name == "input":
         assert len(report["training"]["waiting"]) == 2
     else:
