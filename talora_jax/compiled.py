@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,9 +60,10 @@ def give_memory_back() -> None:
     """From now on, memory that compiling a program has freed goes back to the system.
 
     glibc keeps it, beside all that the program allocates: of ViT-B's joint forward on a CPU 230 MB.
-    Other C libraries are left alone.
+    Other systems and C libraries are left alone.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    # Windows has no library without a name.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is None:
         return
     # Not at the top: `keep_programs` comes before JAX is imported.

@@ -56,6 +56,7 @@ def test_what_compiling_has_freed_goes_back(monkeypatch):
     library = types.SimpleNamespace()
     monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: library)
     monkeypatch.setattr(compiled, "_WORTH_TRIMMING", 0)
+    monkeypatch.setattr(compiled.sys, "platform", "linux")
     compiled.give_memory_back.__wrapped__()  # a C library without such a function
     library.malloc_trim = trimmed.append
     compiled.give_memory_back.__wrapped__()
