@@ -48,7 +48,7 @@ All fields are optional. A head of a kind, as `semantic:materials`, has its own 
 `config.data` may carry `class_names`, `depth_scale`, `max_depth`, `ignore_label` (of what `read`
 gives), `intrinsics` as (fx, fy, cx, cy), `image_size` and `partly`; one that is not None or empty
 is taken in place of `dataset.json`'s. `config.data.description` names another file in its place, or
-one that comes along: `cityscapes`, `cityscapes_7`.
+one that comes along: `cityscapes`, `cityscapes_7`, `nyud_mt`.
 """
 
 import dataclasses
