@@ -134,7 +134,7 @@ def _parser() -> ArgumentParser:
         help="the picture of samples (default: NAME_samples.png where you are)")  # fmt: skip
     add("--description", metavar="FILE",
         help="looks at the data as this dataset.json says, or one that comes along: cityscapes, "
-        "cityscapes_7")  # fmt: skip
+        "cityscapes_7, nyud_mt")  # fmt: skip
     return parser
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from PIL import Image
 
 import talora_jax
+from talora_jax.data import open_dataset
 from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import read_run
 from talora_jax.experiments.tables import make_tables
@@ -48,7 +49,7 @@ def home(folder, tmp_path):
 def heads(config, home):
     config.tasks, config.weighting.kind = TASKS, "equal"
     config.data.path = str(home)
-    config.steps, config.checkpoint_every, config.num_pictures = 2, 0, 1
+    config.steps, config.checkpoint_every, config.num_pictures = 2, 0, 0
     return config
 
 
@@ -124,9 +125,8 @@ def test_two_heads_from_folder_to_files(heads, home, tmp_path):
     assert len(rows) == 7
 
 
-def test_data_sets_that_lack_a_head_say_so(heads):
-    heads.data.update(name="rooms", path=None, class_names=None)
-    with pytest.raises(
-        UserError, match="'rooms' has no targets for semantic:materials; it has sem"
-    ):
-        prepare(heads)
+def test_data_sets_that_lack_a_head_say_so(config):
+    config.data.name = "rooms"
+    told = "'rooms' has no targets for semantic:materials; it has semantic, "
+    with pytest.raises(UserError, match=told):
+        open_dataset(config.data, TASKS)
