@@ -75,7 +75,8 @@ def default() -> ml_collections.ConfigDict:
     # tasks: the mask decoders of `tasks`, with adapters on a SAM. prompts: a promptable SAM itself,
     # from the masks that `prompts.domains` name.
     config.trains = "tasks"
-    # Order gives the rows of U3; see `talora_jax.tasks.TASKS` for the names.
+    # Order gives the rows of U3; see `talora_jax.tasks.TASKS` for the names, and
+    # `talora_jax.task_names` for several of one kind.
     config.tasks = ("semantic", "depth", "normals")
     # An adapter to start from: its file, the workdir of a finished run, or user/name on the Hub. Of
     # it is taken what fits: what tasks share, and by their names what tasks have of their own; what

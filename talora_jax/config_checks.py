@@ -35,6 +35,7 @@ from talora_jax.errors import (
     short,
     tell_together,
 )
+from talora_jax.task_names import check_name
 
 
 class _Range(NamedTuple):
@@ -372,7 +373,7 @@ def _check_names(field: str, names: Sequence[str], known: Mapping[str, Any]) -> 
     if not names:
         raise UserError(f"config.{field} is empty: name at least one of {', '.join(known)}")
     for name in names:
-        check_choice(f"config.{field}", name, known)
+        check_name(f"config.{field}", name, known)
     if len(set(names)) < len(names):
         what = "task" if field == "tasks" else "target"
         raise UserError(f"config.{field} names a {what} twice: {', '.join(names)}")

@@ -50,6 +50,7 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
     from talora_jax.data.folder.listing import check_root
     from talora_jax.data.folder.look import look
     from talora_jax.inference.target_sheet import target_sheet
+    from talora_jax.task_names import kind_of
     from talora_jax.tasks import TASKS
 
     root = Path(os.path.expanduser(data))
@@ -95,7 +96,7 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
         elsewhere = (
             "" if write == _HERE else f" --config.data.description={shlex.quote(str(place))}"
         )
-    tasks = ", ".join(repr(name) for name in seen.targets if name in TASKS)
+    tasks = ", ".join(repr(name) for name in seen.targets if kind_of(name) in TASKS)
     if tasks:
         workdir = Path("runs") / (root.resolve().name or "data")
         first = "" if said or write else "with --write, which keeps the guess, "
@@ -133,7 +134,7 @@ def _parser() -> ArgumentParser:
         help="the picture of samples (default: NAME_samples.png where you are)")  # fmt: skip
     add("--description", metavar="FILE",
         help="looks at the data as this dataset.json says, or one that comes along: cityscapes, "
-        "cityscapes_7")  # fmt: skip
+        "cityscapes_7, nyud_mt")  # fmt: skip
     return parser
 
 

@@ -8,7 +8,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
-GROUND = set("arrays compiled errors files hosts metrics rgb sharding slurm storage".split())
+GROUND = set(
+    "arrays compiled errors files hosts metrics rgb sharding slurm storage task_names".split()
+)
 MAY_IMPORT = {
     "errors": set(),
     "arrays": {"errors"},
@@ -20,6 +22,7 @@ MAY_IMPORT = {
     "sharding": {"errors"},
     "slurm": set(),
     "storage": {"errors"},
+    "task_names": {"errors"},
     "models": GROUND,
     "tasks": GROUND,
     "weighting": GROUND,

@@ -12,8 +12,9 @@ import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
 from talora_jax.errors import UserError
+from talora_jax.task_names import is_head, kind_of
 
-__all__ = ["DATASETS", "Dataset", "class_names", "fields_read", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "class_names", "classes_of", "fields_read", "open_dataset"]
 
 
 class _Entry(NamedTuple):
@@ -96,6 +97,19 @@ def class_names(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> tuple[
     if known or "semantic" not in tasks:
         return known
     return open_dataset(data, tasks).class_names
+
+
+def classes_of(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The class names to make each task with, as `class_names`; for heads that have classes the
+    dataset is opened.
+
+    Raises:
+      UserError: as `class_names`, or as `open_dataset`.
+    """
+    if any(is_head(task) and kind_of(task) == "semantic" for task in tasks):
+        dataset = open_dataset(data, tasks)
+        return {task: dataset.classes(task) for task in tasks}
+    return dict.fromkeys(tasks, class_names(data, tasks))
 
 
 def fields_read(name: str) -> tuple[str, ...]:

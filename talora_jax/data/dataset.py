@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from talora_jax.errors import UserError
+from talora_jax.task_names import is_head
 
 
 @runtime_checkable
@@ -29,6 +30,7 @@ class Source(Protocol):
         instance     int32    [H, W]      number of an object, -1 = no label
         part         int32    [H, W]      number of a part of an object, -1 = no label
 
+    and each head of one of these kinds as its kind, under its whole name, as `semantic:materials`;
     with the image always there and the targets as asked for when the dataset was opened. What is
     true of a target by itself its class in `talora_jax.tasks` declares: `target_dtype`,
     `target_shape`, `unlabelled`.
@@ -47,6 +49,7 @@ class Dataset:
       name: what `config.data.name` calls it.
       tasks: the targets it can give, of those of `Source`.
       class_names: of `semantic`, in the order of its class indices; empty if it has none.
+      head_classes: the same of each head with classes, by its name, as `semantic:materials`.
       image_size: H, W of batches; samples of another size are stretched to it.
       splits: a source for 'train' and one for 'val'.
       contents: what tells these samples from others, for JSON: a digest of each file, by split and
@@ -67,6 +70,11 @@ class Dataset:
     having: Mapping[str, Mapping[str, Sequence[int]]] = dataclasses.field(default_factory=dict)
     parts: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    head_classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """The class names to make a task with, see `make_task`."""
+        return self.head_classes.get(task, ()) if is_head(task) else self.class_names
 
     def with_target(self, split: str, target: str) -> Sequence[int]:
         """The indices of the samples of a split that have a target, in their order."""

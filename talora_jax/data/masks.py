@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped, UInt8
 
 from talora_jax.data.transforms import Resized, Sample, fit
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 Asked = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -63,7 +63,7 @@ class AskedMasks:
             for domain in self.domains
         ]
         others = {
-            name: _padded(fitted[name], self.frame, TARGETS[name].unlabelled)
+            name: _padded(fitted[name], self.frame, target_of(name).unlabelled)
             for name in self.others
         }
         return {

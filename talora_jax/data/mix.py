@@ -37,6 +37,7 @@ from talora_jax.data.memory import PARTS, SETTINGS
 from talora_jax.data.mixed import Mixed
 from talora_jax.errors import UserError, one_line, printable, short, some
 from talora_jax.files import distinct
+from talora_jax.task_names import is_name, kind_of
 from talora_jax.tasks import TARGETS
 
 # What a part has beside fields of `config.data`.
@@ -90,7 +91,13 @@ def open_mix(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
     from talora_jax.data import open_dataset
 
     parts = _parts(data)
-    available = tuple(name for name in TARGETS if any(name in part.tasks for part in parts))
+    order = [*TARGETS]
+    available = tuple(
+        sorted(
+            {name for part in parts for name in part.tasks},
+            key=lambda name: (order.index(kind_of(name)), name),
+        )
+    )
     check_tasks(data.name, available, tasks)
     opened: dict[_Part, Dataset] = {}
     for part in parts:
@@ -105,14 +112,18 @@ def open_mix(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset:
         )
         for split in ("train", "val")
     }
+    class_names = {
+        task: _class_names(
+            data, task, {p.name: d.classes(task) for p, d in opened.items() if task in p.tasks}
+        )
+        for task in tasks
+        if kind_of(task) == "semantic"
+    }
     return Dataset(
         name=data.name,
         tasks=available,
-        class_names=_class_names(
-            data, {p.name: d.class_names for p, d in opened.items() if "semantic" in p.tasks}
-        )
-        if "semantic" in tasks
-        else (),
+        class_names=class_names.pop("semantic", ()),
+        head_classes=class_names,
         image_size=_image_size(data, {p.name: d.image_size for p, d in opened.items()}),
         splits=splits,
         contents=_contents(opened, tasks),
@@ -141,22 +152,26 @@ def class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
         if "semantic" in part.tasks:
             with _named(data, part.name):
                 found[part.name] = names_of(part.data, ())
-    return _class_names(data, found) if found and all(found.values()) else ()
+    return _class_names(data, "semantic", found) if found and all(found.values()) else ()
 
 
 def _class_names(
-    data: ml_collections.ConfigDict, found: Mapping[str, tuple[str, ...]]
+    data: ml_collections.ConfigDict, task: str, found: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
     (first, names), *others = found.items()
     for other, theirs in others:
         if theirs != names:
             raise UserError(
-                f"{data.path}: semantic has {len(names)} classes in {first} "
+                f"{data.path}: {task} has {len(names)} classes in {first} "
                 f"({some(names, _NAMED)}) and {len(theirs)} in {other} "
                 f"({some(theirs, _NAMED)}); expected the same in all parts, by class_names "
-                "or ids of their description, or semantic in the tasks of one."
+                f"or ids of their description, or {task} in the tasks of one."
             )
     return names
+
+
+def _is_target(name: Any) -> bool:
+    return isinstance(name, str) and is_name(name, TARGETS)
 
 
 def _image_size(
@@ -305,10 +320,10 @@ def _part(
     if not is_number or not 0 < weight < math.inf:
         raise UserError(f"weight is {printable(short(weight, 60))}, expected a number above 0.")
     tasks = fields.get("tasks")
-    if not isinstance(tasks, list) or not tasks or not all(x in list(TARGETS) for x in tasks):
+    if not isinstance(tasks, list) or not tasks or not all(map(_is_target, tasks)):
         raise UserError(
             f"tasks is {printable(short(tasks, 60))}, expected a list of targets that it gives, of "
-            f"{', '.join(TARGETS)}."
+            f"{', '.join(TARGETS)}, or heads of these, as semantic:materials."
         )
     return _Part(
         name,

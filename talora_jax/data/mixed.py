@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from talora_jax.data.dataset import Source
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 
 class Mixed:
@@ -49,4 +49,4 @@ class _Filled:
         sample = self._source[index]
         size = sample["image"].shape[:2]
         lacking = (name for name in self._targets if name not in sample)
-        return {**sample, **{name: TARGETS[name].nothing(size) for name in lacking}}
+        return {**sample, **{name: target_of(name).nothing(size) for name in lacking}}

@@ -24,7 +24,8 @@ from talora_jax.data.masks import Asked, AskedMasks
 from talora_jax.data.mixed import Mixed
 from talora_jax.data.transforms import Augment, Resized, Sample, fit
 from talora_jax.errors import UserError
-from talora_jax.tasks import TARGETS
+from talora_jax.task_names import kind_of
+from talora_jax.tasks import TARGETS, target_of
 
 # One batch is being consumed, so two threads with a batch each keep ahead of it.
 _EVAL_THREADS = 2
@@ -212,7 +213,7 @@ class _Share:
         sample = self._prepare(sample)
         if not valid:
             sample = {
-                name: np.full_like(x, TARGETS[name].unlabelled if name in TARGETS else 0)
+                name: np.full_like(x, target_of(name).unlabelled if kind_of(name) in TARGETS else 0)
                 for name, x in sample.items()
             }
         return {**sample, "valid": np.bool_(valid)}

@@ -34,7 +34,7 @@ from talora_jax import storage
 from talora_jax.data.progress import progress
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import sweep
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 Sample = dict[str, Num[np.ndarray, "H W ..."]]
 
@@ -134,7 +134,7 @@ def _made(make: Callable[[Any], Sample], items: Sequence[Any]) -> Iterator[Sampl
 
 def as_declared(name: str, stored: Num[np.ndarray, "H W *c"]) -> Num[np.ndarray, "H W *c"]:
     """A target that is kept exactly, in the dtype that its task declares; the image as it is."""
-    return stored if name == "image" else stored.astype(TARGETS[name].target_dtype, copy=False)
+    return stored if name == "image" else stored.astype(target_of(name).target_dtype, copy=False)
 
 
 def read_record(records: Sequence[Any], row: int) -> Sample:

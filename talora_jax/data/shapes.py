@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from talora_jax.data import surfaces
 from talora_jax.data.packages import draw_package
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
 
@@ -49,7 +49,7 @@ def paste_shapes(sample: Sample, rng: np.random.Generator, most: int) -> Sample:
         image[window][shape] = np.clip(colour[shape], 0, 255).astype(np.uint8)
         for name, values in sample.items():
             if name != "image":
-                target = TARGETS[name]
+                target = target_of(name)
                 value = values.max() + 1 if target.numbers_things else target.unlabelled
                 values[window][shape] = value
     return sample

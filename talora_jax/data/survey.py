@@ -11,7 +11,7 @@ import numpy as np
 
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.errors import UserError
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 from talora_jax.tasks.content import Content
 
 # So many say what there is. All are looked at before a data set is refused.
@@ -147,7 +147,7 @@ def _contents(source: Source, at: Mapping[str, Sequence[int]]) -> dict[str, Cont
     for index in sorted(set().union(*wanted.values())):
         sample = source[index]
         for name in (name for name, indices in wanted.items() if index in indices):
-            content = TARGETS[name].content(sample[name])
+            content = target_of(name).content(sample[name])
             contents[name] = contents[name] + content if name in contents else content
     return {name: contents[name] for name in at if name in contents}
 
@@ -168,6 +168,6 @@ def _unmeasured(dataset: Dataset, targets: Sequence[str]) -> tuple[str, ...]:
             break
         asked = [name for name in left if index in having[name]]
         sample = source[index] if asked else {}
-        seen = {name for name in asked if TARGETS[name].content(sample[name]).measurable}
+        seen = {name for name in asked if target_of(name).content(sample[name]).measurable}
         left = [name for name in left if name not in seen]
     return tuple(left)

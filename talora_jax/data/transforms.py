@@ -36,7 +36,7 @@ from PIL import Image
 
 from talora_jax.data.shapes import paste_shapes
 from talora_jax.errors import UserError
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 # 'image', and targets by the names of tasks: of one H×W, and of another.
 Sample = dict[str, Shaped[np.ndarray, "H W ..."]]
@@ -72,7 +72,7 @@ def scale_crop(sample: Sample, rng: np.random.Generator, scales: Sequence[float]
             box = (left, top, left + window_width, top + window_height)
             image = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR, box)
             return np.asarray(image)
-        task = TARGETS[name]
+        task = target_of(name)
         return task.nearer(task.resize(values[window], (height, width)), scale)
 
     return {name: move(name, values) for name, values in sample.items()}
@@ -121,7 +121,7 @@ def turn_scale(
             )
             return np.asarray(image)
         values = values.reshape(height * width, *values.shape[2:])[at]
-        task = TARGETS[name]
+        task = target_of(name)
         values[~inside] = task.unlabelled
         return task.turn(task.nearer(values, scale), angle)
 
@@ -133,7 +133,7 @@ def fit(sample: Sample, size: tuple[int, int]) -> Resized:
     if sample["image"].shape[:2] == tuple(size):
         return dict(sample)
     return {
-        name: resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
+        name: (resize_image if name == "image" else target_of(name).resize)(values, size)
         for name, values in sample.items()
     }
 
@@ -148,7 +148,7 @@ def resize_image(
 def mirror(sample: Sample) -> Sample:
     """Exchanges left and right in the image and all targets."""
     return {
-        name: values[:, ::-1] if name == "image" else TARGETS[name].mirror(values)
+        name: values[:, ::-1] if name == "image" else target_of(name).mirror(values)
         for name, values in sample.items()
     }
 

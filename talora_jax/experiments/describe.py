@@ -18,7 +18,7 @@ from rich.table import Table
 
 from talora_jax import config as config_lib
 from talora_jax import config_checks, sharding
-from talora_jax.data import class_names
+from talora_jax.data import classes_of
 from talora_jax.errors import UserError, tell_together
 from talora_jax.experiments import fit as fit_lib
 from talora_jax.models.adapters import AdapterConfig
@@ -102,9 +102,9 @@ def abstract_run(config: ml_collections.ConfigDict, mesh: sharding.AnyMesh | Non
     check(config)
     mesh = sharding.abstract_mesh(**config.mesh) if mesh is None else mesh
     if config.trains == "prompts":
-        return prompted.abstract(config, mesh, class_names(config.data, config.prompts.auxiliary))
-    names = class_names(config.data, config.tasks)
-    tasks = tuple(make_task(name, class_names=names) for name in config.tasks)
+        return prompted.abstract(config, mesh, classes_of(config.data, config.prompts.auxiliary))
+    classes = classes_of(config.data, config.tasks)
+    tasks = tuple(make_task(name, class_names=classes[name]) for name in config.tasks)
     return setup.abstract(config, mesh, tasks, setup.sizes(config))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from talora_jax.metrics import sign
+from talora_jax.task_names import kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ def _signs(*metrics: str) -> dict[str, int]:
 
 
 _DEPTH = Compared(_signs("pooled/abs_err", "pooled/rel_err"), _signs("pooled/rmse"))
-# A task that is not here is in no Δ.
+# By kind of task. One that is not here is in no Δ.
 COMPARED = {
     "semantic": Compared(_signs("miou", "pixel_acc"), _signs("miou")),
     "depth": _DEPTH,
@@ -76,9 +77,10 @@ def signed(task: str, delta: str) -> dict[str, int]:
     Args:
       delta: delta_p or delta_m.
     """
-    if task not in COMPARED:
+    compared = COMPARED.get(kind_of(task))
+    if compared is None:
         return {}
-    return {f"{task}/{metric}": sign for metric, sign in getattr(COMPARED[task], delta).items()}
+    return {f"{task}/{metric}": sign for metric, sign in getattr(compared, delta).items()}
 
 
 def _relative(

@@ -33,6 +33,7 @@ from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, check_choice, run_command
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
+from talora_jax.task_names import in_paths
 
 STL = "stl"
 
@@ -90,7 +91,7 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
             known.add(experiment)
             config_checks.check(run)
 
-            name = [method] if task is None else [method, task]
+            name = [method] if task is None else [method, in_paths(task)]
             if ranks is not None and "config.adapter.ranks" in read:
                 name.append("ranks" + ",".join(map(str, ranks)))
             if ranks is not None and "config.adapter.rank" in read:

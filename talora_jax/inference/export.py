@@ -32,6 +32,7 @@ from talora_jax.inference.programs import (
     task_rows,
     weights_of,
 )
+from talora_jax.task_names import in_paths
 from talora_jax.tasks import Task
 from talora_jax.weights.adapter_file import AdapterFile, find
 from talora_jax.weights.base_file import Description, write_base
@@ -91,7 +92,8 @@ def export(args: argparse.Namespace) -> None:
             write_program(trained, folder, chosen, size, args.platforms, args.batch_size)
         if "merged" in args.parts:
             for task in chosen:
-                write_merged(trained, folder / "merged" / f"{task.name}.safetensors", task)
+                file = f"{in_paths(task.name)}.safetensors"
+                write_merged(trained, folder / "merged" / file, task)
         _report(trained, folder, args)
     print(f"wrote {args.out}")
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from talora_jax.task_names import kind_of
 from talora_jax.tasks import TASKS, make_task, palette
 from talora_jax.tasks.drawn_legends import drawn_legend, font
 from talora_jax.tasks.legends import Legend
@@ -21,13 +22,13 @@ _COLOURS = 40  # of objects, before they come again
 def target_sheet(
     samples: Sequence[Mapping[str, np.ndarray]],
     names: Sequence[str],
-    class_names: Sequence[str],
+    class_names: Mapping[str, Sequence[str]],
 ) -> Image.Image:
     """Draws samples as `talora_jax.data.dataset.Source` has them.
 
     Args:
       names: beneath which each sample stands.
-      class_names: of `semantic`.
+      class_names: by target, of those that have classes of the data's own.
     """
     height, width = samples[0]["image"].shape[:2]
     scale = _TILE / max(height, width)
@@ -36,7 +37,9 @@ def target_sheet(
     for target in samples[0]:
         values = np.stack([resize_nearest(sample[target], size) for sample in samples])
         columns[target] = (
-            (values, None) if target == "image" else _drawn(target, values, class_names)
+            (values, None)
+            if target == "image"
+            else _drawn(target, values, class_names.get(target, ()))
         )
     legends = {target: drawn_legend(legend) for target, (_, legend) in columns.items()}
     step_x = max([size[1], *(legend.width for legend in legends.values())]) + _GAP
@@ -67,7 +70,7 @@ def _drawn(
     count, height, width = values.shape[:3]
     # As one tall image: one range of depth, and one legend.
     tall = values.reshape(count * height, width, *values.shape[3:])
-    if target not in TASKS:
+    if kind_of(target) not in TASKS:
         colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(_COLOURS)])
         picture = colours[np.where(tall < 0, 0, 1 + tall % _COLOURS)]
         return picture.reshape(count, height, width, 3), None

@@ -35,6 +35,7 @@ from talora_jax.inference.batches import Prepared
 from talora_jax.inference.model import Maps, TrainedModel, raised
 from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
+from talora_jax.task_names import in_paths
 from talora_jax.tasks import Task
 from talora_jax.tasks.png import COMPRESS_LEVEL, Png
 from talora_jax.weights.header import tensors_sha256
@@ -85,12 +86,13 @@ def predict(
     started = time.monotonic()
     wanted = model.named(tasks)
     names = [task.name for task in wanted]
+    folders = [in_paths(name) for name in names]
     written = (".png", ".npy") if npy else (".png",)
     clips = [given for given in inputs if video.is_video(given.path)]
     images = [given for given in inputs if given not in clips]
     for clip in clips[:1]:
         video.check_installed(clip.path)
-    check_out(out, SUMMARY, images, [*names, PANELS], written, overwrite=overwrite)
+    check_out(out, SUMMARY, images, [*folders, PANELS], written, overwrite=overwrite)
     check_out(out, SUMMARY, clips, [PANELS], [".mp4"], overwrite=overwrite)
     # Then all have looked what is there, and may write.
     hosts.agree(
@@ -114,12 +116,12 @@ def predict(
     def write(given: Input, image: Prepared, found: Maps) -> dict:
         prediction = model.arrays(wanted, image, found, npy)
         files: dict[Path, Content] = {
-            out / task.name / f"{given.name}.png": task.png(prediction[task.name])
+            out / in_paths(task.name) / f"{given.name}.png": task.png(prediction[task.name])
             for task in wanted
         }
         files[out / PANELS / f"{given.name}.png"] = picture(image.image, prediction, wanted)
         if npy:
-            files |= {out / k / f"{given.name}.npy": x for k, x in prediction.items()}
+            files |= {out / in_paths(k) / f"{given.name}.npy": x for k, x in prediction.items()}
         write_all(files)
         return {
             "image": str(given.path),
@@ -156,7 +158,7 @@ def predict(
     if index == 0:
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
         files = "images and videos" if clips else "images"
-        there = [", ".join(names), PANELS] if images else [PANELS]
+        there = [", ".join(folders), PANELS] if images else [PANELS]
         for row in rows:
             if "frames" in row:
                 print_line(

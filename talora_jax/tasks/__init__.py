@@ -3,8 +3,9 @@
 A `Task` (base.py) owns its channel count, its activation, its loss, its metrics and its picture,
 and of its target what is unlabelled, how it moves when an image does, how it is read from a folder
 and kept; nothing else in the code asks "is this depth?". A new task is one class and one line in
-`TASKS`. What is a target and no task stands in `TARGETS` beside them: numbers of objects and of
-their parts, which a promptable SAM learns from.
+`TASKS`, and a model may have several heads of one kind (`talora_jax.task_names`). What is a target
+and no task stands in `TARGETS` beside them: numbers of objects and of their parts, which a
+promptable SAM learns from.
 
 Losses and metrics are sums and counts in float32 and int32: those of two batches (devices, hosts)
 added are those of the whole, a pixel without a label adds nothing, and the one division comes last.
@@ -25,7 +26,7 @@ Single-Tasking of Multiple Tasks") and its followers on PASCAL-Context. Deviatio
 import collections
 from collections.abc import Mapping, Sequence
 
-from talora_jax.errors import UserError
+from talora_jax.task_names import check_name, kind_of
 from talora_jax.tasks.base import Task
 from talora_jax.tasks.depth import Depth, Disparity
 from talora_jax.tasks.edges import Edges
@@ -49,6 +50,7 @@ __all__ = [
     "Task",
     "make_task",
     "palette",
+    "target_of",
 ]
 
 TASKS: dict[str, type[Task]] = {
@@ -73,17 +75,23 @@ MASKS: dict[str, type[PixelTarget]] = {
 TARGETS: Mapping[str, type[PixelTarget]] = collections.ChainMap(MASKS, TASKS)
 
 
+def target_of(name: str) -> type[PixelTarget]:
+    """What the target called `name` is: its kind decides, see `talora_jax.task_names`."""
+    return TARGETS[kind_of(name)]
+
+
 def make_task(name: str, *, class_names: Sequence[str]) -> Task:
-    """The task called `name` on a dataset with these classes.
+    """The task called `name`, a kind or a head of one, with these classes.
 
     >>> import talora_jax
     >>> depth = talora_jax.make_task("depth", class_names=())
     >>> depth.channels, sorted(depth.outputs(jnp.ones((1, 4, 6, 1))))
     (1, ['depth'])
+    >>> talora_jax.make_task("semantic:materials", class_names=("wood", "metal")).channels
+    2
 
     Raises:
       UserError: an unknown name, or a task that needs classes where there are none.
     """
-    if name not in TASKS:
-        raise UserError(f"Unknown task {name!r}: expected one of {', '.join(TASKS)}.")
-    return TASKS[name].make(name, class_names)
+    check_name("task", name, TASKS)
+    return TASKS[kind_of(name)].make(name, class_names)

@@ -36,4 +36,6 @@ def of_data(dataset: Dataset) -> dict[str, str]:
         digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
         found[name] = f"{found[name]}, {digest}" if name in found else digest
     found["classes"] = ", ".join(dataset.class_names)
+    for task, names in dataset.head_classes.items():
+        found[f"classes of {task}"] = ", ".join(names)
     return {f"the data's {name}": value for name, value in found.items()}

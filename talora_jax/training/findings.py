@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from talora_jax import storage
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
+from talora_jax.task_names import in_paths
 from talora_jax.tasks import Task
 from talora_jax.training import per_class
 from talora_jax.training.panels import save_png
@@ -64,7 +65,7 @@ def write_findings(
         if rows:
             write_atomically(out / "per_class.csv", per_class.rows_csv(rows).encode())
         for task, confusion in confusions:
-            stem = "confusion" if len(confusions) == 1 else f"confusion_{task.name}"
+            stem = "confusion" if len(confusions) == 1 else f"confusion_{in_paths(task.name)}"
             names = per_class.class_names(task, confusion)
             text = per_class.confusion_csv(names, confusion)
             write_atomically(out / f"{stem}.csv", text.encode())

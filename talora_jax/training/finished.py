@@ -44,8 +44,8 @@ def surely(config: ml_collections.ConfigDict, workdir: Path, job: Job) -> bool:
         read_base_of(file, adapter, config.model.weights)
     except UserError:
         return False
-    classes = {tuple(names) for names in file.class_names.values()}
-    return not config.adapter.extend and classes <= {tuple(dataset.class_names)}
+    same = all(tuple(names) == dataset.classes(task) for task, names in file.class_names.items())
+    return not config.adapter.extend and same
 
 
 def told(steps: int, workdir: Path, files: Sequence[str]) -> dict[str, float]:

@@ -103,7 +103,7 @@ def prepare(
     tell(f"opening the data, {config.data.name}")
     dataset = open_dataset(config.data, config.tasks)
     hosts.agree(agreement.of_data(dataset))
-    tasks = tuple(make_task(name, class_names=dataset.class_names) for name in config.tasks)
+    tasks = tuple(make_task(name, class_names=dataset.classes(name)) for name in config.tasks)
     tell(f"building the model, {config_lib.model_name(config.model)}")
     return assemble(config, mesh, dataset, tasks, parent)
 

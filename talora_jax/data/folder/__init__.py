@@ -12,6 +12,9 @@
                length is invalid
     edges/     png (0 = none, anything else = edge), or npy (1 = edge, 0 = none, -1 = no label)
     …          and so on for every task, by its name: its `Task.read` says what its files hold
+    semantic-materials/
+               the same as semantic/, for a task of its own that is called `semantic:materials`;
+               and so on for every kind
     instance/  object numbers: png or npy of whole numbers [H, W]; 0, negative or NaN = no label
 
 Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`; in subfolders with them,

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from talora_jax.data.folder.decode import orientation, read
-from talora_jax.data.folder.settings import Settings
+from talora_jax.data.folder.settings import Settings, stated_classes
 from talora_jax.data.progress import progress
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, printable
-from talora_jax.tasks import MASKS, TARGETS
+from talora_jax.task_names import in_paths, kind_of
+from talora_jax.tasks import MASKS, target_of
 from talora_jax.tasks.content import Content
 from talora_jax.tasks.target_files import BadFile
 
@@ -45,7 +46,7 @@ def check_samples(
     *,
     one_size: bool,
     problems: Sequence[str],
-) -> tuple[tuple[int, int], int]:
+) -> tuple[tuple[int, int], dict[str, int]]:
     """Reads the files of `samples` and reports everything that is wrong with them.
 
     Args:
@@ -54,7 +55,8 @@ def check_samples(
       problems: found already, to be reported along.
 
     Returns:
-      The images' most frequent size H, W, and one more than the highest class index.
+      The images' most frequent size H, W, and one more than the highest class index of `semantic`
+      and of each head of its kind.
 
     Raises:
       UserError: with a line for each problem.
@@ -83,22 +85,22 @@ def check_samples(
         problems += _differing_palettes(root, folder, reports)
     contents = {
         folder: functools.reduce(operator.add, found)
-        for folder in (() if problems else MASKS)
+        for folder in (() if problems else sorted(folders))
         if (found := [r.contents[folder] for r in reports if folder in r.contents])
     }
     for folder, content in contents.items():
-        named = folder == "semantic" and settings.class_names
-        if not named and (problem := content.numbering()):
+        if not stated_classes(folder, settings) and (problem := content.numbering()):
             problems.append(f"{folder}: {problem}")
-    classes = contents.get("semantic")
-    if classes and not classes.labelled:
-        problems.append("semantic: no file has a labelled pixel")
+    with_classes = {name: x for name, x in contents.items() if kind_of(name) == "semantic"}
+    for name, content in with_classes.items():
+        if not content.labelled:
+            problems.append(f"{name}: no file has a labelled pixel")
     if problems:
         lines = problems[:_MAX_LINES]
         if len(problems) > _MAX_LINES:
             lines.append(f"… and {len(problems) - _MAX_LINES} more")
         raise UserError("\n  ".join([f"{root} cannot be used:", *lines]))
-    return size, classes.num_classes if classes else 0
+    return size, {name: content.num_classes for name, content in with_classes.items()}
 
 
 def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Settings) -> _Report:
@@ -117,8 +119,8 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
         path = sample.files[folder]
         try:
             values = read(folder, path, settings)
-            if folder in TARGETS and folder not in (settings.read or {}):
-                palettes[folder] = TARGETS[folder].palette_in_use(path, values)
+            if folder != "image" and folder not in (settings.read or {}):
+                palettes[folder] = target_of(folder).palette_in_use(path, values)
         except BadFile as error:
             problems.append(f"{_name(sample, folder, root)}: {error}")
             continue
@@ -131,8 +133,8 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
                 f"{_name(sample, folder, root)}: {_size(values.shape)}, expected {_size(size)} as "
                 "its image"
             )
-        if folder in MASKS:
-            contents[folder] = TARGETS[folder].content(values)
+        if kind_of(folder) in MASKS:
+            contents[folder] = target_of(folder).content(values)
     return _Report(sample, tuple(problems), size, contents, palettes)
 
 
@@ -143,7 +145,7 @@ def _lacking(sample: SampleFiles, folder: str, settings: Settings) -> str:
     if settings.files:
         pattern = " or ".join(repr(text) for text in settings.files[folder].values())
         return f"{folder} has no file for it ({printable(pattern)})"
-    return f"{folder}/ has no file of stem {printable(repr(sample.stem))}"
+    return f"{in_paths(folder)}/ has no file of stem {printable(repr(sample.stem))}"
 
 
 def _differing_palettes(root: Path, folder: str, reports: Sequence[_Report]) -> list[str]:

@@ -4,6 +4,7 @@ Every function raises `BadFile` with what was expected when the file is somethin
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +13,32 @@ from PIL import ExifTags, Image
 
 from talora_jax import rgb
 from talora_jax.data.folder import rasters
-from talora_jax.data.folder.readings import KINDS
+from talora_jax.data.folder.readings import KINDS, Reading
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError, one_line
-from talora_jax.tasks import TARGETS
+from talora_jax.task_names import is_head, kind_of
+from talora_jax.tasks import TARGETS, target_of
 from talora_jax.tasks.target_files import BadFile, one_frame, read_npy, span
 
 # What nearly all images are; a message lists no more.
 COMMON_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".npy")
 
 
-def suffixes(settings: Settings | None) -> dict[str, frozenset[str]]:
-    """The folders that there may be, and the suffixes of the files that each may hold: more where
-    `settings` describe them."""
+def suffixes(settings: Settings | None, heads: Iterable[str] = ()) -> dict[str, frozenset[str]]:
+    """The targets that there may be, these heads among them, and the suffixes of the files that
+    each may have: more where `settings` describe them."""
     targets = {
-        name: frozenset(rasters.SUFFIXES if is_described(name, settings) else target.suffixes)
-        for name, target in TARGETS.items()
+        name: frozenset(
+            rasters.SUFFIXES if is_described(name, settings) else target_of(name).suffixes
+        )
+        for name in (*TARGETS, *heads)
     }
     return {"image": rgb.suffixes() | {".npy"}, **targets}
 
 
 def is_described(target: str, settings: Settings | None) -> bool:
     """Whether `dataset.json` says something of a target's files, beyond what their place says."""
-    if settings is None or target not in KINDS:
+    if settings is None or kind_of(target) not in KINDS:
         return False
     return (
         target in (settings.read or {}) or target in (settings.files or {}) or bool(settings.table)
@@ -47,14 +51,28 @@ def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c
         raise BadFile("empty (0 bytes)")
     if folder == "image":
         return read_image(path)
-    target, reading = TARGETS[folder], (settings.read or {}).get(folder)
+    target, reading = target_of(folder), (settings.read or {}).get(folder)
+    if is_head(folder):
+        settings = _of_head(settings, reading)
     if reading is None and path.suffix.lower() in target.suffixes:
         return target.read(path, settings)
-    if folder not in KINDS:
+    kind = kind_of(folder)
+    if kind not in KINDS:
         raise BadFile(f"expected a file of kind {', '.join(target.suffixes)}")
-    values = (reading or KINDS[folder]()).values(path, settings)
+    values = (reading or KINDS[kind]()).values(path, settings)
     # What the reading has applied is not applied again.
     return target.from_values(values, dataclasses.replace(settings, depth_scale=None))
+
+
+def _of_head(settings: Settings, reading: Reading | None) -> Settings:
+    """The settings of a head's files: what stands beside `read` is of the kind's first head."""
+    return dataclasses.replace(
+        settings,
+        class_names=getattr(reading, "names", ()),
+        depth_scale=None,
+        max_depth=getattr(reading, "max", None),
+        ignore_label=None,
+    )
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -12,9 +12,11 @@ from pathlib import Path
 from talora_jax.data.folder.decode import suffixes
 from talora_jax.data.folder.listing import Listing, files_below, problem_of
 from talora_jax.data.folder.patterns import Key, Pattern, compile_pattern
+from talora_jax.data.folder.readings import KINDS
 from talora_jax.data.folder.settings import Settings, Table
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, printable, some
+from talora_jax.task_names import is_head, is_name
 
 _NAMED = 5  # names in a sentence
 SPLITS = ("train", "val")
@@ -32,7 +34,7 @@ def list_described(root: Path, settings: Settings) -> Listing:
 
 
 def _by_patterns(root: Path, settings: Settings) -> Listing:
-    known = suffixes(settings)
+    known = suffixes(settings, filter(is_head, settings.files))
     order = [name for name in known if name in settings.files]
     walked: dict[Path, list[tuple[str, Path]]] = {}
     problems: dict[str, list[str]] = {name: [] for name in order}
@@ -180,7 +182,7 @@ def _by_shared(
 
 
 def _by_table(root: Path, settings: Settings) -> Listing:
-    known = suffixes(settings)
+    known: dict[str, Collection[str]] = {}
     table = settings.table
     problems: dict[str, list[str]] = {}
     samples: dict[str, SampleFiles] = {}
@@ -188,6 +190,7 @@ def _by_table(root: Path, settings: Settings) -> Listing:
     columns: tuple[str, ...] = ()
     for split, file in table.files.items():
         columns, rows = _rows(root / file, table)
+        known = suffixes(settings, filter(is_head, columns))
         for number, row in rows:
             files, where = {}, f"{file}, line {number}"
             of_split = split
@@ -255,7 +258,8 @@ def _rows(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, li
         columns = table.columns
     else:
         known = {*suffixes(None), "split"}
-        columns = tuple(name if name in known else "" for name in (rows or [(1, [])])[0][1])
+        first_row = (rows or [(1, [])])[0][1]
+        columns = tuple(x if x in known or is_name(x, KINDS) else "" for x in first_row)
         rows = rows[1:]
         if "image" not in columns:
             raise UserError(

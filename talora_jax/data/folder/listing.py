@@ -13,6 +13,8 @@ from talora_jax.data.folder.decode import COMMON_IMAGES, suffixes
 from talora_jax.data.folder.settings import Settings
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, nearest, printable, some
+from talora_jax.task_names import from_path, in_paths, is_head, is_name
+from talora_jax.tasks import TARGETS
 
 _NAMED = 5  # names in a sentence
 # What systems leave in folders, besides names that begin with a dot; in lower case.
@@ -24,7 +26,7 @@ class Listing:
     """All samples of a directory.
 
     Attributes:
-      folders: which of `decode.suffixes` there are.
+      folders: which of `decode.suffixes` there are, by their targets' names.
       others: names of the directories beside them.
       samples: by stem, in sorted order; every stem of `image/`. Files go by their folder. The stem
         of a file in a subfolder has the subfolder in it, as 'kitchen/0001'.
@@ -66,17 +68,18 @@ def list_samples(root: Path, settings: Settings) -> Listing:
       UserError: `root` has no folder `image`, or that holds no image.
     """
     _check_image_folder(root)
-    known = suffixes(settings)
-    folders = tuple(name for name in known if os.path.lexists(root / name))
+    heads = [from_path(path.name) for path in root.iterdir()]
+    known = suffixes(settings, sorted(x for x in heads if is_head(x) and is_name(x, TARGETS)))
+    folders = tuple(name for name in known if os.path.lexists(root / in_paths(name)))
     problems: dict[str, list[str]] = {folder: [] for folder in folders}
     files: dict[str, dict[str, Path]] = {}
     for folder in folders:
-        for path, problem in _walk(root / folder, known[folder]):
+        for path, problem in _walk(root / in_paths(folder), known[folder]):
             name = _name(path, root)
             if problem:
                 problems[folder].append(f"{name}: {problem}")
                 continue
-            files_of_stem = files.setdefault(_stem(path, root / folder), {})
+            files_of_stem = files.setdefault(_stem(path, root / in_paths(folder)), {})
             if folder in files_of_stem:
                 problems[folder].append(
                     f"{name}: {printable(files_of_stem[folder].name)} has the same stem; "
@@ -97,7 +100,8 @@ def list_samples(root: Path, settings: Settings) -> Listing:
         hint = f", but one of {printable(repr(other))}: stems must be equal" if other else ""
         for folder, path in files[stem].items():
             problems[folder].append(f"{_name(path, root)}: there is no image of this stem{hint}")
-    others = [path.name for path in root.iterdir() if path.name not in known and path.is_dir()]
+    listed = {in_paths(name) for name in known}
+    others = [path.name for path in root.iterdir() if path.name not in listed and path.is_dir()]
     others = sorted(name for name in others if not _is_left_over(name))
     found = {folder: tuple(lines) for folder, lines in problems.items()}
     return Listing(folders, tuple(others), samples, found)

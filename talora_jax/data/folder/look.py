@@ -12,11 +12,12 @@ import numpy as np
 from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.listing import split_samples
 from talora_jax.data.folder.open import list_all
-from talora_jax.data.folder.settings import Settings
+from talora_jax.data.folder.settings import Settings, stated_classes
 from talora_jax.data.records import SampleFiles
 from talora_jax.data.transforms import resize_image
 from talora_jax.errors import UserError, printable, some
-from talora_jax.tasks import TARGETS
+from talora_jax.task_names import kind_of
+from talora_jax.tasks import target_of
 from talora_jax.tasks.content import Content
 from talora_jax.tasks.target_files import BadFile
 
@@ -31,18 +32,18 @@ class Look:
     Attributes:
       lines: for people.
       targets: those that every sample has a file of, or where some may lack them any sample, in the
-        order of `TARGETS`.
+        order of `TARGETS`, heads behind them.
       samples: some, of one size, with all their targets, unlabelled where they may lack files;
         empty if none could be read.
       names: of these.
-      class_names: of `semantic`.
+      class_names: of `semantic` and heads of its kind.
     """
 
     lines: tuple[str, ...]
     targets: tuple[str, ...]
     samples: tuple[Mapping[str, np.ndarray], ...]
     names: tuple[str, ...]
-    class_names: tuple[str, ...]
+    class_names: Mapping[str, tuple[str, ...]]
 
 
 def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, pictures: int) -> Look:
@@ -83,7 +84,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     at = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), looked_at)).astype(int))
     chosen = [samples[i] for i in at]
     found = {name: _read(name, chosen, settings, root) for name in listed.folders}
-    classes = 0
+    class_names: dict[str, tuple[str, ...]] = {}
     for name, (values, bad) in found.items():
         lines.append(f"{name}: {_in_words(name, values)}{_where(name, settings)}")
         if bad:
@@ -91,10 +92,12 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
         if name != "image" and values:
             content = _content(name, values.values())
             lines += [f"note: {name}: {note}" for note in content.notes()]
-            if problem := content.refusal() or (not _named(name, settings) and content.numbering()):
+            named = stated_classes(name, settings)
+            if problem := content.refusal() or (not named and content.numbering()):
                 lines.append(f"problem: {name}: {problem}")
-            classes = content.num_classes if name == "semantic" else classes
-    class_names = settings.class_names or tuple(f"class {index}" for index in range(classes))
+            if kind_of(name) == "semantic":
+                counted = tuple(f"class {index}" for index in range(content.num_classes))
+                class_names[name] = named or counted
     needed = ["image"] if settings.partly else listed.folders
     whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
     if "image" not in found or not found["image"][0]:
@@ -108,7 +111,9 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
 
     def shown_as(name: str, stem: str) -> np.ndarray:
         values = found[name][0]
-        return _resized(name, values[stem], size) if stem in values else TARGETS[name].nothing(size)
+        if stem in values:
+            return _resized(name, values[stem], size)
+        return target_of(name).nothing(size)
 
     return Look(
         tuple(lines),
@@ -136,7 +141,7 @@ def _read(
 
 
 def _content(name: str, values) -> Content:
-    return functools.reduce(operator.add, (TARGETS[name].content(x) for x in values))
+    return functools.reduce(operator.add, (target_of(name).content(x) for x in values))
 
 
 def _in_words(name: str, values: Mapping[str, np.ndarray]) -> str:
@@ -156,11 +161,7 @@ def _where(name: str, settings: Settings) -> str:
     return f" [{printable(' | '.join(settings.files[name].values()))}]"
 
 
-def _named(name: str, settings: Settings) -> bool:
-    return name == "semantic" and bool(settings.class_names)
-
-
 def _resized(name: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if values.shape[:2] == tuple(size):
         return values
-    return resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
+    return resize_image(values, size) if name == "image" else target_of(name).resize(values, size)

@@ -23,7 +23,7 @@ from talora_jax.data.folder.records import (
     drawn_when_read,
     records_config,
 )
-from talora_jax.data.folder.settings import Settings, read_settings
+from talora_jax.data.folder.settings import Settings, read_settings, stated_classes
 from talora_jax.data.memory import SETTINGS
 from talora_jax.data.records import (
     SampleFiles,
@@ -37,6 +37,7 @@ from talora_jax.data.records import (
 )
 from talora_jax.errors import UserError, printable
 from talora_jax.files import write_atomically
+from talora_jax.task_names import is_head, kind_of
 from talora_jax.tasks import TARGETS
 
 # Settings that say where files lie, of which `Dataset.contents` has the names, or that only
@@ -97,12 +98,18 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     height, width, _ = builder.info.features["image"].shape
     rows = {stem: row for row, stem in enumerate(builder.info.metadata["stems"])}
     records = builder.as_data_source(SAMPLES)
-    counted = tuple(f"class {index}" for index in range(checked["num_classes"]))
-    class_names = (settings.class_names or counted) if "semantic" in available else ()
+    counts = {"semantic": checked["num_classes"], **checked.get("of_heads", {})}
+    class_names = {
+        task: stated_classes(task, settings)
+        or tuple(f"class {index}" for index in range(counts.get(task, 0)))
+        for task in available
+        if kind_of(task) == "semantic"
+    }
     return Dataset(
         name=data.name,
         tasks=tuple(available),
-        class_names=class_names,
+        class_names=class_names.pop("semantic", ()),
+        head_classes=class_names,
         image_size=(height, width),
         splits={
             split: FolderSource(
@@ -215,9 +222,9 @@ class _Part:
 
     @property
     def _along_ray(self) -> bool:
-        """Whether depth is told by the camera's intrinsics."""
-        reading = (self.settings.read or {}).get("depth")
-        return "depth" in self.listed.folders and reading is not None and reading.along_ray
+        """Whether a depth is told by the camera's intrinsics."""
+        readings = self.settings.read or {}
+        return any(getattr(readings.get(name), "along_ray", False) for name in self.listed.folders)
 
     def found(self) -> tfds.core.DatasetBuilder | None:
         """What an earlier run prepared that has these targets of these files, and maybe more."""
@@ -242,7 +249,8 @@ class _Part:
         )
 
     def check(self) -> dict[str, Any]:
-        """What `check_samples` finds, `image_size` and `num_classes`; it is not asked twice.
+        """What `check_samples` finds: `image_size`, and the `num_classes` of `semantic` and
+        `of_heads`; it is not asked twice.
 
         Raises:
           UserError: with a line for all that is wrong.
@@ -253,7 +261,7 @@ class _Part:
                 if kept["fingerprint"] == fingerprint(json.dumps(kept["checked"])):
                     return kept["checked"]
         derives_normals = self.made_from.get("normals") == "depth"
-        size, num_classes = check_samples(
+        size, classes = check_samples(
             self.root,
             self.samples,
             self.listed.folders,
@@ -262,7 +270,9 @@ class _Part:
             one_size=derives_normals or self._along_ray or self.settings.image_size is None,
             problems=self.listed.problems,
         )
-        checked = {"image_size": list(size), "num_classes": num_classes}
+        checked = {"image_size": list(size), "num_classes": classes.pop("semantic", 0)}
+        if classes:  # Others are kept as they were before there were heads.
+            checked["of_heads"] = classes
         self.keep(checked)
         return checked
 
@@ -330,6 +340,7 @@ def _made_from(folders: Sequence[str], settings: Settings) -> dict[str, str]:
     if settings.intrinsics is not None:
         sources["normals"].append("depth")
     sources["edges"] += ["instance", "semantic"]
+    sources |= {name: [name] for name in folders if is_head(name)}
     found = {
         task: next((name for name in names if name in folders), None)
         for task, names in sources.items()

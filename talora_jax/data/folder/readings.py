@@ -6,7 +6,8 @@
        "ids": {"7": "road", "8": 1, …}          or [7, 8, …]: the value of each class in turn
        "ignore": [0, "void"]                    values or names that are no label; "others": all
                                                 that stand in no table
-       "reduce_zero_label": true}               0 is no label, and k is class k - 1
+       "reduce_zero_label": true,               0 is no label, and k is class k - 1
+       "class_names": ["wood", "metal"]}        of a head: `semantic` has them beside `read`
     "depth", "disparity":
       {"scale": 256, "offset": 1,               (value - offset) / scale; default: 1000 of whole
                                                 numbers, 1 of floats; a disparity's must be said
@@ -46,10 +47,12 @@ from jaxtyping import Integer
 from talora_jax.data.folder import rasters
 from talora_jax.data.folder.colours import Colour, read_table
 from talora_jax.errors import UserError, listed, printable
+from talora_jax.task_names import is_head, is_name, kind_of
 from talora_jax.tasks.semantic import is_8_bits
 from talora_jax.tasks.target_files import BadFile, whole_numbers
 
 _OTHERS = "others"
+_NAMES = "class_names"
 _DIRECTIONS = {
     "right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1), "forward": (2, 1),
     "back": (2, -1),
@@ -70,7 +73,7 @@ class Labels:
       colours, ids: the class of each colour or value, -1 for none; empty where there is no table.
       ignore: values that are no label.
       others: whether what stands in no table is no label; it is refused otherwise.
-      names: of the classes that a table names.
+      names: of the classes that a table names, or a head's entry.
     """
 
     colours: tuple[tuple[Colour, int], ...] = ()
@@ -290,23 +293,32 @@ def parse_readings(
     readings = {}
     for target, entry in value.items():
         place = f"{where}.{printable(target)}"
-        if target not in KINDS:
-            raise UserError(f"{place}: unknown target; expected one of {', '.join(KINDS)}.")
+        if not is_name(target, KINDS):
+            raise UserError(
+                f"{place}: unknown target; expected one of {', '.join(KINDS)}, or a head of one, "
+                "as semantic:materials."
+            )
         if not isinstance(entry, Mapping):
             raise UserError(f"{place}: expected an object.")
-        fields = _FIELDS[KINDS[target]]
+        kind = KINDS[kind_of(target)]
+        has_classes = is_head(target) and kind_of(target) == "semantic"
+        fields = [name for name in _FIELDS[kind] if has_classes or name != _NAMES]
         unknown = [name for name in entry if name not in fields]
         if unknown:
             raise UserError(
                 f"{place}: unknown field {printable(repr(unknown[0]))}; the fields are "
                 f"{', '.join(fields)}."
             )
-        if KINDS[target] is Labels:
+        if has_classes:
+            names = _field(kind, _NAMES, entry[_NAMES], place) if _NAMES in entry else ()
+            reading = _labels(entry, place, root, names)
+            readings[target] = dataclasses.replace(reading, names=names or reading.names)
+        elif kind is Labels:
             names = class_names if target == "semantic" else _part_names()
             readings[target] = _labels(entry, place, root, names)
         else:
-            readings[target] = KINDS[target](
-                **{name: _field(KINDS[target], name, entry[name], place) for name in entry}
+            readings[target] = kind(
+                **{name: _field(kind, name, entry[name], place) for name in entry}
             )
     return readings
 
@@ -441,6 +453,13 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
 
 
+def _are_names(value: Any) -> bool:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return False
+    distinct = len(set(value)) == len(value) > 0
+    return distinct and all(item.strip() and item.isprintable() for item in value)
+
+
 def _is_range(value: Any) -> bool:
     return _is_numbers(value) and len(value) == 2 and value[0] != value[1]
 
@@ -479,7 +498,10 @@ _LENGTHS: dict[str, _Check] = {
 }
 _AXES = "'opencv', 'opengl', or a list of three of right, left, up, down, forward and back"
 _FIELDS: dict[type, Mapping[str, Any]] = {
-    Labels: dict.fromkeys(("colours", "ids", "ignore", "reduce_zero_label")),
+    Labels: {
+        **dict.fromkeys(("colours", "ids", "ignore", "reduce_zero_label")),
+        _NAMES: (_are_names, "a list of distinct names, one per class", tuple),
+    },
     Lengths: _LENGTHS,
     Disparities: _LENGTHS,
     Vectors: {

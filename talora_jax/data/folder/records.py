@@ -21,7 +21,7 @@ from talora_jax.data.records import (
     read_record,
 )
 from talora_jax.data.transforms import resize_image
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 
 # All samples, of whatever split: that is settled when they are read.
 SAMPLES = "samples"
@@ -64,7 +64,7 @@ def records_config(
         stored={
             "image": (np.uint8, (*image_size, 3)),
             **{
-                name: (TARGETS[name].stored_dtype, (*image_size, *TARGETS[name].target_shape))
+                name: (target_of(name).stored_dtype, (*image_size, *target_of(name).target_shape))
                 for name in stored
             },
         },
@@ -98,10 +98,10 @@ def _make_sample(
     if made_from.get("edges") == "instance" in found:
         found["edges"] = edges_from_ids(found["instance"])
     targets = {
-        name: found[name] if folder in found else TARGETS[name].nothing(image_size)
+        name: found[name] if folder in found else target_of(name).nothing(image_size)
         for name, folder in made_from.items()
     }
-    stored = {name: TARGETS[name].store(target) for name, target in targets.items()}
+    stored = {name: target_of(name).store(target) for name, target in targets.items()}
     return {"image": found["image"], **stored}
 
 
@@ -110,7 +110,7 @@ def _resize(
 ) -> Num[np.ndarray, "h w *c"]:
     if values.shape[:2] == size:
         return values
-    return resize_image(values, size) if name == "image" else TARGETS[name].resize(values, size)
+    return resize_image(values, size) if name == "image" else target_of(name).resize(values, size)
 
 
 class FolderSource:
@@ -149,5 +149,5 @@ class FolderSource:
         return self._stored(name, record)
 
     def _stored(self, name: str, record: Sample) -> Num[np.ndarray, "H W *c"]:
-        target = TARGETS[name].restore(record[name])
+        target = target_of(name).restore(record[name])
         return labels_of(target, self._ignore_label) if name == "semantic" else target

@@ -42,10 +42,13 @@ and of either
       "stretch": true                         targets may have another size than their image, and
                                               are stretched to `image_size` each by itself
 
-All fields are optional. `config.data` may carry `class_names`, `depth_scale`, `max_depth`,
-`ignore_label` (of what `read` gives), `intrinsics` as (fx, fy, cx, cy), `image_size` and `partly`;
-one that is not None or empty is taken in place of `dataset.json`'s. `config.data.description` names
-another file in its place, or one that comes along: `cityscapes`, `cityscapes_7`.
+All fields are optional. A head of a kind, as `semantic:materials`, has its own entries in `files`,
+`columns` and `read`, and nothing that stands beside `read` is of it.
+
+`config.data` may carry `class_names`, `depth_scale`, `max_depth`, `ignore_label` (of what `read`
+gives), `intrinsics` as (fx, fy, cx, cy), `image_size` and `partly`; one that is not None or empty
+is taken in place of `dataset.json`'s. `config.data.description` names another file in its place, or
+one that comes along: `cityscapes`, `cityscapes_7`, `nyud_mt`.
 """
 
 import dataclasses
@@ -63,6 +66,7 @@ from talora_jax.data.folder.patterns import SPLIT, compile_pattern
 from talora_jax.data.folder.readings import KINDS, Reading, parse_readings
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import distinct
+from talora_jax.task_names import is_head, is_name
 
 # Descriptions that come along, of data sets in the layout that they are published in.
 SHIPPED = Path(__file__).with_name("layouts")
@@ -154,6 +158,13 @@ def read_settings(root: Path | None, data: ml_collections.ConfigDict) -> Setting
             "stretched to."
         )
     return Settings(**values)
+
+
+def stated_classes(task: str, settings: Settings) -> tuple[str, ...]:
+    """The class names that settings state of `semantic` or a head of its kind; empty if none."""
+    if not is_head(task):
+        return settings.class_names if task == "semantic" else ()
+    return getattr((settings.read or {}).get(task), "names", ())
 
 
 def _description(root: Path | None, data: ml_collections.ConfigDict) -> Path | None:
@@ -315,11 +326,10 @@ def _name_of_file(value: Any) -> str | None:
 
 def _files(value: Any) -> dict[str, dict[str, str]]:
     _demand(isinstance(value, dict) and "image" in value and len(value) > 1)
-    known = {"image", *KINDS}
-    if unknown := [name for name in value if name not in known]:
+    if unknown := [x for x in value if x != "image" and not is_name(x, KINDS)]:
         raise UserError(
             f"files: unknown target {printable(repr(unknown[0]))}; expected image and "
-            f"{', '.join(KINDS)}."
+            f"{', '.join(KINDS)}, or heads of these, as semantic:materials."
         )
     files = {name: _patterns(name, patterns) for name, patterns in value.items()}
     for name, patterns in files.items():
@@ -362,10 +372,11 @@ def _table(value: Any) -> Table:
     _demand(isinstance(columns, list) and all(isinstance(name, str) for name in columns))
     _demand(not columns or "image" in columns)
     _demand(all(columns.count(name) == 1 for name in columns if name))
-    if unknown := set(columns) - {"", "image", "split", *KINDS}:
+    plain = {"", "image", "split"}
+    if unknown := {name for name in columns if name not in plain and not is_name(name, KINDS)}:
         raise UserError(
             f"table.columns: unknown {printable(repr(sorted(unknown)[0]))}; expected '', image, "
-            f"split, {', '.join(KINDS)}."
+            f"split, {', '.join(KINDS)}, or heads of these, as semantic:materials."
         )
     return Table(files, tuple(columns))
 

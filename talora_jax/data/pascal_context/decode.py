@@ -28,7 +28,7 @@ from talora_jax.data.pascal_context.classes import (
 from talora_jax.data.pascal_context.thin import thin
 from talora_jax.data.records import Sample, SampleFiles
 from talora_jax.errors import UserError, one_line
-from talora_jax.tasks import TARGETS
+from talora_jax.tasks import target_of
 from talora_jax.tasks.target_files import BadFile, open_image
 
 _IGNORED = 255
@@ -71,7 +71,7 @@ def read_sample(sample: SampleFiles, tasks: Sequence[str]) -> Sample:
         targets["normals"] = read("normals", read_normals, context)
     if "edges" in tasks:
         targets["edges"] = edges_of(context)[..., None].astype(np.int8)
-    return {"image": image} | {name: TARGETS[name].resize(x, size) for name, x in targets.items()}
+    return {"image": image} | {name: target_of(name).resize(x, size) for name, x in targets.items()}
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,6 +1,6 @@
 """What a config of training from prompts stands for, and what its run leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -72,7 +72,7 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
     Raises:
       UserError: the base of `config.model.weights` does not fit.
     """
-    tasks = auxiliary_tasks(config, dataset.class_names)
+    tasks = auxiliary_tasks(config, dataset.classes)
     base = None
     if config.model.weights:
         base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
@@ -87,10 +87,14 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
 
 
 def abstract(
-    config: ml_collections.ConfigDict, mesh: sharding.AnyMesh, class_names: Sequence[str]
+    config: ml_collections.ConfigDict, mesh: sharding.AnyMesh, classes: Mapping[str, Sequence[str]]
 ) -> Run:
-    """The run as shapes in place of arrays, see `talora_jax.training.setup.abstract`."""
-    tasks = auxiliary_tasks(config, class_names)
+    """The run as shapes in place of arrays, see `talora_jax.training.setup.abstract`.
+
+    Args:
+      classes: the class names of each auxiliary task.
+    """
+    tasks = auxiliary_tasks(config, classes.__getitem__)
     learner = nnx.eval_shape(lambda: make_learner(config, tasks))
     return abstract_of(config, mesh, tasks, nnx.split(learner, _filter(config), ...))
 
@@ -100,10 +104,10 @@ def _filter(config: ml_collections.ConfigDict) -> nnx.filterlib.Filter:
 
 
 def auxiliary_tasks(
-    config: ml_collections.ConfigDict, class_names: Sequence[str]
+    config: ml_collections.ConfigDict, classes: Callable[[str], Sequence[str]]
 ) -> tuple[Task, ...]:
     """The tasks that linear layers on the embeddings learn."""
-    return tuple(make_task(name, class_names=class_names) for name in config.prompts.auxiliary)
+    return tuple(make_task(name, class_names=classes(name)) for name in config.prompts.auxiliary)
 
 
 def make_learner(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> Learner:

@@ -275,3 +275,33 @@ def test_images_are_turned_by_their_exif(planes, tmp_path):
     describe(root, files={"image": "i/{stem}.jpg", "semantic": "m/{stem}.png"})
     message = planes.refused(root, ("semantic",))
     assert "its EXIF orientation (6) turns it, and m/a.png is not turned" in message
+
+
+def test_nyud_mt_as_it_is_published(planes, tmp_path):
+    root = tmp_path / "NYUD_MT"
+    labels = np.tile(np.uint8([[0, 1, 2, 40]]), (12, 4))
+    depth = np.tile(np.float32([[0, 1, 2.5, 4]]), (12, 4))
+    normals = np.tile(np.float32([0, 0.6, -0.8]), (12, 16, 1))
+    normals[:, 0] = 0
+    lists = {"train": ["0003", "0001"], "val": ["0002"]}
+    for stem in sum(lists.values(), []):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(1)).save(root / f"images/{stem}.jpg")
+        planes.save(root / f"segmentation/{stem}.png", labels)
+        for name, values in (("depth", depth), ("normals", normals), ("edge", labels == 40)):
+            planes.save(root / f"{name}/{stem}.npy", values.astype(np.float32))
+    (root / "gt_sets").mkdir()
+    for split, stems in lists.items():
+        (root / f"gt_sets/{split}.txt").write_text("\n".join([*stems, ""]))
+    tasks = ("semantic", "depth", "normals", "edges")
+    dataset = opened(planes, root, tasks, description="nyud_mt")
+    assert len(dataset.class_names) == 40 and dataset.class_names[-1] == "other prop"
+    assert {split: len(source) for split, source in dataset.splits.items()} == {
+        "train": 2,
+        "val": 1,
+    }
+    sample = dataset.splits["val"][0]
+    np.testing.assert_array_equal(sample["semantic"][0, :4], [-1, 0, 1, 39])
+    np.testing.assert_array_equal(sample["depth"][0, :4, 0], [0, 1, 2.5, 4])
+    np.testing.assert_array_equal(sample["edges"][0, :4, 0], [0, 0, 0, 1])
+    np.testing.assert_allclose(sample["normals"], normals, atol=1e-2)
