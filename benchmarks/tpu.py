@@ -158,6 +158,7 @@ def measure(config: Any, mesh: Any, tasks: Any, repeats: int, hlo: Path | None) 
     """
     from benchmarks.collectives import find_collectives, totals
     from benchmarks.flops import jaxpr_flops
+    from talora_jax import config_checks
     from talora_jax.models.sam import SIZES
     from talora_jax.training import ahead_of_time, setup
 

@@ -33,6 +33,9 @@ from talora_jax.errors import Stopped, UserError, one_line, outcome, short
 AUTO = "auto"
 _SPACE = "talora_jax"
 _FAILED, _PULSE, _LEFT = (f"{_SPACE}/{name}/" for name in ("failed", "pulse", "left"))
+# Where JAX's preemption service notes a SIGTERM that one of the processes got. Its public way to
+# ask, `multihost_utils.reached_preemption_sync_point`, is of steps that all of them make.
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _EVERY = 1.0  # seconds between two pulses
 _TO_READ_IT = 10.0  # seconds that process 0 stays for the others to read why all end
 # Others may be preparing data for hours; if one is gone, its pulse tells.
@@ -43,6 +46,7 @@ _NAMED = 3  # differences in a sentence
 _SHOWN = 60  # characters of a value
 
 _numbers = itertools.count()  # of what the processes do together, in the same order
+_at_steps = threading.Event()
 
 
 def check(hosts: ml_collections.ConfigDict) -> None:
@@ -76,8 +80,7 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     """Joins this process to the others, unless it has or there are none.
 
     Args:
-      preemptible: SIGTERM does not end this process: JAX tells all of it at a step, see
-        `talora_jax.training.workdir.Stop`.
+      preemptible: SIGTERM does not end this process alone, but all of them, see `at_steps`.
 
     Raises:
       UserError: `config.hosts` cannot work, or there is no cluster that `auto` could ask. Where the
@@ -144,6 +147,16 @@ def joined(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> It
         raise
     except BaseException as error:
         watch.fail(error)
+
+
+@contextlib.contextmanager
+def at_steps() -> Iterator[None]:
+    """While steps are made, SIGTERM to a process that is `joined` waits for one, see
+    `talora_jax.training.workdir.Stop`; before and after, it ends all processes at once."""
+    _at_steps.set()
+    yield
+    # Not where an exception ends the steps: what they were stopped at is still to be saved.
+    _at_steps.clear()
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -307,6 +320,7 @@ class _Watch:
         self._store, self._timeout = _store(), timeout
         self._index, self._count = jax.process_index(), jax.process_count()
         self._over = threading.Event()
+        _at_steps.clear()
         self._leaving = threading.Lock()
         self._pulses: dict[str, tuple[str, float]] = {}
         ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
@@ -359,8 +373,9 @@ class _Watch:
                 failed = (_lost([0]), 1) if gone else None
             if failed:
                 with self._leaving:
-                    _tell(f"error: {failed[0]}")
-                    self._leave(*failed)
+                    told, status = failed
+                    _tell(f"error: {told}" if status < 128 else told)  # else it is a signal's
+                    self._leave(told, status)
             if self._over.wait(_EVERY):
                 return
 
@@ -369,9 +384,21 @@ class _Watch:
         self._store.key_value_set(f"{_PULSE}{self._index}", str(number), allow_overwrite=True)
         if failed := self._store.key_value_dir_get(_FAILED):
             return tuple(json.loads(failed[0][1]))
+        if not _at_steps.is_set() and self._has_notice():
+            return (
+                "stopped; the same command on all processes goes on from the last checkpoint, or "
+                "from the start",
+                128 + signal.SIGTERM,
+            )
         if self._index == 0 and (gone := self._gone()):
             return _lost(gone), 1
         return None
+
+    def _has_notice(self) -> bool:
+        try:
+            return bool(self._store.key_value_try_get(_NOTICE))
+        except jax.errors.JaxRuntimeError:  # there is none
+            return False
 
     def _gone(self) -> list[int]:
         """The processes of which there was no pulse for long."""

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import hosts, sharding, storage
+from talora_jax.data import records
 from talora_jax.errors import ArgumentParser, run_command
 from talora_jax.main import main as talora
 from talora_jax.training import setup
@@ -41,6 +43,7 @@ from tests import bucket_server
 
 # Of a machine that has more to do than it can, a process may not be heard for long.
 HEARTBEAT, SHORT_HEARTBEAT = 120, 6  # seconds
+PATIENCE = 10  # seconds that a process may take to end at once
 # How far numbers may be from those of one process.
 CLOSE = 1e-6
 REQUEUED = 128 + signal.SIGTERM
@@ -63,6 +66,8 @@ class Process:
 
         def among_devices() -> None:
             os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+            # A shell that started this in the background has it ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             work()
 
         self.id = kills.start_process(among_devices, self.out, self.errors)
@@ -159,11 +164,17 @@ def expect(what: str, holds: bool, seen: object = "") -> bool:
 
 
 def told_by_all(
-    what: str, processes: Sequence[Process], status: int, sentence: str, within: float
+    what: str,
+    processes: Sequence[Process],
+    status: int,
+    sentence: str,
+    within: float,
+    since: float | None = None,
 ) -> bool:
-    """Whether all processes end so, in so many seconds, and with this sentence last."""
+    """Whether all processes end so, with this sentence last, in so many seconds since they began,
+    or since the time given."""
     ends = [(p.ended(), p.told()) for p in processes]
-    seconds = time.monotonic() - processes[0].begun
+    seconds = time.monotonic() - (since or processes[0].begun)
     good = all(s == status and re.search(sentence, told) for s, told in ends)
     good &= not any("Traceback" in p.errors.read_text() for p in processes)
     return expect(what, good and seconds < within, f"{seconds:.0f} s {ends}")
@@ -210,8 +221,10 @@ def numbers(groups: Groups) -> bool:
     good = expect("numbers: one process", one.ended() == 0, one.told())
     processes = groups.train("two", "--config.mesh.task=2", count=2)
     groups.reach("two", 2, processes)
+    at = time.monotonic()
     os.kill(processes[1].id, signal.SIGTERM)
-    good &= told_by_all("numbers: SIGTERM to one of two", processes, REQUEUED, "^stopped after", 99)
+    what, told = "numbers: SIGTERM to one of two", "^stopped after"
+    good &= told_by_all(what, processes, REQUEUED, told, 99, since=at)
     saved = re.search(r"after step (\d+) of", processes[0].told())
     good &= expect("numbers: the step is saved", bool(saved) and _holds(groups, "two", saved[1]))
     (again,) = groups.train("two", "--config.mesh.data=2", count=1, devices=2)
@@ -262,6 +275,46 @@ def mistakes(groups: Groups) -> bool:
     good &= told_by_all("mistakes: no cluster", [alone], 2, told, 30)
     left = [*groups.root.rglob("mistaken"), *groups.root.rglob(".shared-*")]
     return good & expect("mistakes: no workdir is left", not left, left)
+
+
+def early(groups: Groups) -> bool:
+    """A signal before the first step ends all of them, leaves nothing half done, and costs nothing.
+
+    Until data are prepared it is at once; where the step is being compiled, when that is done.
+    """
+    good, place = True, groups.root / "early_records"
+    where = f"--config.data.dir={place}"
+
+    def slowly(make, items):
+        for item in items:
+            time.sleep(1)
+            yield make(item)
+
+    for count, number in ((1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)):
+        before = set(place.rglob("incomplete.*"))
+        with mock.patch.object(records, "_made", slowly):
+            processes = groups.train("early", where, count=count)
+        while set(place.rglob("incomplete.*")) <= before and not processes[0].has_ended():
+            time.sleep(0.05)
+        at = time.monotonic()
+        os.kill(processes[-1].id, number)
+        what = f"early: {number.name} to one of {count} that prepare data"
+        told = "^(process 1: )?stopped" + ("; the same" if number == signal.SIGTERM else "$")
+        good &= told_by_all(what, processes, 128 + number, told, PATIENCE, since=at)
+        good &= expect("early: nothing is half prepared", not list(place.glob("folder/*/1.*")))
+    for count in (2, 1):
+        processes = groups.train("early", where, count=count)
+        while "compiling the tr" not in processes[0].out.read_text():
+            if processes[0].has_ended():
+                break
+            time.sleep(0.005)
+        os.kill(processes[-1].id, signal.SIGTERM)
+        what = f"early: SIGTERM to one of {count} that compile"
+        good &= told_by_all(what, processes, REQUEUED, "^stopped after step", 300)
+    (last,) = groups.train("early", where, count=1)
+    good &= expect("early: the next start goes on", last.ended() == 0, last.told())
+    left = list(place.rglob("incomplete.*"))
+    return good & expect("early: nothing is left", not left, left)
 
 
 def shapes(groups: Groups) -> bool:
@@ -363,7 +416,7 @@ def bucket(groups: Groups) -> bool:
     return good & expect("bucket: no folder of its name", not list(groups.root.glob("gs:*")))
 
 
-QUICK = (rows, numbers, mistakes)
+QUICK = (rows, numbers, mistakes, early)
 ALL = (*QUICK, shapes, lost, bucket)
 
 

@@ -5,7 +5,9 @@ the gradient's norm, and the largest of the gradients (Adam's moments; relative 
 of each tensor, or to a thousandth of the largest of all). Two steps with a learning rate of 0, so
 that the state of weightings counts and Adam's division by tiny gradients does not.
 
-`--cases JSON` does some of them and prints a line of JSON for each, see `step_on`.
+`--cases JSON` does some of them and prints a line of JSON for each, see `step_on`. With
+JAX_ENABLE_X64=1 in the environment all is computed in float64: what is left then of a difference is
+no rounding.
 """
 
 import argparse
@@ -23,8 +25,15 @@ if __name__ == "__main__" and "device_count" not in os.environ.get("XLA_FLAGS", 
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 import jax  # noqa: E402
-import micro  # noqa: E402, F401  # adds the sizes
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+
+DTYPE = np.float64 if jax.config.jax_enable_x64 else np.float32
+if DTYPE is np.float64:
+    # The losses are computed in this, whatever the model is.
+    jnp.float32 = jnp.float64
+
+import micro  # noqa: E402, F401  # adds the sizes
 
 from talora_jax import config as config_lib  # noqa: E402
 from talora_jax import sharding  # noqa: E402
@@ -78,6 +87,7 @@ def make_config(mesh, fields):
     """Of the smallest model, in two parts; fields of `VARIANTS` come on top."""
     config = config_lib.default()
     config.model.size = "nano"
+    config.model.dtype = config.model.param_dtype = np.dtype(DTYPE).name
     config.model.remat = "none"
     config.adapter.ranks = (4, 4, 2)
     config.optimizer.learning_rate = 0.0
@@ -108,17 +118,17 @@ def make_batch(config):
             "asked": asked,
             "size": np.full((BATCH, 2), 64, np.int32),
         }
-    batch = {"image": rng.random((BATCH, *SIZE, 3), np.float32)}
+    batch = {"image": rng.random((BATCH, *SIZE, 3), DTYPE)}
     for task in make_tasks(config.tasks):
         if isinstance(task, TASKS["semantic"]):
             batch[task.name] = rng.integers(-1, 3, (BATCH, *SIZE)).astype(np.int32)
         elif task.name.startswith("normals"):
-            normals = rng.normal(size=(BATCH, *SIZE, 3)).astype(np.float32)
+            normals = rng.normal(size=(BATCH, *SIZE, 3)).astype(DTYPE)
             batch[task.name] = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
         elif task.name.startswith("depth"):
-            batch[task.name] = rng.random((BATCH, *SIZE, 1), np.float32)
+            batch[task.name] = rng.random((BATCH, *SIZE, 1), DTYPE)
         else:
-            batch[task.name] = rng.integers(0, 2, (BATCH, *SIZE, 1)).astype(np.float32)
+            batch[task.name] = rng.integers(0, 2, (BATCH, *SIZE, 1)).astype(DTYPE)
     return batch
 
 
@@ -130,15 +140,15 @@ def make_run(config, mesh, parent=None):
     else:
         run = setup.assemble(config, mesh, dataset, make_tasks(config.tasks), parent)
     rng = np.random.default_rng(1)
-    noisy = jax.tree.map(
-        lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), run.trainable
-    )
+    noisy = jax.tree.map(lambda x: (x + rng.normal(0, 0.1, x.shape)).astype(DTYPE), run.trainable)
     return dataclasses.replace(run, trainable=noisy)
 
 
 def old_adapter(folder):
     """A file of the task that `extend` adds others to."""
-    config = make_config((1, 1, 1), {"tasks": (OLD_TASK,)})
+    # A file names no float64, whatever its numbers are.
+    dtypes = {"model.dtype": "float32", "model.param_dtype": "float32"}
+    config = make_config((1, 1, 1), {"tasks": (OLD_TASK,)} | dtypes)
     run = make_run(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
     path = Path(folder) / "adapter.safetensors"
     setup.learnt_file(run, run.trainable).write(path)

@@ -58,8 +58,9 @@ def test_processes_over_loopback(start_python):
 
 
 @pytest.mark.long
-def test_other_numbers_of_processes_and_one_that_is_killed(start_python):
-    process = start_python("-m", "tests.hosts", "shapes", "lost")
-    out, errors = process.communicate(timeout=900)
+@pytest.mark.parametrize("checks", [("shapes", "lost"), ("--nano", "numbers", "shapes")])
+def test_other_numbers_of_processes_and_one_that_is_killed(start_python, checks):
+    process = start_python("-m", "tests.hosts", *checks)
+    out, errors = process.communicate(timeout=1800)
     assert process.returncode == 0, out + errors
     assert out.splitlines()[-1] == "0 wrong"

@@ -54,11 +54,15 @@ def train(
     Raises:
       UserError: the config, the data, the base or the workdir cannot work, or a loss is not finite.
       Stopped: Ctrl-C or SIGTERM ended the run; the step it was at is finished and saved. On many
-        hosts it is SIGTERM to one or all of them, and all end after the same step.
+        hosts it is SIGTERM to one or all of them, and all end after the same step. Before the first
+        step and after the last one a run ends at once.
     """
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
-    with interrupted(workdir) as check_interrupt, hosts.joined(config.hosts, preemptible=True):
+    with (
+        interrupted(workdir, alone=not config.hosts.coordinator) as check_interrupt,
+        hosts.joined(config.hosts, preemptible=True),
+    ):
         main_process = jax.process_index() == 0
         # Before data is prepared, which may take long.
         claim_workdir(config, workdir, write=False, more_steps=more_steps)
@@ -183,7 +187,7 @@ def _train(
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         check_interrupt()
         log.print("compiling the training step, unless it was before")
-        with Stop() as stop:
+        with hosts.at_steps(), Stop() as stop:
             for step in range(first_step + 1, last_step + 1):
                 batch = shard_batch(next(iterator), run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)

@@ -220,20 +220,23 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
-    """Tells what an interrupt that could not wait for a step leaves.
+def interrupted(workdir: Path, *, alone: bool = True) -> Iterator[Callable[[], None]]:
+    """Tells what Ctrl-C or SIGTERM leaves that could not wait for a step.
 
     Gives a function to call where it is time to end if there was one: Python drops the exception of
-    a Ctrl-C that comes while garbage is collected, which is done, and long, before the first step.
+    a signal that comes while garbage is collected, which is done, and long, before the first step.
+
+    Args:
+      alone: of many processes JAX takes SIGTERM, see `talora_jax.hosts.at_steps`.
 
     Raises:
       Stopped: with that, in place of a bare KeyboardInterrupt.
     """
-    asked = False
+    asked = 0
 
     def note(number: int, frame) -> None:
         nonlocal asked
-        asked = True
+        asked = number
         raise KeyboardInterrupt
 
     def check() -> None:
@@ -244,10 +247,14 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
 
-    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    hook, usual = sys.unraisablehook, {signal.SIGINT: signal.default_int_handler}
+    if alone:
+        usual[signal.SIGTERM] = signal.SIG_DFL
     here = threading.current_thread() is threading.main_thread()
-    if noted := here and before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, note)
+    noted = [number for number, does in usual.items() if here and signal.getsignal(number) == does]
+    for number in noted:
+        signal.signal(number, note)
+    if noted:
         sys.unraisablehook = tell_dropped
     try:
         yield check
@@ -256,11 +263,13 @@ def interrupted(workdir: Path) -> Iterator[Callable[[], None]]:
     except KeyboardInterrupt:
         leaves = "its last checkpoint" if has_checkpoints(workdir) else "its start"
         raise Stopped(
-            f"stopped; the same command goes on from {leaves} in {workdir}", 128 + signal.SIGINT
+            f"stopped; the same command goes on from {leaves} in {workdir}",
+            128 + (asked or signal.SIGINT),
         ) from None
     finally:
+        for number in noted:
+            signal.signal(number, usual[number])
         if noted:
-            signal.signal(signal.SIGINT, before)
             sys.unraisablehook = hook
 
 

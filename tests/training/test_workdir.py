@@ -205,6 +205,16 @@ def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sys.unraisablehook is hook
 
+    def before_a_step():
+        with interrupted(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(before_a_step)
+    assert end.value.code == 143 and "goes on from its start" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
     def terminated():
         raise Stopped("stopped after step 3", 143)
 
