@@ -18,7 +18,8 @@ from pathlib import Path
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments import sweep
 
-_METHODS = "--methods none talora lora_per_task lora_shared full stl"
+# Single tasks have a LoRA each: the whole encoder trained harms here, which would flatter the rest.
+_METHODS = "--methods none talora lora_per_task lora_shared full stl --stl-adapter lora_shared"
 # What runs, and in which folder. What is varied stands beside the recipe's own runs, in `rooms`.
 PARTS = {
     "rooms": ("rooms", "rooms_tiny", _METHODS),
