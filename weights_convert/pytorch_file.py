@@ -8,6 +8,7 @@ import collections
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -156,7 +157,11 @@ def _load(path: Path, torch) -> Any:
                     f"{path} is a TorchScript program: expected the state dict of the model that "
                     "it was made of"
                 )
-        with torch.serialization.safe_globals([(_Setting, name) for name in _SETTINGS]):
+        with (
+            torch.serialization.safe_globals([(_Setting, name) for name in _SETTINGS]),
+            # What PyTorch warns of before it refuses a file, the sentence below says.
+            warnings.catch_warnings(action="ignore"),
+        ):
             if path.suffix == ".safetensors":
                 # By its name alone, PyTorch would take it for one.
                 with open(path, "rb") as file:
