@@ -129,20 +129,22 @@ def turn_scale(
 
 
 def fit(sample: Sample, size: tuple[int, int]) -> Resized:
-    """Stretches the frame to `size` H, W: bilinear for the image, as the task says for a target."""
-    if sample["image"].shape[:2] == tuple(size):
-        return dict(sample)
-    return {
-        name: (resize_image if name == "image" else target_of(name).resize)(values, size)
-        for name, values in sample.items()
-    }
+    """Stretches the frame to `size` H, W, see `resized`."""
+    return {name: resized(name, values, size) for name, values in sample.items()}
 
 
-def resize_image(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Bilinear, with antialiasing where it gets smaller."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+def resized(
+    name: str, values: Shaped[np.ndarray, "H W ..."], size: tuple[int, int]
+) -> Shaped[np.ndarray, "h w ..."]:
+    """The image or a target, by its name, at `size` H, W; itself where it has that.
+
+    The image bilinearly, with antialiasing where it gets smaller; a target as its class says.
+    """
+    if values.shape[:2] == tuple(size):
+        return values
+    if name != "image":
+        return target_of(name).resize(values, size)
+    return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def mirror(sample: Sample) -> Sample:

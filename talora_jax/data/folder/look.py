@@ -12,9 +12,9 @@ import numpy as np
 from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.listing import split_samples
 from talora_jax.data.folder.open import list_all
-from talora_jax.data.folder.settings import Settings, stated_classes
+from talora_jax.data.folder.settings import Settings, named_classes, stated_classes
 from talora_jax.data.records import SampleFiles
-from talora_jax.data.transforms import resize_image
+from talora_jax.data.transforms import resized
 from talora_jax.errors import UserError, printable, some
 from talora_jax.task_names import kind_of
 from talora_jax.tasks import target_of
@@ -96,8 +96,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
             if problem := content.refusal() or (not named and content.numbering()):
                 lines.append(f"problem: {name}: {problem}")
             if kind_of(name) == "semantic":
-                counted = tuple(f"class {index}" for index in range(content.num_classes))
-                class_names[name] = named or counted
+                class_names[name] = named_classes(name, settings, content.num_classes)
     needed = ["image"] if settings.partly else listed.folders
     whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
     if "image" not in found or not found["image"][0]:
@@ -112,7 +111,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     def shown_as(name: str, stem: str) -> np.ndarray:
         values = found[name][0]
         if stem in values:
-            return _resized(name, values[stem], size)
+            return resized(name, values[stem], size)
         return target_of(name).nothing(size)
 
     return Look(
@@ -159,9 +158,3 @@ def _where(name: str, settings: Settings) -> str:
     if not settings.files:
         return ""
     return f" [{printable(' | '.join(settings.files[name].values()))}]"
-
-
-def _resized(name: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if values.shape[:2] == tuple(size):
-        return values
-    return resize_image(values, size) if name == "image" else target_of(name).resize(values, size)

@@ -23,7 +23,7 @@ from talora_jax.data.folder.records import (
     drawn_when_read,
     records_config,
 )
-from talora_jax.data.folder.settings import Settings, read_settings, stated_classes
+from talora_jax.data.folder.settings import Settings, named_classes, read_settings
 from talora_jax.data.memory import SETTINGS
 from talora_jax.data.records import (
     SampleFiles,
@@ -100,8 +100,7 @@ def open_folder(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Datase
     records = builder.as_data_source(SAMPLES)
     counts = {"semantic": checked["num_classes"], **checked.get("of_heads", {})}
     class_names = {
-        task: stated_classes(task, settings)
-        or tuple(f"class {index}" for index in range(counts.get(task, 0)))
+        task: named_classes(task, settings, counts.get(task, 0))
         for task in available
         if kind_of(task) == "semantic"
     }

@@ -20,7 +20,7 @@ from talora_jax.data.records import (
     SampleFiles,
     read_record,
 )
-from talora_jax.data.transforms import resize_image
+from talora_jax.data.transforms import resized
 from talora_jax.tasks import target_of
 
 # All samples, of whatever split: that is settled when they are read.
@@ -94,7 +94,7 @@ def _make_sample(
     }
     if made_from.get("normals") == "depth" in found:
         found["normals"] = normals_from_depth(found["depth"], settings.intrinsics)
-    found = {name: _resize(name, values, image_size) for name, values in found.items()}
+    found = {name: resized(name, values, image_size) for name, values in found.items()}
     if made_from.get("edges") == "instance" in found:
         found["edges"] = edges_from_ids(found["instance"])
     targets = {
@@ -103,14 +103,6 @@ def _make_sample(
     }
     stored = {name: target_of(name).store(target) for name, target in targets.items()}
     return {"image": found["image"], **stored}
-
-
-def _resize(
-    name: str, values: Num[np.ndarray, "H W *c"], size: tuple[int, int]
-) -> Num[np.ndarray, "h w *c"]:
-    if values.shape[:2] == size:
-        return values
-    return resize_image(values, size) if name == "image" else target_of(name).resize(values, size)
 
 
 class FolderSource:

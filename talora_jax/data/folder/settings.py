@@ -167,6 +167,11 @@ def stated_classes(task: str, settings: Settings) -> tuple[str, ...]:
     return getattr((settings.read or {}).get(task), "names", ())
 
 
+def named_classes(task: str, settings: Settings, count: int) -> tuple[str, ...]:
+    """`stated_classes`, or names for as many as its files have."""
+    return stated_classes(task, settings) or tuple(f"class {index}" for index in range(count))
+
+
 def _description(root: Path | None, data: ml_collections.ConfigDict) -> Path | None:
     """The file that describes the data.
 
