@@ -4,9 +4,12 @@ import argparse
 import difflib
 import gc
 import itertools
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
+
+from talora_jax import signals
 
 _LONGEST = 300  # characters
 _SHOWN = 80  # characters of a value
@@ -172,13 +175,14 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command; a user's mistake is told in one line, and is exit status 2.
 
-    So is the end by Ctrl-C, with the status that shells give it, 130.
+    So is the end by Ctrl-C or SIGTERM, with the status that shells give it, 130 or 143.
     """
     # What is traced stays, millions of objects: Python's own 700 new ones are too few to look for
     # garbage after, which takes a quarter of a start.
     gc.set_threshold(100_000, 20, 20)
     try:
-        status = main()
+        with signals.ending_at_once(signal.SIGTERM):
+            status = main()
     except (UserError, KeyboardInterrupt) as error:
         told, status = outcome(error)
         print(told, file=sys.stderr)

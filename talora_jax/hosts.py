@@ -27,7 +27,7 @@ import jax
 import ml_collections
 from jax._src import distributed
 
-from talora_jax import slurm, storage
+from talora_jax import signals, slurm, storage
 from talora_jax.errors import Stopped, UserError, one_line, outcome, short
 
 AUTO = "auto"
@@ -38,8 +38,6 @@ _FAILED, _PULSE, _LEFT = (f"{_SPACE}/{name}/" for name in ("failed", "pulse", "l
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _EVERY = 1.0  # seconds between two pulses
 _TO_READ_IT = 10.0  # seconds that process 0 stays for the others to read why all end
-# Others may be preparing data for hours; if one is gone, its pulse tells.
-_LONG = 10 * 24 * 3600  # seconds
 _SEEN = 5.0  # seconds that a network's disk may take to show what another host wrote
 _PIECE = 2**20  # characters, for a message between processes has a limit
 _NAMED = 3  # differences in a sentence
@@ -103,13 +101,15 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(
-            **explicit,
-            local_device_ids=slurm.local_device_ids(),
-            initialization_timeout=2 * hosts.initialization_timeout + 60,
-            heartbeat_timeout_seconds=2 * hosts.heartbeat_timeout + 60,
-            shutdown_timeout_seconds=hosts.shutdown_timeout,
-        )
+        # As SIGTERM ends a command, until all have come and JAX takes it.
+        with signals.ending_at_once(signal.SIGINT):
+            jax.distributed.initialize(
+                **explicit,
+                local_device_ids=slurm.local_device_ids(),
+                initialization_timeout=2 * hosts.initialization_timeout + 60,
+                heartbeat_timeout_seconds=2 * hosts.heartbeat_timeout + 60,
+                shutdown_timeout_seconds=hosts.shutdown_timeout,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         if explicit:
             raise UserError(
@@ -177,7 +177,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     if jax.process_index() == 0:
         _store().key_value_set(name, json.dumps(ours))
     else:
-        theirs = json.loads(_store().blocking_key_value_get(name, _LONG * 1000))
+        theirs = json.loads(_read(name))
         differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
         if differing:
             named = ", ".join(
@@ -189,7 +189,7 @@ def agree(facts: Mapping[str, Any]) -> None:
                 f"process {jax.process_index()} is not as process 0: {named}{more}. Start all "
                 f"{jax.process_count()} with the same command, version and data"
             )
-    _store().wait_at_barrier(name, _LONG * 1000)
+    gathered(None)  # none goes on before all are here
 
 
 def gathered(value: Any) -> list[Any]:
@@ -205,14 +205,11 @@ def gathered(value: Any) -> list[Any]:
     for k, piece in enumerate(pieces):
         _store().key_value_set(f"{name}/{jax.process_index()}/{k}", piece)
     _store().key_value_set(f"{name}/{jax.process_index()}/pieces", str(len(pieces)))
-
-    def read(key: str) -> str:
-        return _store().blocking_key_value_get(f"{name}/{key}", _LONG * 1000)
-
-    return [
-        json.loads("".join(read(f"{i}/{k}") for k in range(int(read(f"{i}/pieces")))))
-        for i in range(jax.process_count())
-    ]
+    given = []
+    for theirs in (f"{name}/{i}" for i in range(jax.process_count())):
+        count = int(_read(f"{theirs}/pieces"))
+        given.append(json.loads("".join(_read(f"{theirs}/{k}") for k in range(count))))
+    return given
 
 
 def check_shared(flag: str, folder: Path) -> None:
@@ -455,6 +452,20 @@ def _aborted(number: int) -> None:
 def _tell(line: str) -> None:
     """A line on stderr from any thread, whatever another one is printing."""
     os.write(2, f"{line}\n".encode())
+
+
+def _read(name: str) -> str:
+    """A value of the store, when it is there.
+
+    Others may be preparing data for hours: if one is gone, its pulse tells. Python hears of Ctrl-C
+    between two tries.
+    """
+    while True:
+        try:
+            return _store().blocking_key_value_get(name, int(_EVERY * 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
 
 
 def _store() -> Any:

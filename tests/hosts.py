@@ -91,7 +91,7 @@ class Groups:
     """Runs of one data set, each by a group of processes."""
 
     def __init__(self, root: Path, flags: Sequence[str]):
-        self.root = root
+        self.root, self.port = root, 0  # where process 0 of the last command listens
         kills.write_data(root / "data")
         self.flags = [
             kills.CONFIG[0].replace("configs/", f"{kills.TESTS.parent}/configs/"),
@@ -116,12 +116,12 @@ class Groups:
           odd: further arguments of the last one.
           absent: those that are not started.
         """
-        port, processes = free_port(), []
+        self.port, processes = free_port(), []
         for i in range(count):
             given = [*arguments, *(odd if i == count - 1 else ())]
             if count > 1:
                 given += [
-                    f"--config.hosts.coordinator=localhost:{port}",
+                    f"--config.hosts.coordinator=localhost:{self.port}",
                     f"--config.hosts.num_processes={count}",
                     f"--config.hosts.process_id={i}",
                 ]
@@ -280,7 +280,8 @@ def mistakes(groups: Groups) -> bool:
 def early(groups: Groups) -> bool:
     """A signal before the first step ends all of them, leaves nothing half done, and costs nothing.
 
-    Until data are prepared it is at once; where the step is being compiled, when that is done.
+    Until data are prepared it is at once, also while others have not come; where the step is being
+    compiled, when that is done.
     """
     good, place = True, groups.root / "early_records"
     where = f"--config.data.dir={place}"
@@ -290,6 +291,16 @@ def early(groups: Groups) -> bool:
             time.sleep(1)
             yield make(item)
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        processes = groups.train("early", count=3, absent=[2])
+        while not _listens(groups.port):
+            time.sleep(0.05)
+        time.sleep(1)  # until the other one has found it
+        at = time.monotonic()
+        for process in processes:
+            os.kill(process.id, number)
+        what = f"early: {number.name} to two that wait for a third"
+        good &= told_by_all(what, processes, 128 + number, "^stopped", PATIENCE, since=at)
     for count, number in ((1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)):
         before = set(place.rglob("incomplete.*"))
         with mock.patch.object(records, "_made", slowly):
@@ -315,6 +326,11 @@ def early(groups: Groups) -> bool:
     good &= expect("early: the next start goes on", last.ended() == 0, last.told())
     left = list(place.rglob("incomplete.*"))
     return good & expect("early: nothing is left", not left, left)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return not caller.connect_ex(("localhost", port))
 
 
 def shapes(groups: Groups) -> bool:

@@ -9,17 +9,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "talora_jax"
 # What a room may import from, besides itself.
 GROUND = set(
-    "arrays compiled errors files hosts metrics rgb sharding slurm storage task_names".split()
-)
+    "arrays compiled errors files hosts metrics rgb sharding signals slurm storage".split()
+) | {"task_names"}
 MAY_IMPORT = {
-    "errors": set(),
+    "errors": {"signals"},
     "arrays": {"errors"},
     "compiled": set(),
     "files": {"errors", "storage"},
-    "hosts": {"errors", "slurm", "storage"},
+    "hosts": {"errors", "signals", "slurm", "storage"},
     "metrics": set(),
     "rgb": {"arrays", "errors"},
     "sharding": {"errors"},
+    "signals": set(),
     "slurm": set(),
     "storage": {"errors"},
     "task_names": {"errors"},

@@ -14,7 +14,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from talora_jax import config as config_lib
-from talora_jax import config_checks, storage
+from talora_jax import config_checks, signals, storage
 from talora_jax.errors import Stopped, UserError, short
 from talora_jax.files import sweep, write_atomically
 
@@ -247,17 +247,16 @@ def interrupted(workdir: Path, *, alone: bool = True) -> Iterator[Callable[[], N
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
 
-    hook, usual = sys.unraisablehook, {signal.SIGINT: signal.default_int_handler}
+    hook, usual = sys.unraisablehook, {signal.SIGINT: (signal.default_int_handler,)}
     if alone:
-        usual[signal.SIGTERM] = signal.SIG_DFL
+        usual[signal.SIGTERM] = (signal.SIG_DFL, signals.end)
     here = threading.current_thread() is threading.main_thread()
-    noted = [number for number, does in usual.items() if here and signal.getsignal(number) == does]
-    for number in noted:
-        signal.signal(number, note)
+    noted = [number for number, do in usual.items() if here and signal.getsignal(number) in do]
     if noted:
         sys.unraisablehook = tell_dropped
     try:
-        yield check
+        with signals.handled(dict.fromkeys(noted, note)):
+            yield check
     except Stopped:
         raise
     except KeyboardInterrupt:
@@ -267,8 +266,6 @@ def interrupted(workdir: Path, *, alone: bool = True) -> Iterator[Callable[[], N
             128 + (asked or signal.SIGINT),
         ) from None
     finally:
-        for number in noted:
-            signal.signal(number, usual[number])
         if noted:
             sys.unraisablehook = hook
 

@@ -1,0 +1,75 @@
+"""Signals that end a command at once, whatever its main thread waits for.
+
+Python calls a handler when the main thread is back from C++. That it got a signal it writes to a
+descriptor at once, which a thread can wait for.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+_ending = threading.Lock()
+
+
+def end(number: int, frame: object = None) -> None:
+    """A handler: tells that the process was stopped, and ends it with the status of shells."""
+    # Of the main thread and the other one it is the first that tells.
+    if _ending.acquire(blocking=False):
+        os.write(2, b"stopped\n")
+        os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def ending_at_once(number: int) -> Iterator[None]:
+    """While this lasts a signal ends the process at once, unless it is ignored or `handled`.
+
+    Out of the main thread nothing is changed.
+    """
+    before = signal.getsignal(number)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before in (signal.SIG_IGN, None):
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # as Python wants it
+    others = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(ours,), daemon=True).start()
+    signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+        signal.set_wakeup_fd(others)
+        theirs.close()
+
+
+@contextlib.contextmanager
+def handled(handlers: Mapping[int, Callable]) -> Iterator[None]:
+    """While this lasts signals are handled so, and by nobody else, from the main thread.
+
+    Args:
+      handlers: by the numbers of signals; if there are none, nothing is changed.
+    """
+    if not handlers:
+        yield
+        return
+    # First: a thread might hear of a signal when its handler is gone.
+    others = signal.set_wakeup_fd(-1)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(others)
+
+
+def _listen(told: socket.socket) -> None:
+    with told:
+        while numbers := told.recv(64):
+            for number in numbers:
+                if signal.getsignal(number) == end:
+                    end(number)

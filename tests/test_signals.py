@@ -1,0 +1,58 @@
+"""A signal ends a command at once, whatever it waits for, and as the last handler of it says."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# Locks a mutex twice, which waits for ever, and no signal wakes.
+WAITS = """
+import ctypes, signal
+from talora_jax import signals
+from talora_jax.errors import run_command
+
+def work():
+    print("works", flush=True)
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
+    lock(mutex)
+
+def waits_for_others():
+    with signals.ending_at_once(signal.SIGINT):
+        work()
+
+def has_another_handler():
+    def note(number, frame):
+        raise RuntimeError("noted")
+
+    with signals.handled({signal.SIGTERM: note}):
+        print("works", flush=True)
+        signal.pause()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_command(%s)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status", "told"),
+    [
+        ("work", signal.SIGTERM, 143, "stopped"),
+        ("waits_for_others", signal.SIGTERM, 143, "stopped"),
+        ("waits_for_others", signal.SIGINT, 130, "stopped"),
+        ("has_another_handler", signal.SIGTERM, 1, "RuntimeError: noted"),
+    ],
+)
+def test_a_signal_to_a_command_that_is_in_c(command, number, status, told):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS % command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "works\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.splitlines()[-1] == told and ("Traceback" in errors) == (status == 1)
