@@ -56,3 +56,15 @@ def test_a_signal_to_a_command_that_is_in_c(command, number, status, told):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert errors.splitlines()[-1] == told and ("Traceback" in errors) == (status == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_command_that_loads_jax(number, start_python, tmp_path):
+    command = ("-m", "talora_jax.main", "--config=rooms_tiny", f"--workdir={tmp_path}/run")
+    process = start_python("-X", "importtime", *command)
+    while "jaxlib" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == "stopped" and "Traceback" not in errors
