@@ -104,11 +104,6 @@ _RANGES = {
     "read_workers": _Range(0),
     "mesh.fsdp": _Range(1),
     "mesh.task": _Range(1),
-    "hosts.num_processes": _Range(1),
-    "hosts.process_id": _Range(0),
-    "hosts.initialization_timeout": _Range(1),
-    "hosts.heartbeat_timeout": _Range(5),
-    "hosts.shutdown_timeout": _Range(1),
 }
 # Of float32 and int32, in which a run computes and counts.
 _LARGEST = 3.4e38

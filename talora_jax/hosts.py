@@ -43,6 +43,14 @@ _PIECE = 2**20  # characters, for a message between processes has a limit
 _NAMED = 3  # differences in a sentence
 _SHOWN = 60  # characters of a value
 
+_LEAST = {
+    "num_processes": 1,
+    "process_id": 0,
+    "initialization_timeout": 1,
+    "heartbeat_timeout": 5,
+    "shutdown_timeout": 1,
+}
+
 _numbers = itertools.count()  # of what the processes do together, in the same order
 _at_steps = threading.Event()
 
@@ -53,10 +61,14 @@ def check(hosts: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: names the field and what is expected.
     """
+    for name, least in _LEAST.items():
+        if hosts[name] < least:
+            raise UserError(f"config.hosts.{name} is {hosts[name]}, expected at least {least}")
     address, count = hosts.coordinator, hosts.num_processes
-    if not address and count > 1:
+    if not address and (count > 1 or hosts.process_id):
+        name = "num_processes" if count > 1 else "process_id"
         raise UserError(
-            f"config.hosts.num_processes is {count}, but config.hosts.coordinator is missing: give "
+            f"config.hosts.{name} is {hosts[name]}, but config.hosts.coordinator is missing: give "
             "ADDRESS:PORT of process 0, as 10.0.0.1:8476"
         )
     if not address or address == AUTO:

@@ -38,12 +38,11 @@ def make_mesh(
       devices: in place of those that are here.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or slices of TPUs do not divide
-        `data`.
+      UserError: an axis has no size, the sizes do not multiply to the number of devices, or slices
+        of TPUs do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if data == -1:
-        data = len(devices) // (fsdp * task)
+    data = _data_axis(data, len(devices), fsdp * task)
     if data * fsdp * task != len(devices):
         raise UserError(
             f"mesh data={data} × fsdp={fsdp} × task={task} needs {data * fsdp * task} devices, "
@@ -80,13 +79,19 @@ def abstract_mesh(data: int, fsdp: int, task: int) -> jax.sharding.AbstractMesh:
     for axis, size in (("fsdp", fsdp), ("task", task)):
         if size < 1:
             raise UserError(f"config.mesh.{axis} is {size}, expected at least 1")
-    if data == -1:
-        data = max(1, jax.device_count() // (fsdp * task))
-    if data < 1:
-        raise UserError(f"config.mesh.data is {data}, expected at least 1, or -1 for what is here")
+    data = _data_axis(data, jax.device_count(), fsdp * task)
     return jax.sharding.AbstractMesh(
         (data, fsdp, task), AXES, axis_types=(AxisType.Auto,) * len(AXES)
     )
+
+
+def _data_axis(data: int, devices: int, others: int) -> int:
+    """The size of `data`: -1 is what the other axes leave of the devices, at least 1."""
+    if data == -1:
+        return max(1, devices // others)
+    if data < 1:
+        raise UserError(f"config.mesh.data is {data}, expected at least 1, or -1 for what is here")
+    return data
 
 
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:

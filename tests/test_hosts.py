@@ -19,6 +19,12 @@ def given(**fields):
     ("fields", "told"),
     [
         ({"num_processes": 2}, "num_processes is 2, but config.hosts.coordinator is missing"),
+        ({"process_id": 1}, "process_id is 1, but config.hosts.coordinator is missing"),
+        ({"num_processes": 0}, "num_processes is 0, expected at least 1"),
+        (
+            {"coordinator": "tpu-0:8476", "heartbeat_timeout": -1},
+            "heartbeat_timeout is -1, expected at least 5",
+        ),
         ({"coordinator": "tpu-0"}, "is 'tpu-0', expected ADDRESS:PORT of process 0, as 10.0.0.1"),
         ({"coordinator": "tpu-0:"}, "is 'tpu-0:', expected ADDRESS:PORT"),
         ({"coordinator": ":8476"}, "is ':8476', expected ADDRESS:PORT"),

@@ -9,7 +9,7 @@ import pytest
 
 from talora_jax.config_checks import check_mesh
 from talora_jax.errors import UserError
-from talora_jax.sharding import make_mesh
+from talora_jax.sharding import abstract_mesh, make_mesh
 
 # Every axis is shared out in one of them, all three in the last.
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
@@ -97,6 +97,15 @@ def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
 def test_a_mesh_of_another_number_of_devices():
     with pytest.raises(UserError, match=r"data=2 × fsdp=3 × task=1 needs 6 devices, but 1 are"):
         make_mesh(2, 3, 1)
+    with pytest.raises(UserError, match=r"data=1 × fsdp=3 × task=1 needs 3 devices, but 1 are"):
+        make_mesh(-1, 3, 1)
+
+
+@pytest.mark.parametrize("data", [0, -2])
+def test_a_data_axis_that_has_no_size(data):
+    for make in (make_mesh, abstract_mesh):
+        with pytest.raises(UserError, match=f"data is {data}, expected at least 1, or -1 for what"):
+            make(data, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_a_path_stays_in_its_bucket(bucket):
     assert storage.absolute(Path("run")) == Path.cwd() / "run"
 
 
-def test_an_adapter_and_its_base_are_fetched(bucket, shelf):
+def test_an_adapter_and_its_base_are_fetched(bucket, shelf, capsys):
     bucket.put("base.safetensors", (shelf / "sam_nano.safetensors").read_bytes())
     bucket.put("run/adapter.safetensors", (shelf / "adapter.safetensors").read_bytes())
     model = talora_jax.load("gs://bucket/run", base="gs://bucket/base.safetensors")
@@ -163,6 +163,9 @@ def test_an_adapter_and_its_base_are_fetched(bucket, shelf):
     assert model.file.base_fingerprint == here.base_fingerprint
     for name, x in here.tensors.items():
         np.testing.assert_array_equal(model.file.tensors[name], x)
+    main(["adapter", "gs://bucket/run"])
+    size = (shelf / "adapter.safetensors").stat().st_size
+    assert f"gs://bucket/run/adapter.safetensors, {size / 1e6:.2f} MB" in capsys.readouterr().out
     model.save("gs://bucket/copy.safetensors")
     assert AdapterFile.read("gs://bucket/copy.safetensors").channels == here.channels
     # Another file of the same name is another one.

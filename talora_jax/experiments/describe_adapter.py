@@ -33,12 +33,13 @@ def describe(path: Path, console: rich.console.Console) -> None:
       UserError: as `AdapterFile.read`.
     """
     file = AdapterFile.read(path)
+    size = storage.fetched(path).stat().st_size
     adapter = file.adapter
     ranks = "×".join(map(str, adapter["ranks"]))
 
     about = rich.table.Table(show_header=False, box=None)
     for name, text in (
-        ("file", f"{path}, {path.stat().st_size / 1e6:.2f} MB"),
+        ("file", f"{path}, {size / 1e6:.2f} MB"),
         ("adapter", f"{adapter['kind']}, ranks {ranks}, scale {adapter['scale']}{_blocks(file)}"),
         ("model", _model(file)),
         ("base", file.base),
