@@ -14,10 +14,13 @@ from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import read_image
 from talora_jax.data.folder.streams import Stream
 from talora_jax.errors import UserError
+from talora_jax.task_names import is_head
+from talora_jax.task_names import kind_of as kind_of_task
 from talora_jax.tasks.target_files import BadFile
 
 _NONE_OF_8_BITS = 255
 _MASKS = 300  # of which the colours are gathered
+_COMPARED = 8
 # The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
@@ -64,6 +67,32 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         return "unknown"
 
 
+def say_the_same(pairs: Sequence[tuple[Path, Path]], kinds: tuple[str, str]) -> bool:
+    """Whether class maps are others in other numbers, or drawings of them.
+
+    Args:
+      pairs: files of the same images, of both.
+      kinds: of both, `labels` or `colours`.
+    """
+    seen: set[tuple[int, int]] = set()
+    for files in pairs[:: max(1, len(pairs) // _COMPARED)]:
+        one, other = (_values(path, kind) for path, kind in zip(files, kinds, strict=True))
+        if one.shape != other.shape:
+            return False
+        seen |= set(
+            map(tuple, np.unique(np.stack([one, other], -1).reshape(-1, 2), axis=0).tolist())
+        )
+    ones, others = ({pair[i] for pair in seen} for i in (0, 1))
+    drawn = kinds == ("labels", "colours")
+    return len(seen) == len(ones) and len(others) > 1 and (drawn or len(seen) == len(others))
+
+
+def _values(path: Path, kind: str) -> np.ndarray:
+    if kind == "colours":
+        return rasters.codes_of(rasters.read_colours(path))
+    return rasters.read_plane_of(path, None).astype(np.int64)
+
+
 def sizes(
     root: Path, image: Stream, targets: Mapping[str, Stream]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -94,6 +123,8 @@ _Reading = tuple[dict[str, Any], list[str]]
 
 def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[str]) -> _Reading:
     """What to say of a target beside where it lies, and notes."""
+    if is_head(name):
+        return _of_head(name, reading(root, kind_of_task(name), stream, kind, paths))
     files = [root / path for path in stream.some]
     match name:
         case "semantic" if kind == "colours":
@@ -124,6 +155,19 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
                 note = f"{name}: more than two values; above 127 is taken for yes"
                 return {"read": {"threshold": 127}}, [note]
     return {}, []
+
+
+def _of_head(name: str, of_kind: _Reading) -> _Reading:
+    """The same for a head, of which nothing stands beside `read`."""
+    content, notes = of_kind
+    content = dict(content)
+    read = content.pop("read", {})
+    if "class_names" in content:
+        read["class_names"] = content.pop("class_names")
+    if "ignore_label" in content:
+        read["ignore"] = [content.pop("ignore_label")]
+    notes = [note.replace(kind_of_task(name), name, 1) for note in notes]
+    return ({"read": read} if read else {}), notes
 
 
 def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:

@@ -118,6 +118,22 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
     return [_with_constants(stream) for stream in streams]
 
 
+def own_words(stream: Stream, other: Stream) -> str:
+    """What the names of a stream's files and folders say that those of another do not, and that is
+    no word of a role, as the name of a head; empty if nothing."""
+    said, elsewhere = (
+        [
+            word.lower()
+            for word in re.findall(
+                r"[^\W\d_][^\W_]*", "/".join(x.parts[:-1] + (Path(x.parts[-1]).stem,))
+            )
+        ]
+        for x in (stream, other)
+    )
+    known = {*elsewhere, *_ROLE_OF, *_OTHER_WORDS, *SPLIT_WORDS, "split"}
+    return "_".join(dict.fromkeys(word for word in said if word not in known))
+
+
 def _folder(name: str) -> tuple[str, str, str, str | None]:
     """What a folder's name generalises to, the split that it tells, as it calls it, and a role."""
     if match := _SPLIT.fullmatch(name):
