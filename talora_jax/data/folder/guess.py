@@ -15,6 +15,17 @@ from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, strea
 from talora_jax.errors import UserError, printable
 from talora_jax.task_names import is_name
 
+_NAMED = 3
+_LOSSY = (".jpg", "jpeg")
+# Kinds of files that hold targets and are not read, and what to make of them.
+_NOT_READ = {
+    **dict.fromkeys((".h5", ".hdf5", ".mat"), "save their arrays as npy"),
+    **dict.fromkeys((".json", ".xml"), "draw their outlines into PNGs of numbers"),
+    ".txt": "lists, or outlines to draw into PNGs of numbers",
+    ".pfm": "save them as npy or TIFF",
+    ".parquet": "nyuv2_mtan and cityscapes_mtan read theirs, see config.data.name",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
@@ -42,12 +53,13 @@ def guess(root: Path) -> Guess:
     streams = streams_of([path for path in paths if Path(path).suffix.lower() in known])
     kinds = {id(stream): contents.kind_of(root, stream) for stream in streams}
     photos = [stream for stream in streams if kinds[id(stream)] == "photo"]
-    images = [stream for stream in photos if stream.role in ("image", None)] or photos
+    grey = [s for s in streams if kinds[id(s)] == "deep" and s.role is None and s.is_picture]
+    images = [stream for stream in photos if stream.role in ("image", None)] or photos or grey
     images.sort(key=lambda s: (s.role is None, s.rank, -s.count))
     if not images:
         raise UserError(
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
-            "…) and, beside them or in other folders, files of targets."
+            f"…) and, beside them or in other folders, files of targets{_passed_over(root, paths)}."
         )
     for image in images:
         found = _targets(image, streams, kinds)
@@ -57,7 +69,8 @@ def guess(root: Path) -> Guess:
         raise UserError(
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
-            "or a table in dataset.json that says which are pairs."
+            "or a table in dataset.json that says which are pairs"
+            f"{_passed_over(root, paths) or _jpegs(photos)}."
         )
     of_image, by_role, splits = found
     targets, notes = {}, []
@@ -71,6 +84,12 @@ def guess(root: Path) -> Guess:
         description["splits"] = lists
     if "test" in splits and "val" not in splits:
         notes.append("there is no validation split: what is called test is taken for it")
+    others = [stream for stream in photos if stream in images and not image.shares(stream)]
+    notes += [
+        f"image: {printable(stream.pattern('train'))}, {stream.count} files, are photos as well "
+        "and are left out"
+        for stream in others[:_NAMED]
+    ]
     read = {}
     for name, target in targets.items():
         content, more = contents.reading(root, name, target.stream, kinds[id(target.stream)], paths)
@@ -80,8 +99,8 @@ def guess(root: Path) -> Guess:
             read[name] = content["read"]
     if read:
         description["read"] = read
-    streams_by_target = {name: target.stream for name, target in targets.items()}
-    size, more = contents.sizes(root, image, streams_by_target)
+    of_targets = [target.files for target in targets.values()]
+    size, more = contents.sizes(root, of_targets, image.some)
     return Guess(description | size, (*notes, *more))
 
 
@@ -97,6 +116,27 @@ class _Candidate:
     stream: Stream
     patterns: Mapping[str, str]
     files: Mapping[str, str]
+
+
+def _passed_over(root: Path, paths: Sequence[str]) -> str:
+    """What there is of files that hold targets and are not read."""
+    told = []
+    for suffix, remedy in _NOT_READ.items():
+        found = [path for path in paths if Path(path).suffix.lower() == suffix]
+        if found:
+            told.append(f"{len(found)} {suffix} ({printable(found[0], 60)}): {remedy}")
+    return f". Not read: {'; '.join(told)}" if told else ""
+
+
+def _jpegs(photos: Sequence[Stream]) -> str:
+    """What is called a target and has lost its numbers."""
+    lossy = [
+        s for s in photos if s.role not in ("image", None) and s.some[0].lower()[-4:] in _LOSSY
+    ]
+    if not lossy:
+        return ""
+    name = printable(lossy[0].pattern("train"))
+    return f". {name} are JPEGs, which do not keep numbers of classes or lengths: expected PNGs"
 
 
 _Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
