@@ -35,7 +35,7 @@ from talora_jax.errors import (
     short,
     tell_together,
 )
-from talora_jax.task_names import check_name, kind_of
+from talora_jax.task_names import check_name
 
 
 class _Range(NamedTuple):
@@ -262,14 +262,7 @@ def _check_class_weights(config: ml_collections.ConfigDict) -> None:
     weights = config.class_weights
     if weights.kind != "none" and config.trains == "prompts":
         raise UserError("config.class_weights are of tasks, and config.trains=prompts has none")
-    if weights.given:
-        named = [n for n in config.tasks if issubclass(tasks.TASKS[kind_of(n)], tasks.Semantic)]
-        if not named:
-            raise UserError(
-                "config.class_weights.given is of classes, and none of config.tasks has any: "
-                f"{', '.join(config.tasks)}"
-            )
-        classes.given_weights(weights.given, named)
+    classes.given_weights(weights.given, tasks.with_classes(config.tasks))
     if (weights.kind == "given") != bool(weights.given):
         raise UserError(
             f"config.class_weights.given is {_short(weights.given)} and "

@@ -242,7 +242,7 @@ def _row_settings(run: FinishedRun) -> dict[str, Any]:
     fields = experiment(run)
     if len(run.tasks) > 1:
         return fields
-    apart = ("config.tasks", "config.weighting.")
+    apart = ("config.tasks", "config.weighting.", "config.class_weights.")
     return {k: v for k, v in fields.items() if not k.startswith(apart)} | {"single-task": True}
 
 
