@@ -96,7 +96,27 @@ def heads_by_folder(root):
     labelled(root, "images/x{}.jpg", "labels_rooms/x{}.png", label_of=lambda x: np.uint8(x[::-1]))
 
 
+def not_as_called(root):
+    """Depth in three channels, masks of other names than the images', arrays that are not read."""
+    labelled(root)
+    labelled(root, "images/x{}.png", "instances/y{}.png")
+    with_depth(
+        root, "images/x{}.png", "depth/x{}.png", lambda x: np.stack([np.uint8(x * 9)] * 3, -1)
+    )
+    for path in (root / "depth").iterdir():
+        noise = np.random.default_rng(0).integers(0, 256, (*trees.SIZE, 3))
+        trees.save(path, np.uint8(noise))
+    (root / "normals").mkdir()
+    (root / "normals/x0.mat").write_bytes(b"0")
+
+
 DESCRIBED = {
+    "not_as_called": (
+        not_as_called,
+        "note: depth: depth/{stem}.png hold three channels of many colours: left out",
+        "note: instance: instances/{stem}.png belong to no image, by their names: left out",
+        "note: Not read: 1 .mat (normals/x0.mat): save their arrays as npy",
+    ),
     "broken": (
         broken,
         "problem: image: 1 of 4 files: images/x0.png: cannot be decoded",
@@ -183,7 +203,7 @@ def lossy(root):
         (nothing_but("depth/x{}.hdf5"), r"4 \.hdf5 \(depth/x0\.hdf5\): save their arrays as npy"),
         (nothing_but("instances_{}.json", b"{}"), r"4 \.json .*: draw their outlines into PNGs"),
         (nothing_but("labels/x{}.txt"), r"4 \.txt \(labels/x0\.txt\): lists, or outlines"),
-        (lossy, "masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
+        (lossy, "semantic: masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
     ],
 )
 def test_targets_that_are_not_read(make, told, tmp_path, monkeypatch):

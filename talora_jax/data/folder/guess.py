@@ -16,7 +16,15 @@ from talora_jax.errors import UserError, printable
 from talora_jax.task_names import is_name
 
 _NAMED = 3
-_LOSSY = (".jpg", "jpeg")
+# What a file holds that is called a target and cannot be it.
+_HOLDS = {
+    "photo": "hold three channels of many colours",
+    "colours": "hold colours",
+    "deep": "hold more numbers than there can be classes",
+    "vectors": "hold vectors",
+    "unknown": "cannot be read",
+    "labels": "hold few numbers",
+}
 # Kinds of files that hold targets and are not read, and what to make of them.
 _NOT_READ = {
     **dict.fromkeys((".h5", ".hdf5", ".mat"), "save their arrays as npy"),
@@ -59,7 +67,7 @@ def guess(root: Path) -> Guess:
     if not images:
         raise UserError(
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
-            f"…) and, beside them or in other folders, files of targets{_passed_over(root, paths)}."
+            f"…) and, beside them or in other folders, files of targets{_passed_over(paths)}."
         )
     for image in images:
         found = _targets(image, streams, kinds)
@@ -70,7 +78,7 @@ def guess(root: Path) -> Guess:
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
-            f"{_passed_over(root, paths) or _jpegs(photos)}."
+            f"{_passed_over(paths)}{''.join(f'. {x}' for x in _unfit(streams, kinds, ()))}."
         )
     of_image, by_role, splits = found
     targets, notes = {}, []
@@ -90,6 +98,11 @@ def guess(root: Path) -> Guess:
         "and are left out"
         for stream in others[:_NAMED]
     ]
+    candidates = [each.stream for of_role in by_role.values() for each in of_role]
+    notes += _unfit(streams, kinds, [image, *candidates])
+    arrays = [path for path in paths if Path(path).suffix.lower() in (".h5", ".hdf5", ".mat")]
+    if arrays:
+        notes.append(_passed_over(arrays).removeprefix(". "))
     read = {}
     for name, target in targets.items():
         content, more = contents.reading(root, name, target.stream, kinds[id(target.stream)], paths)
@@ -118,7 +131,7 @@ class _Candidate:
     files: Mapping[str, str]
 
 
-def _passed_over(root: Path, paths: Sequence[str]) -> str:
+def _passed_over(paths: Sequence[str]) -> str:
     """What there is of files that hold targets and are not read."""
     told = []
     for suffix, remedy in _NOT_READ.items():
@@ -128,15 +141,20 @@ def _passed_over(root: Path, paths: Sequence[str]) -> str:
     return f". Not read: {'; '.join(told)}" if told else ""
 
 
-def _jpegs(photos: Sequence[Stream]) -> str:
-    """What is called a target and has lost its numbers."""
-    lossy = [
-        s for s in photos if s.role not in ("image", None) and s.some[0].lower()[-4:] in _LOSSY
-    ]
-    if not lossy:
-        return ""
-    name = printable(lossy[0].pattern("train"))
-    return f". {name} are JPEGs, which do not keep numbers of classes or lengths: expected PNGs"
+def _unfit(
+    streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
+) -> list[str]:
+    """What is called a target and cannot be one, or belongs to no image."""
+    told = []
+    for stream in streams:
+        if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
+            continue
+        kind = kinds[id(stream)]
+        lossy = Path(stream.some[0]).suffix.lower() in (".jpg", ".jpeg")
+        why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
+        why = "are JPEGs, which do not keep numbers of classes or lengths" if lossy else why
+        told.append(f"{stream.role}: {printable(stream.pattern('train'))} {why}: left out")
+    return told[:_NAMED]
 
 
 _Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
