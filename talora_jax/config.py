@@ -196,7 +196,9 @@ def default() -> ml_collections.ConfigDict:
     # `talora_jax.weighting.classes`.
     config.class_weights = classes = ml_collections.ConfigDict()
     classes.kind = "none"
-    classes.given = ()  # of `given`, a number for each class
+    # Of `given`, a number for each class; or such a list for each task that has classes, in the
+    # order of `tasks`, where () lets them all weigh alike.
+    classes.given = ()
     config.orthogonal_weight = 1.0  # λ of the orthogonal regulariser
     config.orthogonal_parts = ("U1", "U2", "G")  # what it is the mean over
 

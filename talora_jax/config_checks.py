@@ -81,7 +81,6 @@ _RANGES = {
     "optimizer.clip_norm": _Range(0),
     **{f"optimizer.lr_scale.{group}": _Range(0) for group in GROUPS},
     "weighting.task_weights": _Range(0),
-    "class_weights.given": _Range(0),
     "weighting.famo_learning_rate": _Range(0, open="low"),
     "weighting.famo_decay": _Range(0),
     "weighting.stch_mu": _Range(0, open="low"),
@@ -120,7 +119,6 @@ _ENTRIES = {
     "prompts.aspects": ("a lowest and a highest height / width", 2, float),
     "augment.scales": ("numbers", None, float),
     "weighting.task_weights": ("a number for each task", None, float),
-    "class_weights.given": ("a number for each class", None, float),
 }
 
 
@@ -214,7 +212,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     )
     found.ask(
         lambda: _check_class_weights(config),
-        *("class_weights.given", "class_weights.kind", "trains"),
+        *("class_weights.given", "class_weights.kind", "tasks", "trains"),
     )
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
     found.ask(lambda: _check_init(config), "init", "adapter.extend", "trains")
@@ -253,17 +251,19 @@ def _check_task_weights(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_class_weights(config: ml_collections.ConfigDict) -> None:
+    from talora_jax import tasks
+    from talora_jax.weighting import classes
+
     weights = config.class_weights
     if weights.kind != "none" and config.trains == "prompts":
         raise UserError("config.class_weights are of tasks, and config.trains=prompts has none")
+    classes.given_weights(weights.given, tasks.with_classes(config.tasks))
     if (weights.kind == "given") != bool(weights.given):
         raise UserError(
             f"config.class_weights.given is {_short(weights.given)} and "
             f"config.class_weights.kind={weights.kind}: expected numbers of kind=given and of no "
             "other"
         )
-    if weights.kind == "given" and not any(weights.given):
-        raise UserError("config.class_weights.given is all 0, expected a class that counts")
 
 
 def _check_parts(config: ml_collections.ConfigDict) -> None:

@@ -85,6 +85,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("class_weights.kind", "inverse", "class_weights.kind: unknown 'inverse', expected one of"),
         ("class_weights.given", (1.0, 2.0), "class_weights.kind=none: expected numbers of kind=g"),
         ("class_weights.given", (1.0, -2.0), "class_weights.given is .*, expected 0 or more"),
+        ("class_weights.given", ((1.0, 2.0), (1.0,)), "expected a number for each class, or such"),
         ("class_weights.kind", "given", r"given is \(\) and config.class_weights.kind=given"),
         ("data.part_weights", (1.0, 0.0), "part_weights is .*, expected above 0"),
         ("weighting.task_weights", (1.0,), "a weight for each of the 3 tasks, .*kind=equal"),

@@ -272,3 +272,42 @@ def test_what_the_numbers_of_files_may_mean(tmp_path, monkeypatch):
     np.testing.assert_allclose(depth, sample["depth"][measured], atol=1e-3)
     assert sample["depth"][0].max() == 0 and sample["depth"][1:].min() >= 1
     assert (sample["normals"][..., 1] < 0).all() and (sample["normals"][..., 2] < 0).all()
+
+
+def of_labels(root, **folders):
+    """Photos, and a PNG of each value of `folders` beside each of them."""
+    for i in range(4):
+        image, label, _ = trees.scene(i)
+        other = trees.scene(i + 20)[1]
+        trees.save(root / f"photos/{i:03}.jpg", image)
+        for folder, made in folders.items():
+            trees.save(root / f"{folder}/{i:03}.png", np.uint8(made(label, other)))
+
+
+def test_a_second_head_of_one_kind(tmp_path, monkeypatch, capsys):
+    """A folder of another name is a head; one that only draws the first, or whose name says no more
+    than the first's, is left out, and told."""
+    monkeypatch.chdir(tmp_path)
+    colours = np.uint8([[128, 64, 128], [70, 130, 180], [0, 128, 0], [9, 9, 9]])
+    void = {1: 255}
+    of_labels(
+        tmp_path / "data",
+        labels=lambda label, _: label,
+        masks=lambda label, other: other % 2,
+        drawn=lambda label, _: colours[label],
+        materials=lambda _, other: np.vectorize(lambda x: void.get(x, x))(other),
+    )
+    main(["describe-data", "data", "--write"])
+    text = capsys.readouterr().out
+    assert "--config.tasks=\"('semantic', 'semantic:materials')\"" in text
+    assert "semantic:materials: class ids 0 to 3, 3 found, 1 missing" in text
+    assert "semantic: drawn/{stem}.png says the same in other numbers or colours" in text
+    assert "masks/{stem}.png is of 4 images, too, and is left out" in text
+    dataset = opened(tmp_path / "data", ("semantic", "semantic:materials"))
+    samples = [dataset.splits["train"][i] for i in range(3)]
+    for sample in samples:
+        image = next(i for i in range(4) if (sample["semantic"] == trees.scene(i)[1]).all())
+        expected = trees.scene(image + 20)[1]
+        np.testing.assert_array_equal(
+            sample["semantic:materials"], np.where(expected == 1, -1, expected)
+        )

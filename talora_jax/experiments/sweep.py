@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import rich.console
@@ -34,6 +35,8 @@ from talora_jax.errors import ArgumentParser, UserError, check_choice, run_comma
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
 from talora_jax.task_names import in_paths
+from talora_jax.tasks import with_classes
+from talora_jax.weighting.classes import given_weights
 
 STL = "stl"
 
@@ -76,6 +79,7 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
             if task is not None:
                 run.tasks = (task,)
                 run.weighting.kind, run.weighting.task_weights = "fixed", (1.0,)
+                run.class_weights.update(_class_weights(config, task))
             if ranks is not None:
                 run.adapter.ranks = ranks
             if weight is not None:
@@ -104,6 +108,15 @@ def plan(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, ml_collecti
                 name.append(init)
             runs["-".join((*name, f"seed{seed}"))] = run
     return runs
+
+
+def _class_weights(config: ml_collections.ConfigDict, task: str) -> dict[str, Any]:
+    """`config.class_weights` for one of the tasks alone."""
+    weights = config.class_weights
+    if not any(isinstance(numbers, list | tuple) for numbers in weights.given):
+        return {}
+    own = given_weights(weights.given, with_classes(config.tasks)).get(task, ())
+    return {"given": own, "kind": weights.kind if own else "none"}
 
 
 def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[str, str]:

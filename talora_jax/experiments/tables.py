@@ -160,7 +160,8 @@ def _make_table(
         name = f"single-task {config.adapter.kind}" if single else config.adapter.kind
         row = _measured(" ".join((name, *label)), group, baselines[model_name(config.model)])
         rows.append(row)
-    dataset, classes = runs[0].config.data.name, _classes(runs)
+    data, classes = runs[0].config.data, _classes(runs)
+    dataset = data.description or data.name
     published = published_rows(dataset, classes)
     if len(published) < len(published_rows(dataset)):
         notes.append(f"what is published of other than {classes} classes is left out")
@@ -241,7 +242,7 @@ def _row_settings(run: FinishedRun) -> dict[str, Any]:
     fields = experiment(run)
     if len(run.tasks) > 1:
         return fields
-    apart = ("config.tasks", "config.weighting.")
+    apart = ("config.tasks", "config.weighting.", "config.class_weights.")
     return {k: v for k, v in fields.items() if not k.startswith(apart)} | {"single-task": True}
 
 

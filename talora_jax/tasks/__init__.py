@@ -51,6 +51,7 @@ __all__ = [
     "make_task",
     "palette",
     "target_of",
+    "with_classes",
 ]
 
 TASKS: dict[str, type[Task]] = {
@@ -78,6 +79,11 @@ TARGETS: Mapping[str, type[PixelTarget]] = collections.ChainMap(MASKS, TASKS)
 def target_of(name: str) -> type[PixelTarget]:
     """What the target called `name` is: its kind decides, see `talora_jax.task_names`."""
     return TARGETS[kind_of(name)]
+
+
+def with_classes(names: Sequence[str]) -> list[str]:
+    """Those of some tasks that tell classes apart."""
+    return [name for name in names if issubclass(TASKS[kind_of(name)], Semantic)]
 
 
 def make_task(name: str, *, class_names: Sequence[str]) -> Task:

@@ -1,15 +1,14 @@
 """Gives the tasks of a run the weights of their classes, see `config.class_weights`."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from talora_jax.data.survey import Survey
-from talora_jax.errors import UserError, short
+from talora_jax.errors import UserError
 from talora_jax.tasks import Task
 from talora_jax.training.setup import Run
-from talora_jax.weighting.classes import class_weights
+from talora_jax.weighting.classes import class_weights, given_weights
 
 
 def weighted(run: Run, found: Survey) -> Run:
@@ -24,9 +23,16 @@ def weighted(run: Run, found: Survey) -> Run:
     asked = run.config.class_weights
     if asked.kind == "none":
         return run
+    named = [task for task in run.tasks if task.class_names]
+    if asked.kind == "given":
+        weights = given_weights(asked.given, [task.name for task in named])
+        for task in named:
+            _check_count(task, weights[task.name])
+    else:
+        weights = {task.name: _weights(asked.kind, task, found) for task in named}
     tasks = tuple(
-        dataclasses.replace(task, class_weights=_weights(asked.kind, asked.given, task, found))
-        if task.class_names
+        dataclasses.replace(task, class_weights=weights[task.name])
+        if task.name in weights
         else task
         for task in run.tasks
     )
@@ -43,14 +49,15 @@ def lines(run: Run) -> list[str]:
     ]
 
 
-def _weights(kind: str, given: Sequence[float], task: Task, found: Survey) -> tuple[float, ...]:
-    if kind == "given":
-        if len(given) != len(task.class_names):
-            raise UserError(
-                f"config.class_weights.given is {short(tuple(given), 80)}, expected a weight for "
-                f"each of the {len(task.class_names)} classes of {task.name}"
-            )
-        return tuple(map(float, given))
+def _check_count(task: Task, weights: tuple[float, ...]) -> None:
+    if weights and len(weights) != len(task.class_names):
+        raise UserError(
+            f"config.class_weights.given has {len(weights)} numbers for {task.name}, expected a "
+            f"weight for each of its {len(task.class_names)} classes"
+        )
+
+
+def _weights(kind: str, task: Task, found: Survey) -> tuple[float, ...]:
     content = found.contents[task.name]
     counts, present = (
         np.array([of.get(i, 0) for i in range(len(task.class_names))])

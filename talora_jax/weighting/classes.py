@@ -3,10 +3,12 @@
 Only ratios of weights matter: a weighted loss is Σ w l / Σ w over the labelled pixels.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from talora_jax.errors import check_choice
+from talora_jax.errors import UserError, check_choice, short
 
 # none: all alike. given: `config.class_weights.given`.
 KINDS = ("none", "given", "median_frequency", "inverse_log")
@@ -38,3 +40,38 @@ def class_weights(
     weights = np.full(len(counts), np.median(frequency) / frequency.min())
     weights[occurs] = np.median(frequency) / frequency
     return weights
+
+
+def given_weights(
+    given: Sequence[float | Sequence[float]], tasks: Sequence[str]
+) -> Mapping[str, tuple[float, ...]]:
+    """`config.class_weights.given` by task.
+
+    Args:
+      given: a number for each class, of every task; or such a list for each task, in their order,
+        an empty one where all classes weigh alike.
+      tasks: those that have classes.
+
+    Raises:
+      UserError: it is neither, or nothing in it counts.
+    """
+    said = f"config.class_weights.given is {short(tuple(given), 80)}"
+    nested = any(isinstance(x, list | tuple) for x in given)
+    lists = [tuple(x) if isinstance(x, list | tuple) else x for x in given]
+    if not nested:
+        lists = [tuple(given)] * len(tasks)
+    elif not all(isinstance(x, tuple) for x in lists) or len(lists) != len(tasks):
+        raise UserError(
+            f"{said}, expected a number for each class, or such a list for each task that has "
+            f"classes, in their order: {', '.join(tasks)}"
+        )
+    for numbers in lists:
+        if not all(_is_weight(x) for x in numbers):
+            raise UserError(f"{said}, expected 0 or more for each class")
+        if numbers and not any(numbers):
+            raise UserError(f"{said}, of which one is all 0, expected a class that counts")
+    return {task: tuple(map(float, numbers)) for task, numbers in zip(tasks, lists, strict=True)}
+
+
+def _is_weight(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < np.inf

@@ -177,6 +177,21 @@ def test_every_run_has_a_line(runs, tmp_path):
     assert {name: float(last[name]) for name in METRICS} == METRICS
 
 
+def test_what_is_published_of_a_layout_that_comes_along(tmp_path):
+    names = [f"class {i}" for i in range(40)]
+    fields = {"name": "folder", "path": "x", "description": "nyud_mt"}
+    path = write(tmp_path / "run", ("semantic", "edges"), None, classes=names, **fields)
+    (table,) = made([path])
+    assert [row.method for row in table.rows[1:]] == [
+        row.method for row in published_rows("nyud_mt")
+    ]
+    # Matched within another distance than ours: beside, and no metric of ours.
+    assert {name for name in table.metrics if "edges" in name} == {
+        "edges/ods_f",
+        "edges/within_0.011/ods_f",
+    }
+
+
 def test_what_is_published_is_drawn_and_of_as_many_classes(tmp_path):
     fields = {"name": "cityscapes_mtan", "path": None}
     paths = []

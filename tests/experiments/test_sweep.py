@@ -60,6 +60,23 @@ def test_ablations_run_once_for_methods_that_do_not_read_them():
         plan(config_lib.default(), Grid(("talora",), orthogonal_parts=(("U3",),)))
 
 
+def test_each_single_task_has_its_own_class_weights():
+    config = config_lib.default()
+    config.tasks = ("semantic", "depth", "semantic:materials", "human_parts")
+    config.weighting.kind = "equal"
+    config.class_weights.update(kind="given", given=((1, 2), (3, 4, 5), ()))
+    runs = plan(config, Grid(("stl",)))
+    assert [(run.class_weights.kind, run.class_weights.given) for run in runs.values()] == [
+        ("given", (1, 2)),
+        ("none", ()),
+        ("given", (3, 4, 5)),
+        ("none", ()),
+    ]
+    # One list is of all of them, as it is of one run of all tasks.
+    config.class_weights.given = (1, 2)
+    assert all(run.class_weights.given == (1, 2) for run in plan(config, Grid(("stl",))).values())
+
+
 def test_the_command_line():
     arguments = "--config configs/rooms_tiny.py --workdir x --methods talora stl".split()
     more = "--seeds 3 4 --ranks 8,8,2 --orthogonal-parts U1,G --config.steps=7"

@@ -47,8 +47,20 @@ def test_they_are_computed_from_what_is_looked_at(run):
         of(run, "inverse_log").tasks[0].class_weights, 1 / np.log(1.02 + share)
     )
     assert of(run, "given", (1, 0, 2)).tasks[0].class_weights == (1, 0, 2)
-    with pytest.raises(UserError, match=r"given is \(1, 2\), expected .* 3 classes of semantic"):
+    with pytest.raises(UserError, match="2 numbers for semantic, expected .* its 3 classes"):
         of(run, "given", (1, 2))
+
+
+def test_each_head_has_its_own(run):
+    materials = make_task("semantic:materials", class_names=("wood", "metal"))
+    run = dataclasses.replace(run, tasks=(*run.tasks, materials))
+    run.config.class_weights.update(kind="given", given=((), (1, 3)))
+    found = weighted(run, None)
+    assert [task.class_weights for task in (found.tasks[0], found.tasks[2])] == [(), (1, 3)]
+    assert lines(found) == ["semantic:materials: classes weigh wood 1, metal 3"]
+    run.config.class_weights.given = ((1, 2, 3), (1, 3, 5))
+    with pytest.raises(UserError, match="3 numbers for semantic:materials, expected .* 2 classes"):
+        weighted(run, None)
 
 
 def loss_of(task, maps, target):

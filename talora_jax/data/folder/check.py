@@ -126,16 +126,29 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
             continue
         if folder == "image":
             size = values.shape[:2]
-        elif problem := _turned(root, sample, folder, values.shape[:2], size):
+        elif problem := unfit(root, sample, folder, values.shape[:2], size, settings):
             problems.append(problem)
-        elif size and values.shape[:2] != size and not settings.stretch:
-            problems.append(
-                f"{_name(sample, folder, root)}: {_size(values.shape)}, expected {_size(size)} as "
-                "its image"
-            )
         if kind_of(folder) in MASKS:
             contents[folder] = target_of(folder).content(values)
     return _Report(sample, tuple(problems), size, contents, palettes)
+
+
+def unfit(
+    root: Path,
+    sample: SampleFiles,
+    folder: str,
+    size: tuple[int, int],
+    image_size: tuple[int, int] | None,
+    settings: Settings,
+) -> str | None:
+    """What is wrong with a target's size H, W beside its image's, which is None where that cannot
+    be read."""
+    if problem := _turned(root, sample, folder, size, image_size):
+        return problem
+    if image_size and size != image_size and not settings.stretch:
+        name = _name(sample, folder, root)
+        return f"{name}: {_size(size)}, expected {_size(image_size)} as its image"
+    return None
 
 
 def _lacking(sample: SampleFiles, folder: str, settings: Settings) -> str:

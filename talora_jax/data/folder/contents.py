@@ -1,8 +1,10 @@
 """What the files of a data set hold, guessed from a few of them: kinds, sizes, scales, classes."""
 
 import collections
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,17 @@ import numpy as np
 from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
 from talora_jax.data.folder import rasters
 from talora_jax.data.folder.colours import read_table
-from talora_jax.data.folder.decode import read_image
+from talora_jax.data.folder.decode import orientation, read_image
 from talora_jax.data.folder.streams import Stream
 from talora_jax.errors import UserError
+from talora_jax.task_names import is_head
+from talora_jax.task_names import kind_of as kind_of_task
 from talora_jax.tasks.target_files import BadFile
 
 _NONE_OF_8_BITS = 255
+_UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
+_COMPARED = 8
 # The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
@@ -30,8 +36,9 @@ _NO_CLASS = {"void", "unlabelled", "unlabeled", "ignore", "undefined", "unknown"
 
 def kind_of(root: Path, stream: Stream) -> str:
     """photo, colours, labels, deep (many numbers), vectors, or unknown."""
-    found = collections.Counter(_kind_of_file(root / path, stream.role) for path in stream.some[:3])
-    return found.most_common(1)[0][0]
+    kinds = (_kind_of_file(root / path, stream.role) for path in stream.some)
+    known = itertools.islice((kind for kind in kinds if kind != _UNKNOWN), 3)
+    return next(iter(collections.Counter(known).most_common(1)), (_UNKNOWN, 0))[0]
 
 
 def _kind_of_file(path: Path, role: str | None) -> str:
@@ -41,12 +48,11 @@ def _kind_of_file(path: Path, role: str | None) -> str:
     try:
         if suffix in rasters.SUFFIXES:
             values = rasters.read_plane_of(path, None)
-            whole = values.dtype.kind in "biu"
-            few = whole and len(np.unique(values)) <= max(256, 0.05 * values.size)
             if role in ("depth", "disparity"):
                 return "deep"
-            grey_photo = role == "image" and values.dtype == np.uint8
-            return "photo" if grey_photo else "labels" if few else "deep"
+            if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
+                return "photo"
+            return "labels" if _few(values, role) else "deep"
     except BadFile:
         pass
     try:
@@ -61,32 +67,113 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         unit = values.dtype.kind == "f" and 0.8 < np.median(length[length > 0.02]) < 1.2
         return "vectors" if unit or role == "normals" else "photo"
     except (BadFile, ValueError):
-        return "unknown"
+        return _UNKNOWN
+
+
+def _few(values: np.ndarray, role: str | None) -> bool:
+    """Whether numbers are of classes or objects: whole ones, and each of many pixels."""
+    count = len(np.unique(values))
+    if values.dtype.kind == "b" or count <= 64:
+        return values.dtype.kind in "biu"
+    if values.dtype == np.uint8:
+        return role is not None or count <= 128
+    return values.dtype.kind in "iu" and count <= min(1024, 0.02 * np.count_nonzero(values))
+
+
+def say_the_same(pairs: Sequence[tuple[Path, Path]], kinds: tuple[str, str]) -> bool:
+    """Whether class maps are others in other numbers, or drawings of them.
+
+    Args:
+      pairs: files of the same images, of both.
+      kinds: of both, `labels` or `colours`.
+    """
+    seen: set[tuple[int, int]] = set()
+    for files in pairs[:: max(1, len(pairs) // _COMPARED)]:
+        read = [each for f, kind in zip(files, kinds, strict=True) for each in _values([f], kind)]
+        if len(read) < 2:
+            continue
+        one, other = read
+        if one.shape != other.shape:
+            return False
+        seen |= set(
+            map(tuple, np.unique(np.stack([one, other], -1).reshape(-1, 2), axis=0).tolist())
+        )
+    ones, others = ({pair[i] for pair in seen} for i in (0, 1))
+    drawn = kinds == ("labels", "colours")
+    return len(seen) == len(ones) and len(others) > 1 and (drawn or len(seen) == len(others))
+
+
+def _values(files: Iterable[Path], kind: str) -> list[np.ndarray]:
+    """Class maps in whole numbers, a colour being one."""
+    if kind == "colours":
+        return [rasters.codes_of(colours) for colours in _read(files, rasters.read_colours)]
+    return [plane.astype(np.int64) for plane in _planes(files)]
+
+
+def _read(files: Iterable[Path], read: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
+    """What can be read of some files: what cannot is told where they are looked at."""
+    found = []
+    for file in files:
+        try:
+            found.append(read(file))
+        except BadFile:
+            continue
+    return found
+
+
+def _planes(files: Iterable[Path]) -> list[np.ndarray]:
+    return _read(files, lambda file: rasters.read_plane_of(file, None))
 
 
 def sizes(
-    root: Path, image: Stream, targets: Mapping[str, Stream]
+    root: Path, of_targets: Sequence[Mapping[str, str]], images: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """One size for all, where images differ among themselves or from their targets."""
-    of_images = collections.Counter(read_image(root / path).shape[:2] for path in image.some)
-    of_targets = [_size(root / stream.some[0]) for stream in targets.values()]
-    mixed = len(of_images) > 1
-    common = of_images.most_common(1)[0][0]
-    stretch = not mixed and any(size != common for size in of_targets)
-    if not mixed and not stretch:
+    """One size for all, where images differ among themselves or from their targets.
+
+    Args:
+      of_targets: of each target the files, by their images.
+      images: some, all of which are looked at.
+    """
+    found = {image: size for image in images if (size := _size(root / image, read_image))}
+    if not found:
         return {}, []
-    height, width = min([common, *of_targets]) if stretch else common
-    what = "images and targets differ" if stretch else "images differ"
-    note = f"{what} in size: all are brought to {height}×{width} (H×W), see image_size"
-    found: dict[str, Any] = {"image_size": [height, width]}
-    return found | ({"stretch": True} if stretch else {}), [note]
+    others = [
+        (found[image], size)
+        for files in of_targets
+        for image in found
+        if image in files and (size := _size(root / files[image], _plane_or_triples))
+    ]
+    stretched = [(one, other) for one, other in others if one != other]
+    turned = any(orientation(root / image) >= 5 for image in found)
+    if stretched and turned and all(one == other[::-1] for one, other in stretched):
+        return {}, []  # which is told of each where they are looked at
+    mixed = len(set(found.values())) > 1
+    common = collections.Counter(found.values()).most_common(1)[0][0]
+    if not mixed and not stretched:
+        return {}, []
+    height, width = min([common, *(other for _, other in stretched)])
+    what = "images and targets differ" if stretched else "images differ"
+    notes = [f"{what} in size: all are brought to {height}×{width} (H×W), see image_size"]
+    if odd := [
+        (a, b) for a, b in stretched if not math.isclose(a[0] / a[1], b[0] / b[1], rel_tol=0.03)
+    ]:
+        (h, w), (of_h, of_w) = odd[0]
+        notes.append(
+            f"an image of {h}×{w} has a target of {of_h}×{of_w} (H×W), of other proportions: "
+            "stretched, the two may not show the same place"
+        )
+    return {"image_size": [height, width]} | ({"stretch": True} if stretched else {}), notes
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(path: Path, read: Callable[[Path], np.ndarray]) -> tuple[int, int] | None:
+    return next((values.shape[:2] for values in _read([path], read)), None)
+
+
+def _plane_or_triples(path: Path) -> np.ndarray:
     try:
-        return rasters.read_plane_of(path, None).shape
+        return rasters.read_plane_of(path, None)
     except BadFile:
-        return rasters.read_triples(path, None).shape[:2]
+        return rasters.read_triples(path, None)
 
 
 _Reading = tuple[dict[str, Any], list[str]]
@@ -94,6 +181,8 @@ _Reading = tuple[dict[str, Any], list[str]]
 
 def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[str]) -> _Reading:
     """What to say of a target beside where it lies, and notes."""
+    if is_head(name):
+        return _of_head(name, reading(root, kind_of_task(name), stream, kind, paths))
     files = [root / path for path in stream.some]
     match name:
         case "semantic" if kind == "colours":
@@ -104,12 +193,12 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
         case "instance" | "part" if kind == "colours":
             return {"read": {"each_colour": True}}, []
         case "instance" | "part":
-            numbers = [np.unique(rasters.read_plane_of(file, None)) for file in files]
+            numbers = [np.unique(plane) for plane in _planes(files)]
             none = [v[-1] == _NONE_OF_8_BITS and _NONE_OF_8_BITS - 1 not in v for v in numbers]
             if sum(none) * 2 > len(none) and max(v[-1] for v in numbers) == _NONE_OF_8_BITS:
                 return {"read": {"ignore": [_NONE_OF_8_BITS]}}, []
         case "depth" | "disparity":
-            content, notes = _lengths(name, files)
+            content, notes = _lengths(name, files, "/".join(stream.parts).lower())
             if "depth_meters" in stream.parts[-1]:
                 notes.append(
                     "depth: if this is Hypersim, it is the distance to the camera's centre: say "
@@ -119,16 +208,29 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
         case "normals":
             return _vectors(files)
         case "saliency" | "edges":
-            values = np.concatenate([rasters.read_plane_of(f, None).ravel() for f in files])
+            values = np.concatenate([plane.ravel() for plane in _planes(files)])
             if len(np.unique(values)) > 2 and values.max() > 1:
                 note = f"{name}: more than two values; above 127 is taken for yes"
                 return {"read": {"threshold": 127}}, [note]
     return {}, []
 
 
+def _of_head(name: str, of_kind: _Reading) -> _Reading:
+    """The same for a head, of which nothing stands beside `read`."""
+    content, notes = of_kind
+    content = dict(content)
+    read = content.pop("read", {})
+    if "class_names" in content:
+        read["class_names"] = content.pop("class_names")
+    if "ignore_label" in content:
+        read["ignore"] = [content.pop("ignore_label")]
+    notes = [note.replace(kind_of_task(name), name, 1) for note in notes]
+    return ({"read": read} if read else {}), notes
+
+
 def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
     place = "/".join(stream.parts).lower()
-    values = sorted({int(v) for f in files for v in np.unique(rasters.read_plane_of(f, None))})
+    values = sorted({int(v) for plane in _planes(files) for v in np.unique(plane)})
     if "labeltrainids" in place:
         return {"class_names": list(CITYSCAPES)}, []
     if "labelids" in place and set(values) <= {*range(35), 255}:
@@ -151,6 +253,11 @@ def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
     if set(values) == {0, 255} or (len(values) == 2 and values[0] == 0 and values[1] > 1):
         note = f"semantic: {values[1]} is taken for the foreground"
         return {"read": {"ids": {"0": "background", str(values[1]): "foreground"}}}, [note]
+    step = math.gcd(*(value for value in values if value != _NONE_OF_8_BITS))
+    if step >= 5 and len(values) > 2:
+        most = max(value for value in values if value != _NONE_OF_8_BITS)
+        note = f"semantic: all numbers are multiples of {step}, which are taken for the classes"
+        return {"read": {"ids": list(range(0, most + 1, step))}}, [note]
     if 255 not in values and 254 < max(values) < 2**16 and max(values) - 1 not in values:
         return {"ignore_label": max(values)}, [f"semantic: {max(values)} is taken for no label"]
     return {}, []
@@ -158,8 +265,8 @@ def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
 
 def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Reading:
     seen: set[tuple[int, int, int]] = set()
-    for file in files[:: max(1, len(files) // _MASKS)]:
-        codes = np.unique(rasters.codes_of(rasters.read_colours(file))).tolist()
+    for mask in _values(files[:: max(1, len(files) // _MASKS)], "colours"):
+        codes = np.unique(mask).tolist()
         seen |= {(code >> 16, code >> 8 & 255, code & 255) for code in codes}
     tables = [path for path in paths if Path(path).suffix.lower() in (".txt", ".csv", ".tsv")]
     for path in tables:
@@ -191,10 +298,10 @@ def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Readin
     return {"read": {"colours": names}}, [note]
 
 
-def _lengths(name: str, files: Sequence[Path]) -> _Reading:
+def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
     reading: dict[str, Any] = {}
     notes: list[str] = []
-    stored = [rasters.read_plane_of(file, None) for file in files]
+    stored = _planes(files)
     whole = stored[0].dtype.kind in "biu"
     values = np.concatenate([x.astype(np.float64).ravel() for x in stored])
     known = np.isfinite(values) & (values > 0)
@@ -209,8 +316,16 @@ def _lengths(name: str, files: Sequence[Path]) -> _Reading:
     if not known.any():
         return {"read": reading}, notes
     median = float(np.median(values[known]))
-    if whole:
+    if whole and stored[0].dtype == np.uint8:
+        reading["scale"] = 25.5
+        notes.append(
+            "depth: 8 bits, whose unit nothing tells: 255 is taken for 10 m; say 'scale', units of "
+            "a file per metre"
+        )
+    elif whole:
         scale = 1000 if median / 1000 <= 20 or median / 256 > 200 else 256
+        if re.search("kitti|proj_depth|velodyne", place):  # whose metres are 256 units
+            scale = 256
         scale = 5000 if scale == 1000 and median / 1000 > 20 else scale
         reading["scale"] = scale
         notes.append(
@@ -229,7 +344,8 @@ def _lengths(name: str, files: Sequence[Path]) -> _Reading:
 
 
 def _vectors(files: Sequence[Path]) -> _Reading:
-    stored = np.concatenate([rasters.read_triples(f, None).reshape(-1, 3) for f in files])
+    triples = _read(files, lambda file: rasters.read_triples(file, None))
+    stored = np.concatenate([x.reshape(-1, 3) for x in triples])
     values, reading = stored.astype(np.float64), {}
     if stored.dtype.kind in "iu":
         values = values / np.iinfo(stored.dtype).max * 2 - 1

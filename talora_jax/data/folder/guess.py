@@ -3,16 +3,36 @@ them hold: a `dataset.json` to look at and correct."""
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from talora_jax import rgb
 from talora_jax.data.folder import contents, rasters
 from talora_jax.data.folder.listing import files_below
-from talora_jax.data.folder.patterns import Key, Pattern, compile_pattern
-from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, streams_of
+from talora_jax.data.folder.patterns import Pattern, compile_pattern
+from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, streams_of
 from talora_jax.errors import UserError, printable
+from talora_jax.task_names import is_name
+
+_NAMED = 3
+# What a file holds that is called a target and cannot be it.
+_HOLDS = {
+    "photo": "hold three channels of many colours",
+    "colours": "hold colours",
+    "deep": "hold more numbers than there can be classes",
+    "vectors": "hold vectors",
+    "unknown": "cannot be read",
+    "labels": "hold few numbers",
+}
+# Kinds of files that hold targets and are not read, and what to make of them.
+_NOT_READ = {
+    **dict.fromkeys((".h5", ".hdf5", ".mat"), "save their arrays as npy"),
+    **dict.fromkeys((".json", ".xml"), "draw their outlines into PNGs of numbers"),
+    ".txt": "lists, or outlines to draw into PNGs of numbers",
+    ".pfm": "save them as npy or TIFF",
+    ".parquet": "nyuv2_mtan and cityscapes_mtan read theirs, see config.data.name",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,50 +61,108 @@ def guess(root: Path) -> Guess:
     streams = streams_of([path for path in paths if Path(path).suffix.lower() in known])
     kinds = {id(stream): contents.kind_of(root, stream) for stream in streams}
     photos = [stream for stream in streams if kinds[id(stream)] == "photo"]
-    images = [stream for stream in photos if stream.role in ("image", None)] or photos
+    grey = [s for s in streams if kinds[id(s)] == "deep" and s.role is None and s.is_picture]
+    images = [stream for stream in photos if stream.role in ("image", None)] or photos or grey
     images.sort(key=lambda s: (s.role is None, s.rank, -s.count))
     if not images:
         raise UserError(
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
-            "…) and, beside them or in other folders, files of targets."
+            f"…) and, beside them or in other folders, files of targets{_passed_over(paths)}."
         )
     for image in images:
-        found = _targets(root, image, streams, kinds)
+        found = _targets(image, streams, kinds)
         if found:
             break
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
-            "or a table in dataset.json that says which are pairs."
+            "or a table in dataset.json that says which are pairs"
+            f"{_passed_over(paths)}{''.join(f'. {x}' for x in _unfit(streams, kinds, ()))}."
         )
-    files, targets, splits = found
+    of_image, by_role, splits = found
+    targets, notes = {}, []
+    for role, candidates in by_role.items():
+        of_role, more = _heads(root, role, candidates, kinds)
+        targets |= of_role
+        notes += more
+    files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
     description: dict[str, Any] = {"files": files}
-    notes: list[str] = []
     if lists := _lists(root, paths, files, splits):
         description["splits"] = lists
     if "test" in splits and "val" not in splits:
         notes.append("there is no validation split: what is called test is taken for it")
+    others = [stream for stream in photos if stream in images and not image.shares(stream)]
+    notes += [
+        f"image: {printable(stream.pattern('train'))}, {stream.count} files, are photos as well "
+        "and are left out"
+        for stream in others[:_NAMED]
+    ]
+    candidates = [each.stream for of_role in by_role.values() for each in of_role]
+    notes += _unfit(streams, kinds, [image, *candidates])
+    arrays = [path for path in paths if Path(path).suffix.lower() in (".h5", ".hdf5", ".mat")]
+    if arrays:
+        notes.append(_passed_over(arrays).removeprefix(". "))
     read = {}
-    for name, stream in targets.items():
-        content, more = contents.reading(root, name, stream, kinds[id(stream)], paths)
+    for name, target in targets.items():
+        content, more = contents.reading(root, name, target.stream, kinds[id(target.stream)], paths)
         notes += more
         description |= {key: value for key, value in content.items() if key != "read"}
         if "read" in content:
             read[name] = content["read"]
     if read:
         description["read"] = read
-    size, more = contents.sizes(root, image, targets)
+    of_targets = [target.files for target in targets.values()]
+    size, more = contents.sizes(root, of_targets, image.some)
     return Guess(description | size, (*notes, *more))
 
 
-_Found = tuple[dict[str, Any], dict[str, Stream], tuple[str, ...]]
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """Files that may be a target.
+
+    Attributes:
+      patterns: by split.
+      files: of images, by the image's.
+    """
+
+    stream: Stream
+    patterns: Mapping[str, str]
+    files: Mapping[str, str]
 
 
-def _targets(
-    root: Path, image: Stream, streams: Sequence[Stream], kinds: Mapping[int, str]
-) -> _Found | None:
-    """The patterns of an image and of all targets that belong to it, and the splits there are."""
+def _passed_over(paths: Sequence[str]) -> str:
+    """What there is of files that hold targets and are not read."""
+    told = []
+    for suffix, remedy in _NOT_READ.items():
+        found = [path for path in paths if Path(path).suffix.lower() == suffix]
+        if found:
+            told.append(f"{len(found)} {suffix} ({printable(found[0], 60)}): {remedy}")
+    return f". Not read: {'; '.join(told)}" if told else ""
+
+
+def _unfit(
+    streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
+) -> list[str]:
+    """What is called a target and cannot be one, or belongs to no image."""
+    told = []
+    for stream in streams:
+        if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
+            continue
+        kind = kinds[id(stream)]
+        lossy = Path(stream.some[0]).suffix.lower() in (".jpg", ".jpeg")
+        why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
+        why = "are JPEGs, which do not keep numbers of classes or lengths" if lossy else why
+        told.append(f"{stream.role}: {printable(stream.pattern('train'))} {why}: left out")
+    return told[:_NAMED]
+
+
+_Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
+
+
+def _targets(image: Stream, streams: Sequence[Stream], kinds: Mapping[int, str]) -> _Found | None:
+    """The patterns of an image, all that belongs to it by what it can be, the best first, and the
+    splits there are."""
     by_role: dict[str, list[Stream]] = collections.defaultdict(list)
     for stream in streams:
         if stream is not image and (role := _role(stream, kinds[id(stream)])):
@@ -99,29 +177,64 @@ def _targets(
         splits = ("",) if "" in image.paths else splits[:1]
     if not splits:
         return None
-    found: dict[str, tuple[Stream, dict[str, str]]] = {}
     used = splits[:2] if len(splits) > 1 else splits
     of_image = {split: image.pattern(split) for split in used}
+    found: dict[str, list[_Candidate]] = {}
     for role, candidates in by_role.items():
-        best: tuple[Any, ...] | None = None
+        scored = []
         for stream in candidates:
             for any_name in (False, True):
                 patterns = {split: stream.pattern(split, any_name=any_name) for split in used}
-                paired = sum(
-                    _pairs(image.paths[split], of_image[split], _paths(stream, split), text)
-                    for split, text in patterns.items()
-                )
-                if paired:
+                files: dict[str, str] = {}
+                for split, text in patterns.items():
+                    files |= _belonging(
+                        image.paths[split], of_image[split], _paths(stream, split), text
+                    )
+                if files:
                     colours = kinds[id(stream)] == "colours"
-                    score = (-paired, any_name, colours, stream.rank, stream.parts)
-                    if best is None or score < best[0]:
-                        best = (score, stream, patterns)
-        if best:
-            found[role] = best[1], best[2]
-    if not found:
-        return None
-    files = {"image": _told(of_image)} | {role: _told(text) for role, (_, text) in found.items()}
-    return files, {role: stream for role, (stream, _) in found.items()}, used
+                    named = stream.role is not None
+                    score = (-len(files), any_name, colours, not named, stream.rank, stream.parts)
+                    scored.append((score, _Candidate(stream, patterns, files)))
+        scored.sort(key=lambda each: each[0])
+        once = {id(candidate.stream): candidate for _, candidate in reversed(scored)}
+        if scored:
+            found[role] = list(reversed(once.values()))
+    return (of_image, found, used) if found else None
+
+
+def _heads(
+    root: Path, role: str, candidates: Sequence[_Candidate], kinds: Mapping[int, str]
+) -> tuple[dict[str, _Candidate], list[str]]:
+    """The first candidate, and of class maps the others as heads that have names of their own; and
+    of what is left out why."""
+    first, *others = candidates
+    targets, notes = {role: first}, []
+    for other in others:
+        told = f"{role}: {printable(other.stream.pattern('train'))}"
+        name = f"{role}:{own_words(other.stream, first.stream)}"
+        pairs = [
+            (root / first.files[i], root / other.files[i]) for i in first.files if i in other.files
+        ]
+        of_kind = kinds[id(first.stream)], kinds[id(other.stream)]
+        if role == "semantic" and contents.say_the_same(pairs, of_kind):
+            notes.append(f"{told} says the same in other numbers or colours and is left out")
+        elif (
+            role == "semantic"
+            and is_name(name, (role,))
+            and name not in targets
+            and len(other.files) == len(first.files)
+        ):
+            targets[name] = other
+            notes.append(
+                f"{name}: {printable(other.stream.pattern('train'))} is taken for classes of "
+                "another kind; where it numbers objects, call it instance"
+            )
+        else:
+            notes.append(
+                f"{told} is of {len(other.files)} images, too, and is left out: where it is a task "
+                f"of its own, give it a name under files, as {role}:second"
+            )
+    return targets, notes
 
 
 def _paths(stream: Stream, split: str) -> list[str]:
@@ -138,20 +251,26 @@ def _told(patterns: Mapping[str, str]) -> Any:
     return {"train": train, "val": val}
 
 
-def _pairs(images: Sequence[str], of_image: str, paths: Sequence[str], text: str) -> int:
-    """How many images have one of some files."""
+def _belonging(
+    images: Sequence[str], of_image: str, paths: Sequence[str], text: str
+) -> dict[str, str]:
+    """The one of some files that belongs to each image; none where several do."""
     first, other = compile_pattern(of_image, "guess"), _pattern_or_none(text)
     if other is None or not (shared := [n for n in first.names if n in other.names]):
-        return 0
+        return {}
 
-    def keys(pattern: Pattern, of: Sequence[str]) -> collections.Counter[tuple[str, ...]]:
-        matches: Iterable[Key] = filter(None, map(pattern.match, of))
-        return collections.Counter(tuple(dict(m)[n] for n in shared) for m in matches)
+    def by_key(pattern: Pattern, of: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
+        keyed: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+        for path in of:
+            if match := pattern.match(path):
+                keyed[tuple(dict(match)[n] for n in shared)].append(path)
+        return keyed
 
-    mine, theirs = keys(first, images), keys(other, paths)
-    if any(n > 1 for key, n in theirs.items() if key in mine) or max(mine.values(), default=0) > 1:
-        return 0
-    return sum(key in theirs for key in mine)
+    mine, theirs = by_key(first, images), by_key(other, paths)
+    common = mine.keys() & theirs.keys()
+    if any(len(theirs[key]) > 1 for key in common) or any(len(x) > 1 for x in mine.values()):
+        return {}
+    return {mine[key][0]: theirs[key][0] for key in mine if key in common}
 
 
 def _pattern_or_none(text: str) -> Pattern | None:

@@ -165,16 +165,17 @@ def _check_image_folder(root: Path) -> None:
     if (root / "image").is_dir():
         return
     there = f"it holds {some(names, _NAMED)}" if names else "it is empty"
+    described = "`talora_jax describe-data` tells where its files are without moving them"
     hint = ""
     if "image" in names:
         hint = f", where image is {_no_folder(root / 'image')}"
     elif close := nearest("image", [name.lower() for name in names]):
         renamed = next(name for name in names if name.lower() == close)
-        hint = f". Is it {printable(renamed)}? Then rename that"
+        hint = f". Is it {printable(renamed)}? Then rename that. Or {described}"
     elif inner := [name for name in names if (root / name / "image").is_dir()]:
         hint = f". Is {root / inner[0]} the directory of the data?"
     elif names:
-        hint = ". `talora_jax describe-data` tells where its files are without moving them"
+        hint = f". {described}"
     raise UserError(
         f"{root} has no folder 'image', expected to hold the images of all samples; {there}{hint}."
     )

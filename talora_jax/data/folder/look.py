@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from talora_jax.data.folder.check import unfit
 from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.listing import split_samples
 from talora_jax.data.folder.open import list_all
@@ -87,6 +88,8 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     class_names: dict[str, tuple[str, ...]] = {}
     for name, (values, bad) in found.items():
         lines.append(f"{name}: {_in_words(name, values)}{_where(name, settings)}")
+        if name != "image":
+            bad += _unfit(root, name, chosen, values, found["image"][0], settings)
         if bad:
             lines.append(f"problem: {name}: {len(bad)} of {len(chosen)} files: {bad[0]}")
         if name != "image" and values:
@@ -137,6 +140,23 @@ def _read(
         except BadFile as error:
             bad.append(f"{printable(path.relative_to(root))}: {error}")
     return values, bad
+
+
+def _unfit(
+    root: Path,
+    name: str,
+    samples: Sequence[SampleFiles],
+    values: Mapping[str, np.ndarray],
+    images: Mapping[str, np.ndarray],
+    settings: Settings,
+) -> list[str]:
+    """What training would refuse of targets beside their images."""
+    told = (
+        unfit(root, s, name, values[s.stem].shape[:2], images[s.stem].shape[:2], settings)
+        for s in samples
+        if s.stem in values and s.stem in images
+    )
+    return [line for line in told if line]
 
 
 def _content(name: str, values) -> Content:

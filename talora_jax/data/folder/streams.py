@@ -4,8 +4,9 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,8 @@ _WORDS = {
     "human_parts": "human parts part",
 }
 _ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split()}
+# Of a target that other words name: depth/groundtruth, depth_gt.
+_WEAK = {"gt", "gtfine", "groundtruth"}
 # Words that tell files apart and mean no target.
 _OTHER_WORDS = {"geometry", "hdf5", "sync"}
 # Files that no task learns from, and drawings of others.
@@ -36,6 +39,7 @@ SPLIT_WORDS = {
 # The first of these that a name has is the one to take.
 _PREFERRED = ("labeltrainids", "labelids", "bfx", "filt", "leftimg8bit", "rgb", "color", "tonemap")
 _LOOKED_AT = 12  # files of each kind
+_MOST_HEADS = 6
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
 
 
@@ -70,16 +74,27 @@ class Stream:
         name = "/".join(self.parts).lower()
         return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
 
+    def shares(self, other: "Stream") -> bool:
+        """Whether a file is of both."""
+        mine, theirs = ({p for paths in x.paths.values() for p in paths} for x in (self, other))
+        return not mine.isdisjoint(theirs)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether its files are of a kind that can be shown."""
+        return Path(self.some[0]).suffix.lower() in (".png", ".tif", ".tiff", ".bmp")
+
     def pattern(self, split: str, *, any_name: bool = False) -> str:
         """The text of a pattern of one split."""
         names, folders = _counted("stem"), _counted("folder")
         parts = []
         for number, part in enumerate(self.parts):
             last = number == len(self.parts) - 1
-            part = part.replace("{split}", self.words.get(split, ""))
+            suffix = ".*" if last and part.endswith(".*") else ""
+            part = part.removesuffix(suffix).replace("{split}", self.words.get(split, ""))
             while part != "**" and "*" in part and not (last and any_name):
                 part = part.replace("*", f"{{{next(names if last else folders)}}}", 1)
-            parts.append(part)
+            parts.append(part + suffix)
         return "/".join(parts)
 
 
@@ -90,19 +105,19 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
         if set(path) & set("*{}"):  # which mean something else in a pattern
             continue
         *folders, name = path.split("/")
-        parts, split, word, role = [], "", "", None
+        parts, split, word, said = [], "", "", []
         for folder in folders:
-            part, this_split, this_word, this_role = _folder(folder)
+            part, this_split, this_word, role = _folder(folder)
             if this_split and not split:
                 split, word = this_split, this_word
             elif this_split:
                 part = folder
-            role = this_role or role
+            said.append(role)
             if part == "**" and parts[-1:] == ["**"]:
                 continue
             parts.append(part)
-        file_part, file_role = _generalised(Path(name).stem)
-        role = file_role or role
+        file_part, role = _generalised(Path(name).stem)
+        role = _last_said([*said, role])
         suffix = Path(name).suffix
         words = {word.lower() for part in (*parts, file_part) for word in re.split(r"\W|_", part)}
         if words & _PASSED_OVER:
@@ -115,33 +130,133 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
         if split:
             stream.words[split] = word
     streams = [part for stream in found.values() for part in _by_last_word(stream)]
+    streams = _of_any_suffix(streams)
+    streams += [part for stream in streams for part in _by_folder(stream)]
     return [_with_constants(stream) for stream in streams]
 
 
-def _folder(name: str) -> tuple[str, str, str, str | None]:
+def _by_folder(stream: Stream) -> list[Stream]:
+    """The folders of a stream apart from each other, `labels_objects` and `labels_materials` or
+    `image_2` and `image_3`, where all of them hold files of the same names; nothing elsewhere."""
+    for number, part in enumerate(stream.parts[:-1]):
+        if "*" not in part or part == "**":
+            continue
+        pattern = _capturing(stream, number)
+        found: dict[str, dict[str, list[str]]] = {}
+        names = collections.defaultdict(set)
+        for split, paths in stream.paths.items():
+            for path in paths:
+                if match := pattern.fullmatch(path):
+                    value = match[1]
+                    found.setdefault(value, {}).setdefault(split, []).append(path)
+                    names[value].add(path[: match.start(1)] + path[match.end(1) :])
+        same = len({frozenset(of) for of in names.values()}) == 1
+        if 2 <= len(found) <= _MOST_HEADS and same:
+            return [
+                Stream(
+                    (
+                        *stream.parts[:number],
+                        part.replace("*", value, 1),
+                        *stream.parts[number + 1 :],
+                    ),
+                    stream.role,
+                    paths,
+                    stream.words,
+                )
+                for value, paths in found.items()
+            ]
+    return []
+
+
+def _of_any_suffix(streams: Sequence[Stream]) -> list[Stream]:
+    """Streams that share a folder and differ in their suffix alone, .jpg and .JPG, as one: where no
+    name has both, and nothing else lies there."""
+    found: dict[tuple[str, ...], list[Stream]] = {}
+    for stream in streams:
+        found.setdefault(stream.parts[:-1], []).append(stream)
+    merged: list[Stream] = []
+    for folders, alike in found.items():
+        names = [
+            Path(path).with_suffix("") for x in alike for of in x.paths.values() for path in of
+        ]
+        stems = {Path(stream.parts[-1]).stem for stream in alike}
+        if len(alike) == 1 or len(stems) > 1 or len(set(names)) < len(names):
+            merged += alike
+            continue
+        paths: dict[str, list[str]] = {}
+        for split in dict.fromkeys(split for stream in alike for split in stream.paths):
+            paths[split] = [path for stream in alike for path in stream.paths.get(split, [])]
+        words = {split: word for stream in alike for split, word in stream.words.items()}
+        merged.append(Stream((*folders, f"{stems.pop()}.*"), alike[0].role, paths, words))
+    return merged
+
+
+def own_words(stream: Stream, other: Stream) -> str:
+    """What the names of a stream's files and folders say that those of another do not, and that is
+    no word of a role, as the name of a head; empty if nothing."""
+    said, elsewhere = (
+        [
+            word.lower()
+            for word in re.findall(
+                r"[^\W\d_][^\W_]*", "/".join(x.parts[:-1] + (Path(x.parts[-1]).stem,))
+            )
+        ]
+        for x in (stream, other)
+    )
+    known = {*elsewhere, *_ROLE_OF, *_OTHER_WORDS, *SPLIT_WORDS, "split"}
+    return "_".join(dict.fromkeys(word for word in said if word not in known))
+
+
+class _Said(NamedTuple):
+    """The role that a name has words of; weak where other names of the path say more."""
+
+    role: str
+    weak: bool
+
+
+def _last_said(said: Iterable[_Said | None]) -> str | None:
+    """The role of a path whose names say so: what stands behind says most."""
+    found = [each for each in said if each]
+    strong = [each.role for each in found if not each.weak]
+    target = [each.role for each in found if each.role != "image"]
+    return next(iter([*reversed(strong), *reversed(target), *(each.role for each in found)]), None)
+
+
+def _of_words(pieces: Sequence[str]) -> _Said | None:
+    """The role of a name's words. An image's word with a number behind it is weak, too: 'IMG_0012'
+    is what a camera called the photo, and what its labels are called as well."""
+    found = []
+    for piece, behind in itertools.zip_longest(pieces, pieces[1:], fillvalue=""):
+        bare = re.fullmatch(r"([^\W\d_]+)(\d+)", piece)
+        word = piece.lower() if piece.lower() in _ROLE_OF else bare and bare[1].lower()
+        if role := _ROLE_OF.get(word or ""):
+            numbered = role == "image" and (word != piece.lower() or behind.isdecimal())
+            found.append(_Said(role, numbered or word in _WEAK))
+    targets = [each for each in found if each.role != "image"]
+    # What stands behind says most: 'frame.0000.depth_meters', 'images_mask'.
+    return max(reversed(targets or found), key=lambda each: not each.weak, default=None)
+
+
+def _folder(name: str) -> tuple[str, str, str, _Said | None]:
     """What a folder's name generalises to, the split that it tells, as it calls it, and a role."""
     if match := _SPLIT.fullmatch(name):
         before, word, after = match.groups()
         words = [part for part in re.split(r"[\W_]+", f"{before} {after}".lower()) if part]
         if all(part in _ROLE_OF or part.isdecimal() for part in words):
-            roles = [_ROLE_OF[part] for part in words if part in _ROLE_OF]
-            role = next((r for r in roles if r != "image"), roles[0] if roles else None)
-            return f"{before}{{split}}{after}", SPLIT_WORDS[word.lower()], word, role
+            return f"{before}{{split}}{after}", SPLIT_WORDS[word.lower()], word, _of_words(words)
     part, role = _generalised(name)
     return ("**" if part == "*" else part), "", "", role
 
 
-def _generalised(name: str) -> tuple[str, str | None]:
+def _generalised(name: str) -> tuple[str, _Said | None]:
     """A name with '*' for all that is no word of a role, and the role."""
     pieces = re.findall(r"[^\W_]+|[\W_]+", name)
-    kept, roles = [], []
+    kept = []
     for piece in pieces:
         bare = re.fullmatch(r"([^\W\d_]+)(\d+)", piece)
         if piece.lower() in _ROLE_OF:
-            roles.append(_ROLE_OF[piece.lower()])
             kept.append(piece)
         elif bare and bare[1].lower() in _ROLE_OF:
-            roles.append(_ROLE_OF[bare[1].lower()])
             kept += [bare[1], "*"]
         elif piece.lower() in _PASSED_OVER | _OTHER_WORDS or not piece[0].isalnum():
             kept.append(piece)
@@ -149,9 +264,8 @@ def _generalised(name: str) -> tuple[str, str | None]:
             kept.append("*")
     text = re.sub(r"\*(?:[^\w*/]|_)+(?=\*)", "", "".join(kept))
     text = re.sub(r"\*+", "*", text)
-    # What stands behind says most: 'frame.0000.depth_meters', 'images_mask'.
-    role = next((r for r in reversed(roles) if r != "image"), roles[-1] if roles else None)
-    words = roles or any(piece.lower() in _OTHER_WORDS for piece in pieces)
+    role = _of_words([piece for piece in pieces if piece[0].isalnum()])
+    words = role or any(piece.lower() in _OTHER_WORDS for piece in pieces)
     return (text if words else "*"), role
 
 

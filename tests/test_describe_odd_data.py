@@ -1,0 +1,223 @@
+"""What lies in folders of data beside what one would wish: nothing of it is a wrong guess without a
+word, or ends in more than a sentence."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from talora_jax.commands import main
+from talora_jax.errors import UserError
+
+_SPEC = importlib.util.spec_from_file_location("trees", Path(__file__).with_name("trees.py"))
+trees = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(trees)
+ROTATED = 6  # EXIF's orientation
+
+
+def labelled(root, image="images/x{}.png", label="labels/x{}.png", count=4, label_of=np.uint8):
+    for i in range(count):
+        photo, classes, _ = trees.scene(i)
+        trees.save(root / image.format(i), photo)
+        trees.save(root / label.format(i), label_of(classes))
+
+
+def with_depth(root, image, depth, stored):
+    for i in range(4):
+        photo, _, metres = trees.scene(i)
+        trees.save(root / image.format(i), photo)
+        trees.save(root / depth.format(i), stored(metres))
+
+
+def broken(root):
+    labelled(root)
+    with_depth(root, "images/x{}.png", "depth/x{}.png", lambda x: np.uint16(x * 1000))
+    for name in ("images/x0.png", "labels/x1.png", "depth/x2.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:80])
+
+
+def leads_nowhere(root):
+    labelled(root)
+    (root / "images/gone.png").symlink_to(root / "nowhere.png")
+
+
+def any_suffix(root):
+    labelled(root, "images/x{}.png")
+    for i in (1, 3):
+        (root / f"images/x{i}.png").rename(root / f"images/x{i}.PNG")
+    photo, classes, _ = trees.scene(4)
+    Image.fromarray(photo).convert("CMYK").save(root / "images/x4.jpg")
+    trees.save(root / "labels/x4.png", np.uint8(classes))
+    photo, classes, _ = trees.scene(5)
+    trees.save(root / "images/x5.tif", photo[..., 0].astype(np.uint16) * 257)
+    trees.save(root / "labels/x5.tif", np.uint8(classes))
+
+
+def kitti(root):
+    def sparse(metres):
+        stored = np.uint16(metres * 256 * 5)
+        stored[np.random.default_rng(0).random(stored.shape) < 0.7] = 0
+        return stored
+
+    for split in ("train", "val"):
+        drive = f"{split}/2011_09_26_drive_000{{0}}_sync"
+        with_depth(
+            root,
+            f"{drive}/image_02/data/000{{0}}.png",
+            f"{drive}/proj_depth/groundtruth/image_02/000{{0}}.png",
+            sparse,
+        )
+
+
+def turned(root):
+    labelled(root)
+    for path in sorted((root / "images").iterdir()):
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x112] = ROTATED
+            image.convert("RGB").save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+
+
+def of_other_sizes(root):
+    labelled(root, label_of=lambda classes: np.uint8(classes[:, :20]))
+
+
+def two_cameras(root):
+    labelled(root, "training/image_2/00{}_10.png", "training/semantic/00{}_10.png")
+    labelled(root, "training/image_3/00{}_10.png", "training/semantic/00{}_10.png")
+
+
+def heads_by_folder(root):
+    labelled(root, "images/x{}.jpg", "labels_objects/x{}.png")
+    labelled(root, "images/x{}.jpg", "labels_rooms/x{}.png", label_of=lambda x: np.uint8(x[::-1]))
+
+
+def not_as_called(root):
+    """Depth in three channels, masks of other names than the images', arrays that are not read."""
+    labelled(root)
+    labelled(root, "images/x{}.png", "instances/y{}.png")
+    with_depth(
+        root, "images/x{}.png", "depth/x{}.png", lambda x: np.stack([np.uint8(x * 9)] * 3, -1)
+    )
+    for path in (root / "depth").iterdir():
+        noise = np.random.default_rng(0).integers(0, 256, (*trees.SIZE, 3))
+        trees.save(path, np.uint8(noise))
+    (root / "normals").mkdir()
+    (root / "normals/x0.mat").write_bytes(b"0")
+
+
+DESCRIBED = {
+    "not_as_called": (
+        not_as_called,
+        "note: depth: depth/{stem}.png hold three channels of many colours: left out",
+        "note: instance: instances/{stem}.png belong to no image, by their names: left out",
+        "note: Not read: 1 .mat (normals/x0.mat): save their arrays as npy",
+    ),
+    "broken": (
+        broken,
+        "problem: image: 1 of 4 files: images/x0.png: cannot be decoded",
+        "problem: semantic: 1 of 4 files: labels/x1.png: cannot be decoded",
+        "problem: depth: 1 of 4 files: depth/x2.png: cannot be decoded",
+    ),
+    "leads_nowhere": (
+        leads_nowhere,
+        "3 training and 1 validation",
+        "images/gone.png",
+        "leads nowhere",
+    ),
+    "named_as_the_camera_did": (
+        lambda root: labelled(root, "Images/IMG{}.png", "Labels/IMG{}.png"),
+        '"semantic": "Labels/IMG{stem}.png"',
+    ),
+    "any_suffix": (
+        any_suffix,
+        '"image": "images/{stem}.*"',
+        "5 training and 1 validation",
+        "in 6 files of 24×32",
+    ),
+    "grey": (
+        lambda root: labelled(root, "images/x{}.tif", label_of=np.uint8),
+        '"image": "images/{stem}.tif"',
+    ),
+    "grey_of_no_known_name": (
+        lambda root: [
+            trees.save(path, np.asarray(Image.open(path).convert("L")))
+            for path in (labelled(root, "scans/x{}.png"), *sorted(root.glob("scans/*")))[1:]
+        ],
+        '"image": "scans/{stem}.png"',
+    ),
+    "kitti": (kitti, '"scale": 256', "proj_depth/groundtruth/image_02"),
+    "depth_of_8_bits": (
+        lambda root: with_depth(root, "rgb/{}.jpg", "depth/{}.png", lambda x: np.uint8(x * 25.5)),
+        "note: depth: 8 bits, whose unit nothing tells",
+        "depth: min 0.9804",
+    ),
+    "multiples": (
+        lambda root: labelled(root, label_of=lambda classes: np.uint8(classes * 60)),
+        '"ids": [0, 60, 120, 180]',
+        "multiples of 60",
+        "class ids 0 to 3, 4 found",
+    ),
+    "turned": (turned, "problem: semantic: 4 of 4 files: images/x0.jpg: its EXIF orientation (6)"),
+    "of_other_sizes": (of_other_sizes, '"stretch": true', "of other proportions: stretched"),
+    "two_cameras": (two_cameras, "training/image_3/{stem}.png, 4 files, are photos as well"),
+    "heads_by_folder": (heads_by_folder, "('semantic', 'semantic:rooms')"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_what_is_told_of(name, tmp_path, monkeypatch, capsys):
+    make, *told = DESCRIBED[name]
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    main(["describe-data", name])
+    text = capsys.readouterr().out
+    for line in told:
+        assert line in text, text
+
+
+def nothing_but(name, content=b"0" * 99):
+    def make(root):
+        labelled(root, label="gone/{}.png")
+        for path in (root / "gone").iterdir():
+            path.unlink()
+        for i in range(4):
+            path = root / name.format(i)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+    return make
+
+
+def lossy(root):
+    labelled(root, label="masks/x{}.jpg")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (nothing_but("depth/x{}.hdf5"), r"4 \.hdf5 \(depth/x0\.hdf5\): save their arrays as npy"),
+        (nothing_but("instances_{}.json", b"{}"), r"4 \.json .*: draw their outlines into PNGs"),
+        (nothing_but("labels/x{}.txt"), r"4 \.txt \(labels/x0\.txt\): lists, or outlines"),
+        (lossy, "semantic: masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
+    ],
+)
+def test_targets_that_are_not_read(make, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "data")
+    with pytest.raises(UserError, match=told):
+        main(["describe-data", "data"])
+
+
+def test_a_description_is_held_against_the_sizes_of_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    of_other_sizes(tmp_path / "data")
+    files = {"image": "images/{stem}.png", "semantic": "labels/{stem}.png"}
+    (tmp_path / "data/dataset.json").write_text(json.dumps({"files": files}))
+    main(["describe-data", "data"])
+    text = capsys.readouterr().out
+    assert "4 of 4 files: labels/x0.png: 24×20 (H×W), expected 24×32 (H×W) as its image" in text
