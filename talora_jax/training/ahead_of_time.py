@@ -143,7 +143,7 @@ def _memory(told: Any, platform: str) -> Memory:
     temporaries = told.temp_size_in_bytes
     if platform == "tpu":
         # Of TPUs `temp_size_in_bytes` is too much: XLA compiles programs that by it would not fit.
-        # It refuses those whose peak does not.
+        # It refuses those whose peak does not, with the gaps between buffers: a few percent.
         temporaries = told.peak_memory_in_bytes - kept
     return Memory(
         told.argument_size_in_bytes,
