@@ -76,24 +76,14 @@ class OutOfMemory(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step, its jaxpr, and the seconds each part of compiling it took."""
+    """A compiled step, its jaxpr, its memory, and the seconds each part of compiling it took."""
 
     compiled: jax.stages.Compiled
     jaxpr: Jaxpr
+    memory: Memory
     trace_seconds: float
     lower_seconds: float
     compile_seconds: float
-
-    @property
-    def memory(self) -> Memory:
-        told = self.compiled.memory_analysis()
-        new = told.output_size_in_bytes - told.alias_size_in_bytes
-        return Memory(
-            told.argument_size_in_bytes,
-            told.temp_size_in_bytes,
-            told.argument_size_in_bytes + new + told.temp_size_in_bytes,
-            told.generated_code_size_in_bytes,
-        )
 
 
 def make_step(run: Run) -> AbstractStep:
@@ -124,13 +114,14 @@ def compile_step(step: AbstractStep) -> CompiledStep:
       OutOfMemory: it takes more than a device has.
     """
     with jax.set_mesh(step.mesh):
+        platform = step.mesh.devices.flat[0].platform
         start = time.perf_counter()
         traced = step.step.trace(*step.arguments)
         traced_at = time.perf_counter()
         lowered = traced.lower()
         lowered_at = time.perf_counter()
         try:
-            compiled = lowered.compile(_OPTIONS.get(step.mesh.devices.flat[0].platform))
+            compiled = lowered.compile(_OPTIONS.get(platform))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -139,15 +130,33 @@ def compile_step(step: AbstractStep) -> CompiledStep:
     return CompiledStep(
         compiled,
         traced.jaxpr.jaxpr,
+        _memory(compiled.memory_analysis(), platform),
         traced_at - start,
         lowered_at - traced_at,
         compiled_at - lowered_at,
     )
 
 
+def _memory(told: Any, platform: str) -> Memory:
+    """What XLA tells of a compiled program's memory."""
+    kept = told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes
+    temporaries = told.temp_size_in_bytes
+    if platform == "tpu":
+        # Of TPUs `temp_size_in_bytes` is too much: XLA compiles programs that by it would not fit.
+        # It refuses those whose peak does not, with the gaps between buffers: a few percent.
+        temporaries = told.peak_memory_in_bytes - kept
+    return Memory(
+        told.argument_size_in_bytes,
+        temporaries,
+        kept + temporaries,
+        told.generated_code_size_in_bytes,
+    )
+
+
 def _needed(told: str) -> int | None:
-    """Bytes in what XLA says of a program that is too large, as "Used 20.50G of 15.75G hbm"."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", told)
+    """Bytes in what XLA says of a program that is too large, as "Used 20.50G of 15.75G hbm", or
+    "required for HLO temporaries (16.98G) exceeds available HBM (15.75G)"."""
+    used = re.search(r"(?:[Uu]sed |temporaries \()([\d.]+)([KMGT]?)(?: of |\) exceeds)", told)
     return used and int(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "))
 
 

@@ -1,6 +1,7 @@
 """Whether a step fits a device that is not here, and what takes less."""
 
 import importlib.util
+import types
 
 import pytest
 from rich.console import Console
@@ -99,7 +100,25 @@ def test_devices_that_cannot_be(told, monkeypatch):
 def test_what_xla_says_of_a_program_that_is_too_large():
     told = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     assert fit.ahead_of_time._needed(told) == int(20.5 * 2**30)
+    told = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (16.98G) exceeds available HBM (15.75G)."
+    )
+    assert fit.ahead_of_time._needed(told) == int(16.98 * 2**30)
     assert fit.ahead_of_time._needed("RESOURCE_EXHAUSTED: out of memory") is None
+
+
+def test_a_tpus_memory_is_the_peak_that_xla_goes_by():
+    told = types.SimpleNamespace(
+        argument_size_in_bytes=100,
+        output_size_in_bytes=70,
+        alias_size_in_bytes=60,
+        temp_size_in_bytes=500,
+        peak_memory_in_bytes=400,
+        generated_code_size_in_bytes=7,
+    )
+    assert fit.ahead_of_time._memory(told, "tpu") == Memory(100, 290, 400, 7)
+    assert fit.ahead_of_time._memory(told, "cpu") == Memory(100, 500, 610, 7)
 
 
 def test_advice_works_for_the_recipe_that_asks_for_it():
