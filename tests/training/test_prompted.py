@@ -213,9 +213,7 @@ def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkey
 
     # The base is one like any other: it is prompted, and tasks are trained on it.
     assert read_description(tmp_path / "whole" / "base.safetensors").source["steps"] == 4
-    predictor = talora_jax.SamPredictor(
-        talora_jax.load_sam(tmp_path / "whole" / "base.safetensors")
-    )
+    predictor = talora_jax.SamPredictor(talora_jax.load_sam(tmp_path / "whole"))
     predictor.set_image(np.zeros((48, 64, 3), np.uint8))
     assert predictor.predict(boxes=[[4, 4, 20, 20]]).masks().shape == (1, 3, 48, 64)
 
