@@ -270,6 +270,17 @@ def test_values_that_cannot_work(changes, told):
         config_checks.check(config)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("lora_shared", 1), ("full", 0)])
+def test_a_frozen_encoder_of_random_numbers_is_told(prompted, kind, told):
+    prompted.adapter.kind = kind
+    prompted.model.weights = ""
+    prompted.prompts.domains = ("instance",)
+    lines = []
+    with pytest.raises(UserError, match="no targets for instance"):
+        JOB.prepare(prompted, lines.append)
+    assert "\n".join(lines).count("the encoder is random numbers") == told
+
+
 def test_a_data_set_without_these_masks_is_refused(prompted):
     prompted.prompts.domains = ("instance",)
     with pytest.raises(UserError, match="has no targets for instance; it has semantic"):
