@@ -239,9 +239,10 @@ def find(path: str | Path) -> Path:
             f"python -m weights_convert {path} base.safetensors"
         )
     if fields.get("trains") == "prompts":
+        left = " and ".join(sorted(file.name for file in path.glob("base*.safetensors")))
         raise UserError(
-            f"{path} is a run that trains a SAM from prompts: it leaves no {FILE_NAME} but a base, "
-            "which talora_jax.load_sam reads"
+            f"{path} is a run that trains a SAM from prompts: it leaves no {FILE_NAME} but "
+            f"{left or 'a base'}; name that, and talora_jax.load_sam reads it"
         )
     raise UserError(
         f"the run in {path} is not finished: {FILE_NAME}, which it leaves at its end, is missing; "

@@ -317,7 +317,7 @@ def test_a_folder_of_another_program_is_no_unfinished_run(tmp_path):
     with pytest.raises(UserError, match="is not finished: adapter.safetensors"):
         find(tmp_path)
     (tmp_path / "config.json").write_text('{"trains": "prompts"}')
-    with pytest.raises(UserError, match=r"no adapter.safetensors but a base, .*load_sam reads"):
+    with pytest.raises(UserError, match="no adapter.safetensors but a base; .*load_sam reads"):
         find(tmp_path)
 
 
