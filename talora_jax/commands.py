@@ -35,7 +35,9 @@ COMMANDS = {
     "download": Command(
         "talora_jax.experiments.download", "main", "NYUv2 or Cityscapes from the Hub"
     ),
-    "export": Command("talora_jax.export", "main", "a trained model in forms that need jax alone"),
+    "export": Command(
+        "talora_jax.export", "main", "a trained model as StableHLO, as ONNX, or merged"
+    ),
     "adapter": Command(
         "talora_jax.experiments.describe_adapter", "main", "what an adapter file holds"
     ),

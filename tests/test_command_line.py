@@ -111,6 +111,12 @@ def test_images_are_given_after_one_flag_or_many(monkeypatch):
         assert refused(*command, *flags) == "['a', 'b c', 'd', 'e'] o"
 
 
+def test_the_package_is_the_command(start_python):
+    process = start_python("-m", "talora_jax", "--help")
+    assert process.communicate()[0].startswith("usage: talora_jax COMMAND")
+    assert process.returncode == 0
+
+
 def test_help_and_mistakes_need_no_jax():
     """In one process, so that nothing but the commands themselves can import it."""
     program = """

@@ -20,8 +20,8 @@ import numpy as np
 from talora_jax.errors import UserError, listed, printable
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD
-from talora_jax.weights.base_file import HEADER_KEY, Description, base_path
-from talora_jax.weights.header import check_tensors, is_whole, tensors_sha256
+from talora_jax.weights.base_file import Description, base_path
+from talora_jax.weights.header import ADAPTERS, HEADER_KEY, check_tensors, is_whole, tensors_sha256
 from weights_convert.architecture import (
     NOTHING_TOLD,
     Architecture,
@@ -135,7 +135,7 @@ def open_checkpoint(
             part = SafetensorsFile(file)
             if HEADER_KEY in part.metadata:
                 return _open_base(part, file)
-            if part.metadata.get("format", "").startswith("talora_jax adapter"):
+            if part.metadata.get("format", "").startswith(ADAPTERS):
                 raise UserError(
                     f"{file} is an adapter file of talora_jax: give the base it was trained on as "
                     f"INPUT, with --adapter={file} and --channel=TASK"

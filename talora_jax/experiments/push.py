@@ -8,6 +8,7 @@ from talora_jax import storage
 from talora_jax.errors import UserError
 from talora_jax.experiments import card
 from talora_jax.experiments.finished_run import read_run
+from talora_jax.rgb import read_rgb
 from talora_jax.weights import adapter_file, base_file, hub
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import read_base_of
@@ -50,7 +51,8 @@ def push(
       The address of the repository.
 
     Raises:
-      UserError: there is no such file, the base is not the adapter's, or the Hub refuses.
+      UserError: there is no such file, the base is not the adapter's, the picture is none, or the
+        Hub refuses.
     """
     hub.repository_of(name)
     path, workdir = _file_of(source)
@@ -60,6 +62,8 @@ def push(
     picture = picture and storage.local(picture)
     if picture and not picture.is_file():
         raise UserError(f"there is no picture {picture}")
+    if picture:
+        read_rgb(picture)  # Nothing else goes to the Hub as one.
     picture_name = picture and f"{PICTURE}{picture.suffix.lower()}"
     about = {"picture": picture_name, "license": license}
     with tempfile.TemporaryDirectory() as folder:

@@ -208,7 +208,8 @@ class SamPredictor:
         """The masks of P prompts, each made of points, a box, a mask, or several of these.
 
         Where prompts differ in what they are made of, give lists with None for what a prompt lacks:
-        `boxes=[[5, 6, 25, 40], None]`. Each is answered as if it had been asked alone.
+        `boxes=[[5, 6, 25, 40], None]`. Each is answered as if it had been asked alone. What lies
+        outside the image is answered, too, as SAM does it: it means little there.
 
         Args:
           points: (x, y) in pixels of the original image.

@@ -40,6 +40,8 @@ HELD = 8
 COMMON_SHAPES = ((480, 640), (640, 480), (360, 640), (640, 640))
 # The grid of *Everything*, and how stable masks must be; how well they must fit the page asks.
 _POINTS_PER_SIDE, _STABILITY = 16, 0.5
+# What the page calls a bound, and AutomaticMasks.
+_IOU = "expected IoU (pred_iou_thresh)"
 # Points of one question; up to the first of these, beside a box, they share a program.
 _ONE_PROGRAM, _MOST_POINTS = 14, 64
 # What browsers send, and cameras. Other readers of Pillow's start programs of other people.
@@ -238,7 +240,7 @@ class Answers:
           UserError: the base answers no prompts, or `expected_iou` is no number from 0 to 1.
         """
         held, model = self._of(key), self._model(number)
-        least = check_number("pred_iou_thresh", asked.get("expected_iou", 0.5), 0, 1)
+        least = check_number(_IOU, asked.get("expected_iou", 0.5), 0, 1)
         with self._lock:
             # All of them: how sure is sure enough changes no program. A mask takes no better one
             # away with it, so that it may go afterwards as well.

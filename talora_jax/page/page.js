@@ -9,6 +9,7 @@ const state = {
   points: [], labels: [], box: null,
   masks: null,    // {numbers, masks}: whose mask a pixel is, and what they are
   turn: 0,        // counts questions: answers to older ones are dropped
+  awaited: 0,     // images and maps on their way: what is shown is of another image or model
 };
 
 // Words and progress.
@@ -48,28 +49,42 @@ const post = async (path, question) =>
 
 // Images in.
 
+// Nothing can be asked about what is shown while something else comes in its place.
+function awaiting(change) {
+  state.awaited += change;
+  $("main").inert = state.awaited > 0;
+}
+
 async function send(blob) {
   if (!await ready) return;
+  awaiting(1);
   const image = await during("Reading the image …", async () =>
     (await ask("images", { method: "POST", body: blob })).json());
-  if (!image) return;
-  state.image = image;
-  $("main").hidden = false;
-  await look();
+  if (image) {
+    state.image = image;
+    await look();
+  }
+  awaiting(-1);
 }
 
 async function look() {
-  if (!state.image) return;
-  const path = `images/${state.image.id}/${state.model}`;
-  const maps = await during("Looking at the image …", async () => {
+  const { image, model } = state;
+  if (!image) return;
+  awaiting(1);
+  let maps;
+  await during("Looking at the image …", async () => {
+    const path = `images/${image.id}/${model}`;
     const found = await (await ask(path)).json();
     for (const map of found) {
       const buffer = await (await ask(`${path}/${map.name}/values`)).arrayBuffer();
       map.values = map.dtype === "int32" ? new Int32Array(buffer) : new Float32Array(buffer);
       map.picture = `${path}/${map.name}/picture`;
     }
-    return found;
+    maps = found;
   });
+  awaiting(-1);
+  if (image !== state.image || model !== state.model) return;
+  $("main").hidden = !maps;
   if (!maps) return;
   state.maps = maps;
   forget();

@@ -23,6 +23,8 @@ from talora_jax.errors import UserError, one_line
 from talora_jax.files import write_atomically
 from talora_jax.weights import hub
 from talora_jax.weights.header import (
+    ADAPTERS,
+    HEADER_KEY,
     TENSORS,
     UNREADABLE,
     check,
@@ -39,10 +41,9 @@ from talora_jax.weights.header import (
 )
 
 FILE_NAME = "adapter.safetensors"
-_FORMATS = "talora_jax adapter "
-FORMAT = f"{_FORMATS}3"
+FORMAT = f"{ADAPTERS}3"
 # Files of this format have all that is needed in the run's config.
-FORMAT_2 = f"{_FORMATS}2"
+FORMAT_2 = f"{ADAPTERS}2"
 # To compute in: `config.DTYPES`, and what arrays have before anybody chose.
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -116,7 +117,9 @@ class AdapterFile:
                 f"{path} is cut short or no adapter ({one_line(error)}); expected the {FILE_NAME} "
                 "that training leaves"
             ) from None
-        if not metadata.get("format", "").startswith(_FORMATS):
+        if HEADER_KEY in metadata:
+            raise UserError(f"{path} is a base and no adapter; talora_jax.load_sam reads it")
+        if not metadata.get("format", "").startswith(ADAPTERS):
             raise UserError(f"{path} is no adapter of talora_jax; training leaves {FILE_NAME}")
         if metadata["format"] not in (FORMAT, FORMAT_2):
             raise UserError(
@@ -228,10 +231,18 @@ def find(path: str | Path) -> Path:
             return path / FILE_NAME
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
-    if _is_huggingface(path / "config.json"):
+    fields = _fields_of(path / "config.json")
+    # As `transformers` writes it.
+    if not fields.keys().isdisjoint(("model_type", "architectures")):
         raise UserError(
             f"{path} is a Hugging Face model and no run; make a base of it with: "
             f"python -m weights_convert {path} base.safetensors"
+        )
+    if fields.get("trains") == "prompts":
+        left = " and ".join(sorted(file.name for file in path.glob("base*.safetensors")))
+        raise UserError(
+            f"{path} is a run that trains a SAM from prompts: it leaves no {FILE_NAME} but "
+            f"{left or 'a base'}; name that, and talora_jax.load_sam reads it"
         )
     raise UserError(
         f"the run in {path} is not finished: {FILE_NAME}, which it leaves at its end, is missing; "
@@ -239,12 +250,10 @@ def find(path: str | Path) -> Path:
     )
 
 
-def _is_huggingface(config: Path) -> bool:
-    """Whether a config.json is that of a `transformers` model."""
+def _fields_of(config: Path) -> dict[str, Any]:
+    """What a config.json says; nothing where it cannot be read."""
     try:
         fields = json.loads(config.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and not fields.keys().isdisjoint(
-        ("model_type", "architectures")
-    )
+        return {}
+    return fields if isinstance(fields, dict) else {}

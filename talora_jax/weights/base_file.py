@@ -27,6 +27,8 @@ from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SamConfig
 from talora_jax.weights import hub
 from talora_jax.weights.header import (
+    ADAPTERS,
+    HEADER_KEY,
     UNREADABLE,
     check,
     check_metadata,
@@ -42,8 +44,7 @@ from talora_jax.weights.header import (
 
 # What a run that trains a base leaves, and what a repository has.
 FILE_NAME = "base.safetensors"
-# The key of the JSON in a base's safetensors header, and the newest version of it.
-HEADER_KEY = "talora_jax.base"
+# The newest version of the JSON in a base's safetensors header.
 VERSION = 1
 # Bases of the package, by the names that stand for their paths; docs/sam_small.md is the card.
 SHIPPED = {"sam_small": Path(__file__).parents[1] / "bases" / "sam_small.safetensors"}
@@ -83,6 +84,8 @@ class Description:
           UserError: the file is no base, or one of a newer version.
         """
         metadata = metadata or {}
+        if metadata.get("format", "").startswith(ADAPTERS):
+            raise UserError(f"{path} is an adapter and no base; talora_jax.load reads it")
         if HEADER_KEY not in metadata:
             raise UserError(
                 f"{path} is not a base of talora_jax; make one of a SAM checkpoint with: "
@@ -128,8 +131,9 @@ def is_base(path: str | Path) -> bool:
 
 
 def base_path(name: str | Path) -> Path:
-    """Where a base lies: a path itself, what the package ships under this name, or what a
-    repository on the Hub has, see `hub`, or a bucket, see `storage`.
+    """Where a base lies: a path itself, the one that a run left in its workdir, what the package
+    ships under this name, or what a repository on the Hub has, see `hub`, or a bucket, see
+    `storage`.
 
     Raises:
       UserError: the Hub has no such base, or the bucket cannot be reached.
@@ -139,6 +143,8 @@ def base_path(name: str | Path) -> Path:
     if hub.is_name(name):
         return hub.fetched(str(name), FILE_NAME)
     path = Path(name).expanduser()
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
     return path if path.exists() else SHIPPED.get(str(name), path)
 
 
@@ -189,6 +195,9 @@ def write_base(
 def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, Description]]:
     place = base_path(path)
     if place.is_dir():
+        several = sorted(str(found) for found in place.glob("base_*.safetensors"))
+        if several:
+            raise UserError(f"{path} has several bases: name one of {', '.join(several)}")
         raise UserError(
             f"{path} is a folder, not a base; if it holds a Hugging Face SAM, make a base of it "
             f"with: python -m weights_convert {path} base.safetensors"

@@ -18,6 +18,9 @@ from talora_jax.errors import UserError, one_line, short
 
 TENSORS = "tensors_sha256"
 METADATA = "metadata_sha256"
+# How files tell what they are: the key of a base's JSON, and how an adapter's `format` begins.
+HEADER_KEY = "talora_jax.base"
+ADAPTERS = "talora_jax adapter "
 # What safetensors raises for files that are none, are cut short, or have tensors that NumPy lacks.
 UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError)
 

@@ -99,6 +99,10 @@ def test_a_base_of_tasks_is_loaded_to_train(shelf, micro):
         (("photo.jpg", "user/name"), "photo.jpg is cut short or no adapter"),
         (("sam_nano.safetensors", "user/name", "user/base"), "is a base and has none: base= is of"),
         (("adapter.safetensors", "user/name", None, "no.png"), "there is no picture no.png"),
+        (
+            ("adapter.safetensors", "user/name", None, "other.safetensors"),
+            "other.safetensors: not an image",
+        ),
         (("adapter.safetensors", "user/name", "sam_small"), "does not fit sam_small"),
     ],
 )

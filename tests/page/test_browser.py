@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from talora_jax.page.answers import Answers
 from talora_jax.page.server import Server
@@ -109,6 +110,34 @@ def test_another_model_sees_something_else(page, shelf):
     page.select_option("#model", "1")
     page.wait_for_selector("figure[data-task=depth] img.map[src*='/1/depth/']")
     assert not page.wrong
+
+
+def test_what_is_shown_is_not_asked_while_another_model_looks(page, shelf):
+    page.set_input_files("#file", shelf / "photo.jpg")
+    page.wait_for_selector("figure[data-task=depth] img.map[src*='/0/depth/']")
+    held = []
+    page.route("**/images/*/1", lambda route: held.append(route))
+    page.select_option("#model", "1")
+    page.wait_for_selector("#status.busy")
+    assert page.eval_on_selector("#main", "main => main.inert")
+    # A file that is refused meanwhile changes nothing of it.
+    page.set_input_files(
+        "#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"a text of mine"}
+    )
+    page.wait_for_selector("#status.wrong")
+    held[0].continue_()
+    page.wait_for_selector("figure[data-task=depth] img.map[src*='/1/depth/']")
+    assert not page.eval_on_selector("#main", "main => main.inert") and not page.wrong
+
+
+def test_of_an_image_without_maps_nothing_older_is_shown(page, shelf, tmp_path):
+    page.set_input_files("#file", shelf / "photo.jpg")
+    page.wait_for_selector("figure[data-task=depth] img.map")
+    Image.new("RGB", (80, 2)).save(tmp_path / "stripe.png")
+    page.set_input_files("#file", tmp_path / "stripe.png")
+    page.wait_for_selector("#status.wrong")
+    assert "an image of 80×2 pixels" in page.text_content("#status")
+    assert page.locator("#main").is_hidden() and not page.wrong
 
 
 def test_a_file_that_is_no_image_is_refused(page):

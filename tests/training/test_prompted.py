@@ -213,9 +213,7 @@ def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkey
 
     # The base is one like any other: it is prompted, and tasks are trained on it.
     assert read_description(tmp_path / "whole" / "base.safetensors").source["steps"] == 4
-    predictor = talora_jax.SamPredictor(
-        talora_jax.load_sam(tmp_path / "whole" / "base.safetensors")
-    )
+    predictor = talora_jax.SamPredictor(talora_jax.load_sam(tmp_path / "whole"))
     predictor.set_image(np.zeros((48, 64, 3), np.uint8))
     assert predictor.predict(boxes=[[4, 4, 20, 20]]).masks().shape == (1, 3, 48, 64)
 
@@ -270,6 +268,17 @@ def test_values_that_cannot_work(changes, told):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=told):
         config_checks.check(config)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("lora_shared", 1), ("full", 0)])
+def test_a_frozen_encoder_of_random_numbers_is_told(prompted, kind, told):
+    prompted.adapter.kind = kind
+    prompted.model.weights = ""
+    prompted.prompts.domains = ("instance",)
+    lines = []
+    with pytest.raises(UserError, match="no targets for instance"):
+        JOB.prepare(prompted, lines.append)
+    assert "\n".join(lines).count("the encoder is random numbers") == told
 
 
 def test_a_data_set_without_these_masks_is_refused(prompted):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import jax
@@ -315,3 +316,18 @@ def test_a_folder_of_another_program_is_no_unfinished_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_lib.default().to_dict()))
     with pytest.raises(UserError, match="is not finished: adapter.safetensors"):
         find(tmp_path)
+    (tmp_path / "config.json").write_text('{"trains": "prompts"}')
+    with pytest.raises(UserError, match="no adapter.safetensors but a base; .*load_sam reads"):
+        find(tmp_path)
+
+
+def test_bases_and_adapters_are_told_apart(shelf, tmp_path):
+    base, adapter = shelf / "sam_nano.safetensors", shelf / "adapter.safetensors"
+    with pytest.raises(UserError, match="is a base and no adapter; talora_jax.load_sam reads it"):
+        talora_jax.load(base)
+    with pytest.raises(UserError, match="is an adapter and no base; talora_jax.load reads it"):
+        talora_jax.load_sam(adapter)
+    for domain in ("instance", "part"):
+        shutil.copy(base, tmp_path / f"base_{domain}.safetensors")
+    with pytest.raises(UserError, match=r"several bases: name one of .*base_instance.*, .*_part"):
+        talora_jax.load_sam(tmp_path)

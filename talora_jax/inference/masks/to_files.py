@@ -70,20 +70,20 @@ def write_masks(
       compressed: whether run lengths are strings, as pycocotools makes them.
 
     Raises:
-      UserError: not one image could be read, or a file could not be written.
+      UserError: not one image could be read and looked at, or a file could not be written.
     """
     started = time.monotonic()
 
     def one(given: Input) -> tuple | UserError:
+        named = shown = None
         try:
             image = read_rgb(given.path)
+            found = masks.generate(image)
+            if model is not None:
+                named = name_masks(found, model.predict(image), model.tasks)
+                shown = named, naming_task(model.tasks)
         except UserError as error:
             return error
-        found = masks.generate(image)
-        named = shown = None
-        if model is not None:
-            named = name_masks(found, model.predict(image), model.tasks)
-            shown = named, naming_task(model.tasks)
         numbers = numbered(found, image.shape[:2])
         text = {"meaning": f"number of the mask in {SUMMARY}, 0 for none"}
         files = {

@@ -295,7 +295,8 @@ def _timed(run: Callable[[], Arrays]) -> tuple[Arrays, float]:
 
 
 _SAM_NOTES = [
-    "The image is encoded once; the decoder then takes any number P of prompts of n points each.",
+    "The image is encoded once; the decoder then takes any number P of prompts of n points each,",
+    "one or more of both.",
     "Points are (x, y) in pixels of the image. Their labels: 1 on the object, 0 off it, 2 and 3",
     "the upper left and the lower right corner of a box, −1 no point (each prompt without a box",
     "has one), −2 absent (in prompts with fewer points than others). `masks` are logits as",

@@ -59,6 +59,12 @@ def prepare(
         )
     if config.model.weights and read_description(config.model.weights).tasks is not None:
         raise UserError(f"{config.model.weights} has decoders of tasks and none for prompts")
+    if not config.model.weights and config.adapter.kind != "full":
+        tell(
+            "warning: config.model.weights is empty: the encoder is random numbers and stays so, "
+            f"but for what config.adapter.kind={config.adapter.kind} trains; name a base, such as "
+            "sam_small"
+        )
     tell(f"opening the data, {config.data.name}")
     dataset = open_dataset(config.data, (*config.prompts.domains, *config.prompts.auxiliary))
     hosts.agree(agreement.of_data(dataset))

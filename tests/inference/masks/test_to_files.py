@@ -47,6 +47,17 @@ def test_masks_of_an_album(shelf, tmp_path, capsys):
         main(["--images", str(album), "--out", str(out), "--base", base, *EVERYTHING])
 
 
+def test_an_image_that_cannot_be_named_does_not_end_an_album(shelf, tmp_path):
+    Image.new("RGB", (80, 2)).save(tmp_path / "stripe.png")
+    Image.open(shelf / "photo.jpg").save(tmp_path / "z.png")
+    model = ["--adapter", str(shelf / "adapter.safetensors")]
+    main(["--images", str(tmp_path), "--out", str(tmp_path / "out"), *model, *EVERYTHING])
+    told = json.loads((tmp_path / "out" / "masks.json").read_text())
+    assert [image["width"] for image in told["images"]] == [80]
+    [(path, reason)] = [row.values() for row in told["unreadable"]]
+    assert path.endswith("stripe.png") and "an image of 80×2 pixels" in reason
+
+
 def test_named_masks(shelf, tmp_path, monkeypatch):
     monkeypatch.chdir(shelf)
     out = tmp_path / "out"
