@@ -33,6 +33,7 @@ from talora_jax.inference.batches import Given, Prepared, Result, in_batches, th
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
+from talora_jax.models.msam import MSam
 from talora_jax.models.sam import Sam
 from talora_jax.rgb import as_rgb, check_several, nth_rgb
 from talora_jax.tasks import Task, make_task
@@ -51,6 +52,10 @@ from talora_jax.weights.state import filled
 Arrays = dict[str, np.ndarray]
 # Of an image the raw maps of all tasks that were asked for, one after the other.
 Maps = Float[jax.Array, "C 4*h 4*w"]
+
+# Parameters by the part of the model that they belong to.
+Values = dict[str, list[jax.Array]]
+_DECODERS = "mask_decoders"
 
 # The most images on a device at once: more make none of them faster.
 _BATCH = 32
@@ -77,11 +82,11 @@ class TrainedModel:
         """
         self.file, self.tasks, self._base = file, tasks_of(file), base
         tensors = joined(file, path, base)
-        model = in_use(file, base.sam)
-        self._graphdef, abstract = nnx.split(model)
-        self._state = filled(abstract, tensors)
-        self._everywhere: nnx.State | None = None  # on every device of this process, once needed
-        self._embeddings = len(self.tasks) if model.adapter.per_task else 1
+        self._model = in_use(file, base.sam)
+        state = filled(nnx.state(self._model), tensors)
+        self._values: Values = {name: jax.tree.leaves(part) for name, part in state.items()}
+        self._everywhere: Values | None = None  # on every device of this process, once needed
+        self._embeddings = len(self.tasks) if self._model.adapter.per_task else 1
         ends = itertools.accumulate(file.channels.values())
         # Each task's decoder and no-mask rows.
         self._rows = {
@@ -222,7 +227,7 @@ class TrainedModel:
           UserError: the model has no such task.
         """
         self.named([task])
-        encoder = nnx.merge(self._graphdef, self._state).image_encoder
+        encoder = _with_values(self._model, self._values).image_encoder
         return encoder.merge(self._rows[task][0])
 
     def promptable(self) -> Sam:
@@ -297,24 +302,25 @@ class TrainedModel:
         padded = np.zeros((room, *images[0].padded.shape[1:]), np.float32)
         for i, image in enumerate(images):
             padded[i] = image.padded[0]
-        state, devices = self._state, jax.local_devices()
+        values, devices = self._values, jax.local_devices()
         spread = len(devices) > 1 and room % len(devices) == 0
         if spread:
             mesh = jax.make_mesh(
                 (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
             )
             if self._everywhere is None:
-                self._everywhere = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-            state = self._everywhere
+                self._everywhere = jax.device_put(values, NamedSharding(mesh, PartitionSpec()))
+            values = self._everywhere
             padded = jax.device_put(padded, NamedSharding(mesh, PartitionSpec("data")))
-        embeddings, positions = _embed(
-            self._graphdef, state, padded, tuple(task.name for task in wanted)
-        )
+        encoding = {name: part for name, part in values.items() if name != _DECODERS}
+        names = tuple(task.name for task in wanted)
+        embeddings, positions = _embed(self._model, encoding, padded, names)
         maps = []
         for n, task in enumerate(wanted):
             t, rows = self._rows[task.name]
             at_once = _channels_at_once(room, embeddings.shape[2:], len(rows))
-            maps.append(_maps(self._graphdef, state, t, embeddings, n, positions, rows, at_once))
+            decoders = values[_DECODERS]
+            maps.append(_maps(self._model, decoders, t, embeddings, n, positions, rows, at_once))
         found = [_image(maps, i) for i in range(len(images))]
         if not spread:
             return found
@@ -429,23 +435,33 @@ def raised(result: Result | UserError) -> Result:
     return result
 
 
-# The steps of `MSam`, each a program of its own.
+# The steps of `MSam`, each a program of its own. `model` has no values and is one object for all
+# that share programs, see `in_use`: a graph definition would be hashed and compared node by node,
+# and the variables of a state taken apart, at every call.
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "tasks"))
-def _embed(graphdef, state, padded, tasks):
-    model = nnx.merge(graphdef, state)
+def _with_values(model: MSam, values: Values) -> MSam:
+    """The model with values, but for parts that these lack."""
+    graphdef, state = nnx.split(model)
+    for name, part in values.items():
+        state[name] = jax.tree.unflatten(jax.tree.structure(state[name]), part)
+    return nnx.merge(graphdef, state)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "tasks"))
+def _embed(model, values, padded, tasks):
+    model = _with_values(model, values)
     embeddings = model.embed(padded, tasks)
     return embeddings, model.grid_positions(*embeddings.shape[2:4])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "at_once"))
-def _maps(graphdef, state, t, embeddings, n, positions, rows, at_once):
+@functools.partial(jax.jit, static_argnames=("model", "at_once"))
+def _maps(model, decoders, t, embeddings, n, positions, rows, at_once):
     """The raw maps [B, C, 4h, 4w] of task t, whose embeddings are the n-th; `at_once` channels at
     once."""
-    model = nnx.merge(graphdef, state)
     take = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
-    decoder = jax.tree.map(take, nnx.state(model.mask_decoders))
+    structure = jax.tree.structure(nnx.state(model)[_DECODERS])
+    decoder = jax.tree.unflatten(structure, map(take, decoders))
     # What the decoder gives last are channels; of planes, resizing makes larger ones.
     decode = functools.partial(model.decode_channels, decoder, embeddings[n], positions)
     if at_once >= len(rows):

@@ -4,7 +4,8 @@ There on the host, beside a device that computes: few of a resize's weights are 
 the device, where tasks' outputs are made of maps, by programs of one size: a program stays in
 memory, and photographs have many sizes. So that way goes tile by tile: tiles are `TILE` pixels wide
 and high, filled up with zeros where the image ends, and every image is made of the same ones. A
-resize being separable, columns come first and then rows, and nothing is computed twice.
+resize being separable, columns come first and then rows, and nothing is computed twice. Columns are
+a matrix product; rows, of which there are many more by then, are sums of the few that count.
 """
 
 import functools
@@ -15,12 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jaxtyping import Array, Float, UInt8
+from einops import rearrange
+from jaxtyping import Array, Float, Int, UInt8
 
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry
 from talora_jax.tasks import Task
 
 TILE = 256
+# Rows of a map that a row of an image is made of: it lies between two rows of the resized image,
+# each of which lies between two of the map, whose rows are no closer.
+_TAPS = 3
+# Of a tile's rows, computed one after the other: all channels of one stay in a processor's cache.
+_BLOCKS = 8
 
 
 def to_padded(
@@ -56,12 +63,12 @@ def outputs(
     """
     rows, columns = geometry.matrices_from_padded(maps.shape[1:])
     height, width = geometry.original
-    down = [(part, jnp.asarray(_filled_up(rows[part]))) for part in _tiles(height)]
+    down = [(part, *_taps(_filled_up(rows[part]))) for part in _tiles(height)]
     arrays: dict[str, np.ndarray] = {}
     for across in _tiles(width):
         strip = _columns(maps, _filled_up(columns[across]))
         # All are under way before the first is waited for.
-        found = [(part, _outputs(tuple(tasks), strip, x, probabilities)) for part, x in down]
+        found = [(part, _outputs(tuple(tasks), strip, *x, probabilities)) for part, *x in down]
         for part, tile in found:
             for name, x in itertools.chain(*(of_task.items() for of_task in tile)):
                 if name not in arrays:
@@ -80,25 +87,37 @@ def _way_there(geometry: Geometry) -> list[scipy.sparse.csr_array]:
     ]
 
 
-# As `geometry.resize` is.
-_einsum = functools.partial(jnp.einsum, precision="highest")
+def _taps(
+    matrix: Float[np.ndarray, "Y h"],
+) -> tuple[Int[np.ndarray, "Y"], Float[np.ndarray, "Y taps"]]:
+    """Of each row of a matrix where its few numbers begin that are not zero, and those."""
+    first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - _TAPS)
+    return first, np.take_along_axis(matrix, first[:, None] + np.arange(_TAPS), axis=1)
 
 
 @jax.jit
 def _columns(maps, columns):
-    return _einsum("xw,chw->hcx", columns, maps.astype(jnp.float32))
+    # Precise as `geometry.resize` is.
+    return jnp.einsum("xw,chw->hcx", columns, maps.astype(jnp.float32), precision="highest")
 
 
 @functools.partial(jax.jit, static_argnames=("tasks", "probabilities"))
-def _outputs(tasks, strip, rows, probabilities):
-    # One matrix product for the channels of all tasks; pixels in a row lie side by side.
-    x = _einsum("yh,hcx->ycx", rows, strip)
-    ends = itertools.accumulate(task.channels for task in tasks)
-    parts = zip(tasks, jnp.split(x, list(ends)[:-1], axis=1), strict=True)
-    # A list: of a dictionary `jit` would not keep the order.
-    return [
-        task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities) for task, part in parts
-    ]
+def _outputs(tasks, strip, first, weights, probabilities):
+    ends = list(itertools.accumulate(task.channels for task in tasks))
+
+    def block(rows):
+        first, weights = rows
+        # Pixels in a row lie side by side.
+        x = sum(weights[:, k, None, None] * strip[first + k] for k in range(_TAPS))
+        # A list: of a dictionary `jit` would not keep the order.
+        return [
+            task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities)
+            for task, part in zip(tasks, jnp.split(x, ends[:-1], axis=1), strict=True)
+        ]
+
+    in_blocks = (rearrange(x, "(n y) ... -> n y ...", n=_BLOCKS) for x in (first, weights))
+    found = jax.lax.map(block, tuple(in_blocks))
+    return jax.tree.map(lambda x: rearrange(x, "n y ... -> (n y) ..."), found)
 
 
 def _tiles(size: int) -> Iterator[slice]:

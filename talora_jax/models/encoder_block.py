@@ -6,7 +6,6 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
   the projection's bias, which is what projecting zeros gives, and costs no matrix product.
 """
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from talora_jax.models.adapters import make_adapter
 from talora_jax.models.attention import join_windows, split_windows
 from talora_jax.models.attention_kernels import KERNELS
+from talora_jax.models.gelu import gelu
 
 # What `config.model.remat` may keep of a block.
 ATTENDED = "attended"
@@ -94,4 +94,4 @@ class Block(nnx.Module):
         if adapted is not None:
             norm1, norm2, adapter = adapted.norm1, adapted.norm2, adapted.adapter
         x += self.attn(norm1(x), self.window, adapter, task_ids, key)
-        return x + self.lin2(jax.nn.gelu(self.lin1(norm2(x)), approximate=False))
+        return x + self.lin2(gelu(self.lin1(norm2(x))))

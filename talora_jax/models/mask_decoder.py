@@ -23,6 +23,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+from talora_jax.models.gelu import gelu
 from talora_jax.models.keys import Rngs
 
 # How much larger than drawn the kernels of queries and keys are that start alike: 1.4² at a logit.
@@ -211,9 +212,9 @@ class Upscaling(nnx.Module):
             for kernel in (self.kernel1, self.kernel2)
         )
         x = jnp.einsum("bcnd,dpe->bcnpe", image, kernel1)
-        x = jax.nn.gelu(self.norm(x + cast(self.bias1[...])), approximate=False)
+        x = gelu(self.norm(x + cast(self.bias1[...])))
         x = jnp.einsum("bcnpe,eqf->bcnpqf", x, kernel2)
-        x = jax.nn.gelu(x + cast(self.bias2[...]), approximate=False)
+        x = gelu(x + cast(self.bias2[...]))
         maps = jnp.einsum("bcnpqf,bcmf->bcmnpq", x, hyper)
         shape = dict(zip("bcm", maps.shape, strict=False))
         maps = rearrange(maps, "b c m n p q -> (b c m) n p q")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from talora_jax.models.gelu import gelu
 from talora_jax.models.keys import Rngs
 from talora_jax.models.patch_conv import PatchConv
 
@@ -55,8 +56,8 @@ class MaskDownscaling(nnx.Module):
         self.conv3 = conv(MASK_CHANNELS, dim, 1)
 
     def __call__(self, x):
-        x = jax.nn.gelu(self.norm1(self.conv1(x)), approximate=False)
-        x = jax.nn.gelu(self.norm2(self.conv2(x)), approximate=False)
+        x = gelu(self.norm1(self.conv1(x)))
+        x = gelu(self.norm2(self.conv2(x)))
         return self.conv3(x)
 
 

@@ -1,6 +1,7 @@
 """Surface normals."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -209,7 +210,9 @@ class Normals(Task):
     def picture(self, prediction: Activated, target: Truth | None = None) -> Picture:
         """Red is right, green is up, blue is towards the camera: a wall facing it is lilac."""
         colours = np.rint((prediction * np.float32([1, -1, -1]) + 1) * 127.5).astype(np.uint8)
-        return np.where(prediction.any(-1, keepdims=True), colours, np.uint8(0))
+        # Component by component: a reduction of so short an axis takes ten times as long.
+        colours[~functools.reduce(np.logical_or, np.moveaxis(prediction != 0, -1, 0))] = 0
+        return colours
 
     def legend(self, output: Float[np.ndarray, "H W 3"]) -> Legend:
         """The half of a ball that the camera sees."""

@@ -269,7 +269,7 @@ class Semantic(Task):
         return np.where(target[..., None] >= 0, colours, np.uint8(0))
 
     def show(self, output: Int[np.ndarray, "H W"]) -> Picture:
-        return self.colours()[output]
+        return self.colours().take(output, axis=0)
 
     def legend(self, output: Int[np.ndarray, "H W"]) -> Legend:
         """The classes that occur."""

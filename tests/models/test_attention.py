@@ -50,7 +50,7 @@ def platform(request, monkeypatch):
 def test_tiles_on_every_platform_are_the_definition(platform):
     inputs = arrays(6, 4)
     expected = definition(*inputs)
-    assert attention._rows_per_tile(6, 2 * 3 * 4 * 24, 1200) == 2
+    assert attention._most_at_once(6, 2 * 3 * 4 * 24, 1200) == 2
     ours = jax.jit(lambda *x: attend(*x, max_logits=1200))(*inputs)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
 

@@ -8,14 +8,19 @@ from talora_jax.inference.onnx.graph import Graph
 from talora_jax.inference.onnx.values import Value, is_constant
 
 
-def _gelu(graph: Graph, half: Value, erfc: Value) -> Value | None:
-    """(x / 2) erfc(-x / √2) in one, if these are such factors."""
+def _gelu(graph: Graph, half: Value, twice: Value) -> Value | None:
+    """(x / 2) (1 + erf(x / √2)) or (x / 2) erfc(-x / √2) in one, if these are such factors."""
     constant, x = graph.made_by("Mul", half) or (None, None)
-    (inner,) = graph.made_by("erfc", erfc) or (None,)
-    negative, root = graph.made_by("Mul", inner) or (None, None)
-    if not (is_constant(constant, 0.5) and is_constant(root, math.sqrt(0.5))):
+    one, erf = graph.made_by("Add", twice) or (None, None)
+    (inner,) = graph.made_by("Erf", erf) or graph.made_by("erfc", twice) or (None,)
+    of, root = graph.made_by("Mul", inner) or (None, None)
+    if erf is None:
+        (of,) = graph.made_by("Neg", of) or (None,)
+    elif not is_constant(one, 1):
         return None
-    if not any(of is x for of in graph.made_by("Neg", negative)):
+    if x is None or of is not x:
+        return None
+    if not (is_constant(constant, 0.5) and is_constant(root, math.sqrt(0.5))):
         return None
     return graph.node("Gelu", [x], x.shape, x.dtype)
 

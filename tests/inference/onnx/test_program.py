@@ -14,6 +14,7 @@ pytest.importorskip("onnx")
 
 from talora_jax.inference.onnx.graph import OPSET  # noqa: E402
 from talora_jax.inference.onnx.program import to_onnx  # noqa: E402
+from talora_jax.models.gelu import gelu  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
@@ -82,7 +83,9 @@ def by_platform(x):
         lambda x: jax.nn.softmax(x, axis=1),
         lambda x: jax.nn.softmax(x, axis=(1, 2)),
         lambda x: x / jnp.sum(jnp.exp(x), axis=-1, keepdims=True),
+        gelu,
         lambda x: jax.nn.gelu(x, approximate=False),
+        lambda x: x / 2 * (2 + lax.erf(x)),
         lambda x: jax.scipy.special.erfc(x) * x,
         lambda x: jax.nn.relu(x) + jnp.maximum(x, 1) - jnp.minimum(x, X[0]),
         lambda x: jax.nn.sigmoid(x) ** 3 + lax.rsqrt(1 + x * x),
@@ -129,6 +132,7 @@ def test_convolutions(strides):
     [
         (lambda x: jax.nn.softmax(x), {"Softmax"}, {"Exp", "ReduceMax", "Div"}),
         (lambda x: jax.nn.gelu(x, approximate=False), {"Gelu"}, {"Erf", "Mul"}),
+        (gelu, {"Gelu"}, {"Erf", "Mul"}),
         (lambda x: jax.nn.relu(x), {"Relu"}, {"Max"}),
         (OVER_LAST, {"LayerNormalization"}, {"ReduceSum", "Sub", "Reciprocal"}),
         (OVER_MIDDLE, {"ReduceSum"}, {"LayerNormalization"}),
