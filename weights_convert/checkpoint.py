@@ -120,7 +120,9 @@ def open_checkpoint(
     Raises:
       UserError: it is no SAM checkpoint, or not a whole one; its problems are named.
     """
-    path = base_path(path)
+    # A folder is Hugging Face's where it can be: another may stand for a base of ours.
+    if not any((path / name).is_file() for name in _HUGGINGFACE_FILES):
+        path = base_path(path)
     config: Mapping = {}
     if path.is_dir():
         config = _huggingface_config(path)

@@ -35,8 +35,6 @@ from talora_jax.errors import ArgumentParser, UserError, check_choice, run_comma
 from talora_jax.experiments.finished_run import key, settings
 from talora_jax.experiments.report import report
 from talora_jax.task_names import in_paths
-from talora_jax.tasks import with_classes
-from talora_jax.weighting.classes import given_weights
 
 STL = "stl"
 
@@ -115,6 +113,10 @@ def _class_weights(config: ml_collections.ConfigDict, task: str) -> dict[str, An
     weights = config.class_weights
     if not any(isinstance(numbers, list | tuple) for numbers in weights.given):
         return {}
+    # Imported here: --help need not wait for JAX.
+    from talora_jax.tasks import with_classes
+    from talora_jax.weighting.classes import given_weights
+
     own = given_weights(weights.given, with_classes(config.tasks)).get(task, ())
     return {"given": own, "kind": weights.kind if own else "none"}
 

@@ -248,7 +248,7 @@ def test_what_is_refused(model, shelf, tmp_path):
     ):
         broken.write_bytes(damaged)
         assert told in refuses(broken)
-    assert "no adapter of talora_jax" in refuses(shelf / "sam_nano.safetensors")
+    assert "is a base and no adapter" in refuses(shelf / "sam_nano.safetensors")
     for missing in ("sam_b.safetensors", tmp_path):
         told = refuses(adapter, base=missing)
         assert "there is no base" in told and "python -m weights_convert CHECKPOINT" in told

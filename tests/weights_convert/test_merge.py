@@ -77,7 +77,7 @@ def test_what_is_refused(train, run, checkpoint, tmp_path):
         base, output, "--adapter", adapter, "--channel", "normals"
     )
     assert "belong together" in refuse(base, output, "--adapter", adapter)
-    assert "no adapter of talora_jax" in refuse(
+    assert "is a base and no adapter" in refuse(
         base, output, "--adapter", base, "--channel", "depth"
     )
     assert "no adapter at" in refuse(base, output, "--adapter", output, "--channel", "depth")
