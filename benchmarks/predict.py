@@ -1,8 +1,8 @@
-"""A list of images predicted at once, beside one image after the other.
+"""Images predicted in batches, as of an iterator, beside one image after the other.
 
 The model is the shipped base with adapters like those of `rooms_tiny`, three tasks; that they have
-learnt nothing makes them no faster. With --before PATH, a checkout of an earlier version, that
-version's one after the other takes turns, too.
+learnt nothing makes them no faster. No contender keeps what it finds. With --before PATH, a
+checkout of an earlier version, that version's one after the other takes turns, too.
 
     python -m benchmarks.predict                         64 images of 480×640, with probabilities
     python -m benchmarks.predict --no-probabilities
@@ -40,14 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         adapter = f"{folder}/adapter.safetensors"
         ask("benchmarks.serving:make_adapter", {"path": adapter})
         work = {"images": args.images, "size": args.original, "probabilities": args.probabilities}
-        options = {"adapter": adapter, **work}
+        options = {"adapter": adapter, "in_batches": False, **work}
+        batched = options | {"in_batches": True}
         contenders = [
-            Contender("a list", "benchmarks.serving:predict", options | {"at_once": True}, True),
-            Contender("one by one", "benchmarks.serving:predict", options | {"at_once": False}),
+            Contender("in batches", "benchmarks.serving:predict", batched, True),
+            Contender("one by one", "benchmarks.serving:predict", options),
         ]
         if args.before:
             checkout = str(args.before.absolute())
-            earlier = options | {"at_once": False, "checkout": checkout}
+            earlier = options | {"checkout": checkout}
             contenders.append(Contender("before", "benchmarks.serving:predict", earlier))
 
         def speeds(results: list[Result]) -> dict:

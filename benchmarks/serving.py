@@ -25,10 +25,10 @@ def predict(
     images: int,
     size: tuple[int, int],
     probabilities: bool,
-    at_once: bool,
+    in_batches: bool,
     checkout: str | None = None,
 ) -> tuple[Callable[[], None], dict[str, Any]]:
-    """Predicts on random images, all at once or one after the other."""
+    """Predicts on random images, in batches or one by one; what is found is not kept."""
     if checkout:
         sys.path.insert(0, checkout)
     import talora_jax
@@ -39,8 +39,9 @@ def predict(
     given = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
     def step() -> None:
-        if at_once:
-            model.predict(given, probabilities=probabilities)
+        if in_batches:
+            for _ in model.predict(iter(given), probabilities=probabilities):
+                pass
         else:
             for image in given:
                 model.predict(image, probabilities=probabilities)
