@@ -252,7 +252,7 @@ def test_what_is_refused(model, shelf, tmp_path):
     for missing in ("sam_b.safetensors", tmp_path):
         told = refuses(adapter, base=missing)
         assert "there is no base" in told and "python -m weights_convert CHECKPOINT" in told
-    assert "not a base" in refuses(adapter, base=adapter)
+    assert "is an adapter and no base" in refuses(adapter, base=adapter)
     file = AdapterFile.read(adapter)
     short = {name: x for name, x in file.tensors.items() if "U3" not in name}
     dataclasses.replace(file, tensors=short).write(broken)
