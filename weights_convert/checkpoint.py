@@ -121,12 +121,15 @@ def open_checkpoint(
       UserError: it is no SAM checkpoint, or not a whole one; its problems are named.
     """
     # A folder is Hugging Face's where it can be: another may stand for a base of ours.
-    if not any((path / name).is_file() for name in _HUGGINGFACE_FILES):
-        path = base_path(path)
-    config: Mapping = {}
-    if path.is_dir():
+    weights, config = _weights_in(path), {}
+    if weights:
         config = _huggingface_config(path)
-        path = _weights_of(path)
+    path = weights or base_path(path)
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder without weights: expected one of {', '.join(_HUGGINGFACE_FILES)}, "
+            "as Hugging Face has them; or give the checkpoint's file"
+        )
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     files, state, notes = (path,), {}, []
@@ -155,19 +158,11 @@ def open_checkpoint(
     return dataclasses.replace(found, files=files, notes=(*notes, *found.notes))
 
 
-def _weights_of(folder: Path) -> Path:
-    """The file of a Hugging Face folder that has its weights, or tells which files have them.
-
-    Raises:
-      UserError: there is none.
-    """
-    for name in _HUGGINGFACE_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"{folder} is a folder without weights: expected one of {', '.join(_HUGGINGFACE_FILES)}, "
-        "as Hugging Face has them; or give the checkpoint's file"
-    )
+def _weights_in(folder: Path) -> Path | None:
+    """The file of a Hugging Face folder that has its weights, or tells which files have them; None
+    if it is no such folder."""
+    files = (folder / name for name in _HUGGINGFACE_FILES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

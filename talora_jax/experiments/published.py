@@ -61,6 +61,14 @@ class _Table:
         return rows
 
 
+# Of five tasks, as InvPT's tables have them.
+_PASCAL = (
+    ("semantic/miou", PERCENT),
+    ("human_parts/miou", PERCENT),
+    ("saliency/invpt/max_f", PERCENT),
+    ("normals/pooled/mean", 1),
+    ("edges/ods_f", PERCENT),
+)
 _NYUD_MT = (
     ("semantic/miou", PERCENT),
     ("depth/pooled/rmse", 1),
@@ -146,13 +154,7 @@ _TABLES = {
         _Table(
             "published, full fine-tuning, ViT-L, five tasks",
             21,
-            (
-                ("semantic/miou", PERCENT),
-                ("human_parts/miou", PERCENT),
-                ("saliency/invpt/max_f", PERCENT),
-                ("normals/pooled/mean", 1),
-                ("edges/ods_f", PERCENT),
-            ),
+            _PASCAL,
             """
             InvPT          | 79.03 | 67.61 | 84.81 | 14.15 | 73.00
             TaskPrompter-L | 80.89 | 68.89 | 84.83 | 13.72 | 73.50
@@ -161,13 +163,7 @@ _TABLES = {
         _Table(
             "github.com/prismformore/Multi-Task-Transformer, READMEs: trained again by the authors",
             21,
-            (
-                ("semantic/miou", PERCENT),
-                ("human_parts/miou", PERCENT),
-                ("saliency/invpt/max_f", PERCENT),
-                ("normals/pooled/mean", 1),
-                ("edges/ods_f", PERCENT),
-            ),
+            _PASCAL,
             """
             InvPT, again        | 79.91 | 68.54 | 84.38 | 13.90 | 72.90
             TaskPrompter, again | 80.79 | 68.81 | 84.26 | 13.58 | 73.80

@@ -60,9 +60,9 @@ def push(
     if picture is None and workdir:
         picture = next(iter(sorted((workdir / "pictures").glob("*.png"))), None)
     picture = picture and storage.local(picture)
-    if picture and not picture.is_file():
-        raise UserError(f"there is no picture {picture}")
     if picture:
+        if not picture.is_file():
+            raise UserError(f"there is no picture {picture}")
         read_rgb(picture)  # Nothing else goes to the Hub as one.
     picture_name = picture and f"{PICTURE}{picture.suffix.lower()}"
     about = {"picture": picture_name, "license": license}

@@ -323,10 +323,12 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
             "a file per metre"
         )
     elif whole:
-        scale = 1000 if median / 1000 <= 20 or median / 256 > 200 else 256
-        if re.search("kitti|proj_depth|velodyne", place):  # whose metres are 256 units
-            scale = 256
-        scale = 5000 if scale == 1000 and median / 1000 > 20 else scale
+        scale = 256  # KITTI's
+        if not re.search("kitti|proj_depth|velodyne", place):
+            if median / 1000 <= 20:
+                scale = 1000
+            elif median / 256 > 200:
+                scale = 5000
         reading["scale"] = scale
         notes.append(
             f"depth: {scale} units of a file are taken for a metre, so that the median is "

@@ -25,9 +25,10 @@ _HOLDS = {
     "unknown": "cannot be read",
     "labels": "hold few numbers",
 }
+_ARRAYS = (".h5", ".hdf5", ".mat")
 # Kinds of files that hold targets and are not read, and what to make of them.
 _NOT_READ = {
-    **dict.fromkeys((".h5", ".hdf5", ".mat"), "save their arrays as npy"),
+    **dict.fromkeys(_ARRAYS, "save their arrays as npy"),
     **dict.fromkeys((".json", ".xml"), "draw their outlines into PNGs of numbers"),
     ".txt": "lists, or outlines to draw into PNGs of numbers",
     ".pfm": "save them as npy or TIFF",
@@ -67,7 +68,7 @@ def guess(root: Path) -> Guess:
     if not images:
         raise UserError(
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
-            f"…) and, beside them or in other folders, files of targets{_passed_over(paths)}."
+            f"…) and, beside them or in other folders, files of targets{_added(_not_read(paths))}."
         )
     for image in images:
         found = _targets(image, streams, kinds)
@@ -78,7 +79,7 @@ def guess(root: Path) -> Guess:
             f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
-            f"{_passed_over(paths)}{''.join(f'. {x}' for x in _unfit(streams, kinds, ()))}."
+            f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
         )
     of_image, by_role, splits = found
     targets, notes = {}, []
@@ -100,9 +101,7 @@ def guess(root: Path) -> Guess:
     ]
     candidates = [each.stream for of_role in by_role.values() for each in of_role]
     notes += _unfit(streams, kinds, [image, *candidates])
-    arrays = [path for path in paths if Path(path).suffix.lower() in (".h5", ".hdf5", ".mat")]
-    if arrays:
-        notes.append(_passed_over(arrays).removeprefix(". "))
+    notes += _not_read([path for path in paths if Path(path).suffix.lower() in _ARRAYS])
     read = {}
     for name, target in targets.items():
         content, more = contents.reading(root, name, target.stream, kinds[id(target.stream)], paths)
@@ -131,14 +130,19 @@ class _Candidate:
     files: Mapping[str, str]
 
 
-def _passed_over(paths: Sequence[str]) -> str:
+def _added(sentences: Sequence[str]) -> str:
+    """Behind another sentence, whose full stop is to come."""
+    return "".join(f". {sentence}" for sentence in sentences)
+
+
+def _not_read(paths: Sequence[str]) -> list[str]:
     """What there is of files that hold targets and are not read."""
     told = []
     for suffix, remedy in _NOT_READ.items():
         found = [path for path in paths if Path(path).suffix.lower() == suffix]
         if found:
             told.append(f"{len(found)} {suffix} ({printable(found[0], 60)}): {remedy}")
-    return f". Not read: {'; '.join(told)}" if told else ""
+    return [f"Not read: {'; '.join(told)}"] if told else []
 
 
 def _unfit(

@@ -152,16 +152,10 @@ def _by_folder(stream: Stream) -> list[Stream]:
                     names[value].add(path[: match.start(1)] + path[match.end(1) :])
         same = len({frozenset(of) for of in names.values()}) == 1
         if 2 <= len(found) <= _MOST_HEADS and same:
+            before, behind = stream.parts[:number], stream.parts[number + 1 :]
             return [
-                Stream(
-                    (
-                        *stream.parts[:number],
-                        part.replace("*", value, 1),
-                        *stream.parts[number + 1 :],
-                    ),
-                    stream.role,
-                    paths,
-                    stream.words,
+                dataclasses.replace(
+                    stream, parts=(*before, part.replace("*", value, 1), *behind), paths=paths
                 )
                 for value, paths in found.items()
             ]
@@ -222,14 +216,22 @@ def _last_said(said: Iterable[_Said | None]) -> str | None:
     return next(iter([*reversed(strong), *reversed(target), *(each.role for each in found)]), None)
 
 
+def _word_of_role(piece: str) -> str | None:
+    """The word of a role that a piece of a name is, or has before a number."""
+    if piece.lower() in _ROLE_OF:
+        return piece.lower()
+    match = re.fullmatch(r"([^\W\d_]+)\d+", piece)
+    word = match and match[1].lower()
+    return word if word in _ROLE_OF else None
+
+
 def _of_words(pieces: Sequence[str]) -> _Said | None:
     """The role of a name's words. An image's word with a number behind it is weak, too: 'IMG_0012'
     is what a camera called the photo, and what its labels are called as well."""
     found = []
     for piece, behind in itertools.zip_longest(pieces, pieces[1:], fillvalue=""):
-        bare = re.fullmatch(r"([^\W\d_]+)(\d+)", piece)
-        word = piece.lower() if piece.lower() in _ROLE_OF else bare and bare[1].lower()
-        if role := _ROLE_OF.get(word or ""):
+        if word := _word_of_role(piece):
+            role = _ROLE_OF[word]
             numbered = role == "image" and (word != piece.lower() or behind.isdecimal())
             found.append(_Said(role, numbered or word in _WEAK))
     targets = [each for each in found if each.role != "image"]
@@ -253,11 +255,10 @@ def _generalised(name: str) -> tuple[str, _Said | None]:
     pieces = re.findall(r"[^\W_]+|[\W_]+", name)
     kept = []
     for piece in pieces:
-        bare = re.fullmatch(r"([^\W\d_]+)(\d+)", piece)
-        if piece.lower() in _ROLE_OF:
-            kept.append(piece)
-        elif bare and bare[1].lower() in _ROLE_OF:
-            kept += [bare[1], "*"]
+        if word := _word_of_role(piece):
+            kept.append(piece[: len(word)])
+            if word != piece.lower():
+                kept.append("*")
         elif piece.lower() in _PASSED_OVER | _OTHER_WORDS or not piece[0].isalnum():
             kept.append(piece)
         else:
