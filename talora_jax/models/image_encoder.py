@@ -82,6 +82,7 @@ class ImageEncoder(nnx.Module):
         self.remat = remat
         self.dtype = dtype
         self.per_task = adapter.per_task
+        self.full = adapter.kind == "full"
         self.blocks = adapter.adapted(config.depth)
         self.patch_embed = PatchConv(3, config.width, config.patch_size, dtype=dtype, rngs=rngs)
         self.pos_embed = nnx.Param(sincos_positions(config.grid, config.width))
@@ -169,35 +170,32 @@ class ImageEncoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, config.depth)
 
         def scanned(name, numbers):
-            """What a scan over these blocks takes: their parameters, or where the stack has them;
-            what they have of their own; keys."""
+            """What a scan over these blocks takes: where the stack has them; their parameters that
+            train; what they have of their own; keys."""
             if not numbers.size:
                 return None
             part = functools.partial(_part, shape=numbers.shape)
-            first = int(positions[numbers].min())
+            rows = positions[numbers]
+            first = int(rows.min())
+            params = jax.tree.map(lambda x: part(x, first), stacks[name][1])
             own = None
             if name in adapted and blocks == self.blocks:
                 start = first - config.rows(name, blocks).start
                 own = jax.tree.map(lambda x: part(x, start), adapted[name][1])
-            if self._apart:
-                # A part of a stack would be a copy; stacks that do not train need not be scanned.
-                params = positions[numbers]
-            else:
-                params = jax.tree.map(lambda x: part(x, first), stacks[name][1])
-            return params, own, None if keys is None else keys[numbers]
+            return rows, params, own, None if keys is None else keys[numbers]
 
-        def block(name, x, params, own, key):
+        def block(name, x, row, params, own, key):
             # The task axis is laid over the mesh's `task`, the batch over `data` and `fsdp`.
             x = constrain(x, "task" if len(task_ids) > 1 else None, ("data", "fsdp"))
-            graphdef, stack = stacks[name]
-            if self._apart:
-                # In here, where it is checkpointed: no slice is kept for the backward pass. The
-                # index waits for x, or JAX takes all blocks' slices ahead of the loop over tasks.
-                x, index = jax.lax.optimization_barrier((x, params))
-                take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-                params = jax.tree.map(take, stack)
+            graphdef, _, frozen = stacks[name]
+            # Taken in here, where it is checkpointed: no slice is kept for the backward pass, and
+            # none is made for a whole stage. The row waits for x, or JAX takes all blocks' slices
+            # ahead of the loop over tasks.
+            x, row = jax.lax.optimization_barrier((x, row))
+            take = functools.partial(jax.lax.dynamic_index_in_dim, index=row, keepdims=False)
             own = None if own is None else nnx.merge(adapted[name][0], own)
-            return nnx.merge(graphdef, params)(x, task_ids, key, own)
+            block = nnx.merge(graphdef, params, jax.tree.map(take, frozen))
+            return block(x, task_ids, key, own)
 
         block = _checkpointed(block, self.remat)
 
@@ -212,11 +210,23 @@ class ImageEncoder(nnx.Module):
             x, _ = jax.lax.scan(stage, x, parts)
         return x
 
-    def _flat(self, blocks: Block, name: str) -> tuple[nnx.GraphDef, nnx.State]:
-        """A stack, its axes made one."""
+    def _flat(self, blocks: Block, name: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        """A stack, its axes made one: its graph, what trains of it, what is frozen."""
         axes = len(self.config.stacks[name])
-        graphdef, params = nnx.split(blocks)
-        return graphdef, jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[axes:])), params)
+        graphdef, *states = nnx.split(blocks, self._trains, ...)
+        return graphdef, *(
+            jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[axes:])), state) for state in states
+        )
+
+    @property
+    def _trains(self) -> nnx.filterlib.Filter:
+        """What may train of a stack. A scan adds up gradients of its slices at once; those of what
+        is taken from a whole stack it would add up as whole stacks."""
+        if self._apart:
+            return nnx.Nothing()
+        if self.full:
+            return nnx.Everything()
+        return nnx.Any(*map(nnx.PathContains, ("norm1", "norm2", "adapter")))
 
     @property
     def _apart(self) -> bool:

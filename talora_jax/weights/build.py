@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from talora_jax.compiled import give_memory_back
+from talora_jax.compiled import drop_programs, give_memory_back
 from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.keys import Keys
@@ -30,6 +30,8 @@ Tree = TypeVar("Tree")
 _UNUSED = ("prompt_encoder.", "mask_decoder.")
 # What training adds: the only parts that a base may lack.
 _ADDED = ("adapter", "auxiliary")
+# Bytes of random numbers, from which on looking for what drew them takes less than drawing.
+_LARGE = 2**28
 
 
 def load_sam(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Sam:
@@ -172,6 +174,9 @@ def build(
         # All of it, whatever an adapter replaces: in another program, rounding might differ, and
         # the base with it.
         fresh = _run_once(lambda: _select(make(), [path for path, _ in flat]))
+        jax.block_until_ready(fresh)  # a program is held as long as it runs
+        if sum(x.nbytes for x in fresh.values()) > _LARGE:
+            drop_programs()
     elif fresh_paths:
         # Compiled as a whole, the random numbers that the base replaces are never drawn.
         fresh = _run_once(lambda: _select(make(), fresh_paths))
