@@ -110,7 +110,20 @@ def not_as_called(root):
     (root / "normals/x0.mat").write_bytes(b"0")
 
 
+def jpegs_not_as_called(root):
+    """Saliency in colours, normals in grey."""
+    labelled(root)
+    labelled(root, "saliency/x{}.jpg")
+    for i in range(4):
+        trees.save(root / f"normals/x{i}.jpg", trees.scene(i)[0][..., 0])
+
+
 DESCRIBED = {
+    "jpegs_not_as_called": (
+        jpegs_not_as_called,
+        "note: saliency: saliency/{stem}.jpg hold three channels of many colours: left out",
+        "note: normals: normals/{stem}.jpg hold few numbers: left out",
+    ),
     "not_as_called": (
         not_as_called,
         "note: depth: depth/{stem}.png hold three channels of many colours: left out",
