@@ -1,9 +1,7 @@
 """What lies in folders of data beside what one would wish: nothing of it is a wrong guess without a
 word, or ends in more than a sentence."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +9,8 @@ from PIL import Image
 
 from talora_jax.commands import main
 from talora_jax.errors import UserError
+from tests import trees
 
-_SPEC = importlib.util.spec_from_file_location("trees", Path(__file__).with_name("trees.py"))
-trees = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(trees)
 ROTATED = 6  # EXIF's orientation
 
 
