@@ -8,7 +8,7 @@ workdir, or a name on the Hub. The same command again goes on where it was stopp
 
 On one CPU core six runs of 150 steps take eight minutes; one seed of fifty is a first look:
 
-    python -m benchmarks.going_on --adapter /tmp/rooms_tiny --tabletop DATA --workdir /tmp/look \
+    python -m benchmarks.going_on --adapter /tmp/rooms_tiny --tabletop DATA --workdir /tmp/look \\
         --steps 50 --seeds 0
 """
 

@@ -70,7 +70,9 @@ def override(
     config: ml_collections.ConfigDict, overrides: Sequence[str]
 ) -> ml_collections.ConfigDict:
     """The config with changes, see `load_config`."""
-    for field, argument in zip(fields_of(overrides), overrides, strict=True):
+    # Of a field that is given twice the last counts; the library would join the values of tuples.
+    changes = dict(zip(fields_of(overrides), overrides, strict=True))
+    for field, argument in changes.items():
         section, _, name = field.rpartition(".")
         text = argument.partition("=")[2]
         # The library would make a tuple of its keys.
@@ -79,15 +81,15 @@ def override(
             and (config[section] if section else config).get_type(name) is tuple
         ):
             raise UserError(f"config.{field} is {short(text, 80)}, expected values in brackets")
-    unset = {f"--config.{field}=None": field for field in config_lib.OPTIONAL}
-    argv = ["", *(a for a in overrides if a not in unset)]
+    unset = {f for f in config_lib.OPTIONAL if changes.get(f) == f"--config.{f}=None"}
+    argv = ["", *(argument for field, argument in changes.items() if field not in unset)]
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
         )
         values(argv)
-        holder.value.update_from_flattened_dict({unset[a]: None for a in overrides if a in unset})
+        holder.value.update_from_flattened_dict(dict.fromkeys(unset))
         config_lib.unset_empty(holder.value)
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(one_line(error)) from error

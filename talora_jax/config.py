@@ -141,7 +141,8 @@ def default() -> ml_collections.ConfigDict:
     adapter.scale = 0.5
     adapter.dropout = 0.1
     adapter.qkv = (True, True, True)
-    # How TA-LoRA's factors start: published | orthonormal | scaled, see `models.adapters.Tucker`.
+    # How TA-LoRA's factors start: published | orthonormal | scaled | lora, see
+    # `models.adapters.Tucker`.
     adapter.init = "published"
     # The adapted blocks: None: all; (first, end), or (first,) for all from there on, as -6 for the
     # last 6. The others are the base's, LayerNorms and all; those before run once for all tasks,

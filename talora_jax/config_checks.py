@@ -134,7 +134,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def refusals(config: ml_collections.ConfigDict) -> Refusals:
     """What `check` refuses, by the dotted name of the field that each sentence is about."""
     # Imported here: a command that reads configs need not have JAX.
-    from talora_jax import tasks
+    from talora_jax import hosts, tasks
     from talora_jax.models import adapters, attention_kernels, image_encoder, sam
     from talora_jax.weighting import classes, gradients, losses
 
@@ -217,6 +217,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
     found.ask(lambda: _check_init(config), "init", "adapter.extend", "trains")
     found.ask(lambda: _check_best(config), "best", "patience", "eval_every", "tasks", "trains")
+    found.ask(lambda: hosts.check(config.hosts), *(f"hosts.{name}" for name in config.hosts))
     return found
 
 

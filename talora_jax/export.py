@@ -61,7 +61,7 @@ def _parser() -> ArgumentParser:
         "out",
         type=storage.local,
         metavar="OUT",
-        help="folder to write; it must not exist or be empty",
+        help="folder to write, one that does not exist or is empty",
     )
     parser.add_argument(
         "--format",

@@ -13,15 +13,15 @@ they are given explicitly: the same command with --config.steps=2000. It is eval
 own data, or on other data:
 
 python -m talora_jax.main --mode evaluate --workdir /tmp/rooms_tiny
-python -m talora_jax.main --mode evaluate --workdir /tmp/mine --config.data.path=OTHER --split all
-    --out found
+python -m talora_jax.main --mode evaluate --workdir /tmp/mine --config.data.path=OTHER \\
+    --split all --out found
 
 What was trained predicts on images, from the workdir or from the adapter file it left:
 
-python -m talora_jax.main --mode predict --workdir /tmp/rooms_tiny --images photo.jpg album/
+python -m talora_jax.main --mode predict --workdir /tmp/rooms_tiny --images photo.jpg album/ \\
     --out seen
-python -m talora_jax.main --mode predict --adapter adapter.safetensors --base sam_vit_b.safetensors
-    --images 'album/*.png' --out seen
+python -m talora_jax.main --mode predict --adapter adapter.safetensors \\
+    --base sam_vit_b.safetensors --images 'album/*.png' --out seen
 """
 
 import argparse

@@ -317,6 +317,14 @@ def test_overrides_in_all_their_forms(monkeypatch):
     assert defaults.model.pixel_normalisation is True and defaults.steps == 1000
 
 
+def test_of_a_field_that_is_given_twice_the_last_counts():
+    twice = ["tasks=depth", "tasks=('edges',)", "steps=2", "steps=3"]
+    twice += ["adapter.blocks=None", "adapter.blocks=2", "data.path=here", "data.path=None"]
+    config = load_config("rooms_tiny", [f"--config.{override}" for override in twice])
+    assert (config.tasks, config.steps) == (("edges",), 3)
+    assert (config.adapter.blocks, config.data.path) == ((2,), None)
+
+
 # What setup.cfg says.
 
 

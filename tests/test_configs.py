@@ -95,6 +95,8 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("steps", 2**31, "config.steps is 2147483648, expected at most 2147483647"),
         ("seed", -1, "config.seed is -1, expected 0 to 4294967295"),
         ("mesh.task", 0, "config.mesh.task is 0, expected at least 1"),
+        ("hosts.num_processes", 2, "num_processes is 2, but config.hosts.coordinator is missing"),
+        ("hosts.heartbeat_timeout", 4, "config.hosts.heartbeat_timeout is 4, expected at least 5"),
     ],
 )
 def test_values_that_cannot_work(field, value, told):

@@ -1,6 +1,5 @@
 """From a data set as it lies to the first step, without moving a file."""
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -14,10 +13,7 @@ from talora_jax.commands import main
 from talora_jax.data import open_dataset
 from talora_jax.errors import UserError
 from talora_jax.training.log import read_metrics
-
-_SPEC = importlib.util.spec_from_file_location("trees", Path(__file__).with_name("trees.py"))
-trees = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(trees)
+from tests import trees
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """What lies in folders of data beside what one would wish: nothing of it is a wrong guess without a
 word, or ends in more than a sentence."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +9,8 @@ from PIL import Image
 
 from talora_jax.commands import main
 from talora_jax.errors import UserError
+from tests import trees
 
-_SPEC = importlib.util.spec_from_file_location("trees", Path(__file__).with_name("trees.py"))
-trees = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(trees)
 ROTATED = 6  # EXIF's orientation
 
 
@@ -110,7 +106,20 @@ def not_as_called(root):
     (root / "normals/x0.mat").write_bytes(b"0")
 
 
+def jpegs_not_as_called(root):
+    """Saliency in colours, normals in grey."""
+    labelled(root)
+    labelled(root, "saliency/x{}.jpg")
+    for i in range(4):
+        trees.save(root / f"normals/x{i}.jpg", trees.scene(i)[0][..., 0])
+
+
 DESCRIBED = {
+    "jpegs_not_as_called": (
+        jpegs_not_as_called,
+        "note: saliency: saliency/{stem}.jpg hold three channels of many colours: left out",
+        "note: normals: normals/{stem}.jpg hold few numbers: left out",
+    ),
     "not_as_called": (
         not_as_called,
         "note: depth: depth/{stem}.png hold three channels of many colours: left out",

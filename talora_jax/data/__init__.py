@@ -3,7 +3,6 @@
 A new data set is a module and one entry in `DATASETS`.
 """
 
-import difflib
 import pkgutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from talora_jax.data.dataset import Dataset, check_tasks
-from talora_jax.errors import UserError
+from talora_jax.errors import check_choice
 from talora_jax.task_names import is_head, kind_of
 
 __all__ = ["DATASETS", "Dataset", "class_names", "classes_of", "fields_read", "open_dataset"]
@@ -122,10 +121,7 @@ def fields_read(name: str) -> tuple[str, ...]:
 
 
 def _entry(name: str) -> _Entry:
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {close[0]!r}? The data sets are" if close else "expected one of"
-        raise UserError(f"config.data.name is {name!r}; {hint} {', '.join(DATASETS)}.")
+    check_choice("config.data.name", name, DATASETS)
     return DATASETS[name]
 
 

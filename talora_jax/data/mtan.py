@@ -452,7 +452,7 @@ def _size(wanted: Sequence[int], image: Place) -> tuple[int, int]:
 
 def _prepare(
     packing: Packing,
-    data_dir: str,
+    data_dir: str | None,
     name: str,
     splits: Mapping[str, Sequence[Files]],
     size: tuple[int, int],

@@ -5,7 +5,7 @@ normals that are all black. What nobody can mean is refused here, and what is od
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Survey:
         lines = [f"part {part}" for part in self.parts]
         lines += [
             f"{name}: {content.in_words()} ({self._seen(name)} training images)"
-            for name, content in self._each()
+            for name, content in self.contents.items()
         ]
         lines += [
             f"{name}: {' and '.join(f'{n} of {of} {_SPLITS[s]}' for s, (n, of) in told.items())} "
@@ -56,7 +56,9 @@ class Survey:
             for name, told in self.shared_out.items()
         ]
         lines += [
-            f"note: {name}: {note}" for name, content in self._each() for note in content.notes()
+            f"note: {name}: {note}"
+            for name, content in self.contents.items()
+            for note in content.notes()
         ]
         return lines + [
             f"note: {name}: nothing in the validation images to measure, so that it has no metric"
@@ -68,7 +70,7 @@ class Survey:
         `<target>/images` how many have a target that not all have."""
         numbers = {
             f"{name}/{key}": float(value)
-            for name, content in self._each()
+            for name, content in self.contents.items()
             for key, value in content.numbers().items()
         }
         numbers |= {f"{name}/images": float(self._images(name)) for name in self.shared_out}
@@ -83,9 +85,6 @@ class Survey:
     def _seen(self, name: str) -> str:
         images = self._images(name)
         return f"{min(images, self.looked_at)} of {images}"
-
-    def _each(self) -> Iterable[tuple[str, Content]]:
-        return self.contents.items()
 
 
 def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) -> Survey:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 _MARKERS = "osD^vP*X"
+# Of the plot, in inches.
+_TITLES, _PANEL, _AXIS, _LEGEND_LINE = 0.75, 2.2, 0.6, 0.2
+_LEGEND_COLUMNS = 4
 
 
 def report(
@@ -223,10 +226,15 @@ def plot(tables: Sequence[ResultTable]) -> "Figure":
     from matplotlib.figure import Figure
 
     most = max(len(_panels(table)) for table in tables)
-    figure = Figure(figsize=(3.4 * most, 4.2 * len(tables)))
-    parts = figure.subfigures(len(tables), 1, squeeze=False)[:, 0]
-    for table, part in zip(tables, parts, strict=True):
+    margins = [
+        _AXIS + _LEGEND_LINE * math.ceil(len(table.rows) / _LEGEND_COLUMNS) for table in tables
+    ]
+    heights = [_TITLES + _PANEL + margin for margin in margins]
+    figure = Figure(figsize=(3.4 * most, sum(heights)))
+    parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for table, part, margin, height in zip(tables, parts, margins, heights, strict=True):
         _plot_table(table, part)
+        part.subplots_adjust(wspace=0.4, top=1 - _TITLES / height, bottom=margin / height)
     return figure
 
 
@@ -274,10 +282,11 @@ def _plot_table(table: ResultTable, figure: "SubFigure") -> None:
         ax.grid(alpha=0.3)
         if sign < 0:
             ax.invert_yaxis()
-    figure.subplots_adjust(wspace=0.4, top=0.82, bottom=0.3)
     figure.suptitle(table.title)
     if entries:
-        figure.legend(entries.values(), entries, loc="lower center", ncols=4, fontsize=8)
+        figure.legend(
+            entries.values(), entries, loc="lower center", ncols=_LEGEND_COLUMNS, fontsize=8
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -216,14 +216,14 @@ def _report(trained: Trained, folder: Path, args: argparse.Namespace) -> None:
     start = time.perf_counter()
     predict = run_exported.load(folder, here)
     loaded = time.perf_counter()
-    described = json.loads((folder / "model.json").read_text())
-    shape = (args.batch_size or 1, *described["image_size"], 3)
+    told = json.loads((folder / "model.json").read_text())
+    shape = (args.batch_size or 1, *told["image_size"], 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     found = predict(images)
     ended = time.perf_counter()
     print(f"{here}: loads in {loaded - start:.2f} s, the first call took {ended - loaded:.2f} s")
 
-    tasks = [task for task in trained.tasks if task.name in described["tasks"]]
+    tasks = [task for task in trained.tasks if task.name in told["tasks"]]
     live = nnx.jit(lambda model, images: outputs_of(model, tasks, images))
     expected = jax.device_get(live(trained.model, jnp.asarray(images)))
     distance = {

@@ -25,7 +25,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from talora_jax.errors import UserError, one_line, printable, short
@@ -185,11 +185,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return _json(answers.everything(key, _number(model), self._asked()))
         self._refuse_path("/" + "/".join(parts))
 
-    def _refuse_method(self, parts: list[str]) -> None:
+    def _refuse_method(self, parts: list[str]) -> NoReturn:
         del parts
         raise Refusal(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{self.command}: expected GET or POST")
 
-    def _refuse_path(self, path: str) -> None:
+    def _refuse_path(self, path: str) -> NoReturn:
         raise Refusal(
             http.HTTPStatus.NOT_FOUND, f"{self.command} {printable(path, 80)}: there is nothing"
         )
@@ -270,7 +270,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 

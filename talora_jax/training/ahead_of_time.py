@@ -18,7 +18,6 @@ from jaxtyping import PyTree
 
 from talora_jax import sharding
 from talora_jax.errors import UserError
-from talora_jax.tasks import TASKS
 from talora_jax.training.prompted.setup import asked_masks
 from talora_jax.training.setup import Run
 from talora_jax.training.step import abstract_state, make_train_step
@@ -174,8 +173,7 @@ def _batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
             "size": ((2,), jnp.int32),
         }
     for task in run.tasks:
-        labels = isinstance(task, TASKS["semantic"])
-        shapes[task.name] = (size, jnp.int32) if labels else ((*size, task.channels), jnp.float32)
+        shapes[task.name] = ((*size, *task.target_shape), task.target_dtype)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in shapes.items()

@@ -72,7 +72,9 @@ JOBS = {
         prepare=prompted.prepare,
         targets=lambda config: (*config.prompts.domains, *config.prompts.auxiliary),
         # What is a task as well must do for that.
-        masks=lambda config: tuple(set(config.prompts.domains) - set(config.prompts.auxiliary)),
+        masks=lambda config: tuple(
+            name for name in config.prompts.domains if name not in config.prompts.auxiliary
+        ),
         asked=lambda run: prompted.asked_masks(run.config, run.dataset, "train"),
         evaluator=prompted_evaluate.Evaluator,
         baselines=prompted_evaluate.trivial_answers,

@@ -1,7 +1,6 @@
 """What a run tells: its `lines`, `metrics.jsonl`, TensorBoard and a tracker."""
 
 import contextlib
-import functools
 import json
 import sys
 import time
@@ -180,10 +179,10 @@ class Progress:
         console: rich.console.Console,
         total: int,
         start: int,
-        print_line: Callable[[str], None] | None = None,
+        print_line: Callable[[str], None],
     ):
         self._total = total
-        self._print = print_line or functools.partial(console.print, soft_wrap=True)
+        self._print = print_line
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("training"),
             rich.progress.BarColumn(),

@@ -53,9 +53,25 @@ def test_masks_are_drawn_evenly(sample, asked):
 
 
 def test_other_targets_go_along_and_are_unlabelled_in_the_padding(sample, asked):
-    found = dataclasses.replace(asked, others=("depth",)).draw(sample, np.random.default_rng(0))
-    assert found["depth"].shape == (32, 32, 1)
+    sample["semantic"] = np.full((48, 64), 2, np.int32)
+    others = dataclasses.replace(asked, others=("depth", "semantic"))
+    found = others.draw(sample, np.random.default_rng(0))
+    assert found["depth"].shape == (32, 32, 1) and found["semantic"].shape == (32, 32)
     assert (found["depth"][:24] == 1).all() and not found["depth"][24:].any()
+    assert (found["semantic"][:24] == 2).all() and (found["semantic"][24:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "places"), [(0.5, [32, 64], (17, 1)), (2.0, [48, 24], (1, 41))]
+)
+def test_a_window_is_as_high_and_wide_as_asked_and_lies_anywhere(sample, aspect, size, places):
+    sample["image"][..., :2] = np.moveaxis(np.mgrid[:48, :64], 0, -1)
+    asked = AskedMasks(("instance",), 4, 16, (48, 64), (aspect, aspect))
+    rng = np.random.default_rng(0)
+    found = [asked.draw(sample, rng) for _ in range(600)]
+    assert all(each["size"].tolist() == size for each in found)
+    corners = {tuple(each["image"][0, 0, :2].tolist()) for each in found}
+    assert corners == set(np.ndindex(places))
 
 
 def test_windows_of_every_aspect_keep_image_and_masks_together(sample, asked):

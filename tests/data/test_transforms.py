@@ -177,6 +177,18 @@ def test_colour_jitter_of_no_strength_is_nothing():
     assert_equal(transforms.colour_jitter(sample, np.random.default_rng(0), 0.0), sample)
 
 
+def test_noise_has_a_deviation_drawn_evenly_up_to_the_most():
+    sample = {"image": np.full((30, 40, 3), 128, np.uint8), "semantic": np.zeros((30, 40))}
+    rng = np.random.default_rng(0)
+    noisy = [transforms.noise(sample, rng, 0.1) for _ in range(300)]
+    images = np.stack([each["image"] for each in noisy])
+    deviations = images.std((1, 2, 3)) / 25.5
+    np.testing.assert_allclose(np.quantile(deviations, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], 0.2)
+    assert images.dtype == np.uint8 and deviations.max() < 1.05
+    assert abs(images.mean() - 128) < 0.1
+    assert all(each["semantic"] is sample["semantic"] for each in noisy)
+
+
 class Drawn(np.random.Generator):
     """A generator that draws this angle, in degrees, and this scale."""
 

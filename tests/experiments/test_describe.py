@@ -128,7 +128,7 @@ def test_class_names_without_opening(folder, tmp_path):
     data.path = str(folder)
     assert class_names(data, ("semantic",)) == ("class 0", "class 1", "class 2")
     data.name = "moon"
-    with pytest.raises(UserError, match="config.data.name is 'moon'"):
+    with pytest.raises(UserError, match="config.data.name: unknown 'moon'"):
         class_names(data, ("semantic",))
 
 

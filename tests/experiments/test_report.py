@@ -17,7 +17,7 @@ from talora_jax.errors import UserError
 from talora_jax.experiments.finished_run import read_run, settings
 from talora_jax.experiments.improvement import COMPARED, delta_m, delta_p
 from talora_jax.experiments.published import _TABLES, published_rows
-from talora_jax.experiments.report import main, markdown, report
+from talora_jax.experiments.report import main, markdown, plot, report
 from talora_jax.experiments.tables import make_tables
 from talora_jax.tasks import TASKS
 
@@ -127,6 +127,23 @@ def test_relative_improvements_and_deviations_are_those_computed_by_hand(singles
     assert float(lines[1]["semantic/miou"]) == pytest.approx(0.5)
     with Image.open(tmp_path / "out" / "plot.png") as picture:
         assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_legend_of_many_rows_lies_on_nothing(count, joint, tmp_path):
+    more = [
+        write(
+            tmp_path / f"r{i}", BOTH, metrics(0.5, 0.8), adapter__scale=i / 10, data__name="rooms"
+        )
+        for i in range(count)
+    ]
+    tables, _ = report([*joint, *more], tmp_path / "out")
+    figure = plot(tables)
+    figure.draw_without_rendering()
+    for part in figure.subfigs:
+        legend = part.legends[0].get_window_extent()
+        assert part.bbox.y0 <= legend.y0
+        assert all(legend.y1 <= ax.get_tightbbox().y0 for ax in part.axes)
 
 
 def test_published_rows_stand_beside_with_their_source(joint, tmp_path, capsys):

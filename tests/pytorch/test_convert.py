@@ -85,7 +85,7 @@ def test_a_sam_trained_from_prompts_answers_alike_in_segment_anything(
     learnt = jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape), trained.trainable)
     (tmp_path / "run").mkdir()
     prompted.write_learnt(trained, learnt, tmp_path / "run")
-    run(tmp_path / "run" / prompted.BASE, tmp_path / "mine.pth")
+    run(tmp_path / "run" / "base.safetensors", tmp_path / "mine.pth")
 
     theirs = official_sam(64, 4, 4, (1, 3))
     before = theirs.state_dict()
@@ -98,7 +98,7 @@ def test_a_sam_trained_from_prompts_answers_alike_in_segment_anything(
         from segment_anything import SamPredictor as OfficialPredictor
 
     official = OfficialPredictor(theirs)
-    ours = SamPredictor(load_sam(tmp_path / "run" / prompted.BASE))
+    ours = SamPredictor(load_sam(tmp_path / "run" / "base.safetensors"))
     image = rng.integers(0, 256, (300, 400, 3), np.uint8)
     official.set_image(image)
     ours.set_image(image)

@@ -1,16 +1,11 @@
 """What the tests of tasks share: `cases.py`, and its cases as parameters."""
 
-import importlib.util
 import types
-from pathlib import Path
 
 import pytest
 
 from talora_jax.tasks import TASKS
-
-_SPEC = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
-CASES = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(CASES)
+from tests.tasks import cases as CASES
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -28,6 +28,11 @@ def test_colours_of_depth_and_disparity():
     np.testing.assert_array_equal(
         Depth("depth").picture(near_to_far + 9, near_to_far), picture[:, -1:].repeat(9, 1)
     )
+    # The target's range is of what was measured.
+    measured = np.where(near_to_far < 3, 0, near_to_far)
+    np.testing.assert_array_equal(
+        Depth("depth").picture(near_to_far, measured)[0, :5], picture[0, :1].repeat(5, 0)
+    )
     np.testing.assert_array_equal(Depth("depth").picture(near_to_far * 0 + 2)[0, 0], picture[0, -1])
     np.testing.assert_array_equal(
         Disparity("disparity").picture(near_to_far),

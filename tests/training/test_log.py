@@ -16,7 +16,7 @@ def test_the_time_left_counts_what_waits_and_the_step_time_does_not(monkeypatch)
     now = 0.0
     monkeypatch.setattr(log.time, "monotonic", lambda: now)
     console = rich.console.Console(file=io.StringIO(), width=200)
-    with log.Progress(console, 1000, 0) as progress:
+    with log.Progress(console, 1000, 0, console.print) as progress:
         for step in range(1, 102):
             # Every tenth step waits for images.
             now += 11.0 if step % 10 == 0 else 1.0

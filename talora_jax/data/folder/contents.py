@@ -21,6 +21,8 @@ from talora_jax.task_names import kind_of as kind_of_task
 from talora_jax.tasks.target_files import BadFile
 
 _NONE_OF_8_BITS = 255
+LOSSY = (".jpg", ".jpeg")
+KEPT_BY_LOSSY = ("saliency", "normals")  # near values say near things there
 _UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
 _COMPARED = 8
@@ -43,8 +45,8 @@ def kind_of(root: Path, stream: Stream) -> str:
 
 def _kind_of_file(path: Path, role: str | None) -> str:
     suffix = path.suffix.lower()
-    if suffix in (".jpg", ".jpeg"):
-        return "labels" if role == "saliency" else "photo"
+    if suffix in LOSSY and role not in KEPT_BY_LOSSY:
+        return "photo"
     try:
         if suffix in rasters.SUFFIXES:
             values = rasters.read_plane_of(path, None)

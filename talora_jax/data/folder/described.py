@@ -5,12 +5,11 @@ import csv
 import errno
 import io
 import os
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from talora_jax.data.folder.decode import suffixes
-from talora_jax.data.folder.listing import Listing, files_below, problem_of
+from talora_jax.data.folder.listing import Listing, composed, files_below, problem_of
 from talora_jax.data.folder.patterns import Key, Pattern, compile_pattern
 from talora_jax.data.folder.readings import KINDS
 from talora_jax.data.folder.settings import Settings, Table
@@ -91,7 +90,7 @@ def _matched(
                 if problem:
                     problems[name].append(f"{printable(path.relative_to(root))}: {problem}")
                 else:
-                    walked[folder].append((_composed(path.relative_to(root).as_posix()), path))
+                    walked[folder].append((composed(path.relative_to(root).as_posix()), path))
         else:
             problems[name].append(f"{printable(pattern.folder)}/: no folder, expected one")
     files: dict[Key, Path] = {}
@@ -203,7 +202,7 @@ def _by_table(root: Path, settings: Settings) -> Listing:
                 continue
             if "image" not in files:
                 raise UserError(f"{printable(where)}: no image, expected one.")
-            image = _composed(files["image"].relative_to(root).as_posix())
+            image = composed(files["image"].relative_to(root).as_posix())
             stem = "/".join(part for part in (of_split, os.path.splitext(image)[0]) if part)
             for name, path in tuple(files.items()):
                 if problem := problem_of(path, known[name]):
@@ -295,7 +294,3 @@ def _file(root: Path, name: str, where: str) -> Path:
             "there."
         )
     return root / path
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

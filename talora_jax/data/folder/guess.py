@@ -154,7 +154,8 @@ def _unfit(
         if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
             continue
         kind = kinds[id(stream)]
-        lossy = Path(stream.some[0]).suffix.lower() in (".jpg", ".jpeg")
+        lossy = Path(stream.some[0]).suffix.lower() in contents.LOSSY
+        lossy &= stream.role not in contents.KEPT_BY_LOSSY
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
         why = "are JPEGs, which do not keep numbers of classes or lengths" if lossy else why
         told.append(f"{stream.role}: {printable(stream.pattern('train'))} {why}: left out")

@@ -264,10 +264,10 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _stem(path: Path, folder: Path) -> str:
-    return _composed(os.path.splitext(path.relative_to(folder).as_posix())[0])
+    return composed(os.path.splitext(path.relative_to(folder).as_posix())[0])
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """One of the ways in which Unicode writes a name: some systems store é as e and an accent."""
     return unicodedata.normalize("NFC", name)
 
@@ -294,11 +294,11 @@ def _stems_of(
     """The stems that a list means; lists that data sets bring along name images by their paths,
     too."""
     images = {
-        _composed(sample.files["image"].relative_to(root).as_posix()): stem
+        composed(sample.files["image"].relative_to(root).as_posix()): stem
         for stem, sample in samples.items()
     }
     found = []
-    for name in map(_composed, names):
+    for name in map(composed, names):
         ways = (name, f"{split}/{name}" if split else name)
         stem = next((way for way in ways if way in samples), None)
         found.append(stem or images.get(name) or name)

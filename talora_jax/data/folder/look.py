@@ -14,6 +14,7 @@ from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.listing import split_samples
 from talora_jax.data.folder.open import list_all
 from talora_jax.data.folder.settings import Settings, named_classes, stated_classes
+from talora_jax.data.folder.streams import spread
 from talora_jax.data.records import SampleFiles
 from talora_jax.data.transforms import resized
 from talora_jax.errors import UserError, printable, some
@@ -82,8 +83,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
         lines.append(
             f"problem: {len(listed.problems)} files cannot be used: {some(listed.problems, _NAMED)}"
         )
-    at = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), looked_at)).astype(int))
-    chosen = [samples[i] for i in at]
+    chosen = spread(samples, looked_at)
     found = {name: _read(name, chosen, settings, root) for name in listed.folders}
     class_names: dict[str, tuple[str, ...]] = {}
     for name, (values, bad) in found.items():
@@ -104,11 +104,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
     if "image" not in found or not found["image"][0]:
         raise UserError("\n  ".join([f"{root}: no image can be read:", *lines]))
-    shown = (
-        [whole[i] for i in np.unique(np.linspace(0, len(whole) - 1, pictures).astype(int))]
-        if (whole)
-        else []
-    )
+    shown = spread(whole, pictures)
     size = settings.image_size or next(iter(found["image"][0].values())).shape[:2]
 
     def shown_as(name: str, stem: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,12 @@ _MOST_HEADS = 6
 _SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
 
 
+def spread(things: Sequence[Any], most: int) -> list[Any]:
+    """So many of some things at the most, from the first to the last and evenly spread."""
+    at = np.linspace(0, len(things) - 1, min(len(things), most)).astype(int)
+    return [things[i] for i in at]
+
+
 @dataclasses.dataclass
 class Stream:
     """Files that are named alike.
@@ -65,9 +71,7 @@ class Stream:
 
     @property
     def some(self) -> list[str]:
-        paths = sorted(path for paths in self.paths.values() for path in paths)
-        at = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _LOOKED_AT)).astype(int))
-        return [paths[i] for i in at]
+        return spread(sorted(path for paths in self.paths.values() for path in paths), _LOOKED_AT)
 
     @property
     def rank(self) -> int:

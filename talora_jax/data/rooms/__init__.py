@@ -43,7 +43,7 @@ def open_rooms(data: ml_collections.ConfigDict, tasks: Sequence[str]) -> Dataset
         name=Rooms.name,
         tasks=TASK_NAMES,
         class_names=CLASS_NAMES,
-        image_size=tuple(data.image_size),
+        image_size=size,
         splits={
             split: RecordsSource(builder.as_data_source(split), tasks, unpack)
             for split in config.splits

@@ -333,8 +333,8 @@ def _describe(
                 lines.append(
                     f"| `{path.name}` | {way[:-1]} | `{x['name']}` | {x['dtype']} [{shape}] |"
                 )
-    described = {"opset": OPSET, "files": signatures, **tells}
-    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
+    content = {"opset": OPSET, "files": signatures, **tells}
+    (folder / "model.json").write_text(json.dumps(content, indent=2) + "\n")
     command = example.read_text().partition(": ")[2].partition('"')[0]
     text = [
         f"# {title}",

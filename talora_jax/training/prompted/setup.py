@@ -31,8 +31,6 @@ from talora_jax.weights.base_file import (
 from talora_jax.weights.build import build
 from talora_jax.weights.state import fingerprint, tensors_of
 
-BASE = FILE_NAME
-
 
 def prepare(
     config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda line: None
@@ -154,7 +152,7 @@ def asked_masks(config: ml_collections.ConfigDict, dataset: Dataset, split: str)
 def results(config: ml_collections.ConfigDict) -> list[str]:
     """The bases that a run leaves: one for each domain, where an adapter tells them apart."""
     if not AdapterConfig.of(config.adapter).per_task:
-        return [BASE]
+        return [FILE_NAME]
     return [f"base_{domain}.safetensors" for domain in config.prompts.domains]
 
 

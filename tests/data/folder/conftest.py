@@ -1,15 +1,12 @@
 """What the tests of a user's folder share: `planes.py`, and a folder as it writes them."""
 
-import importlib.util
 import shutil
 import types
 from pathlib import Path
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("planes", Path(__file__).with_name("planes.py"))
-PLANES = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(PLANES)
+from tests.data.folder import planes as PLANES
 
 
 @pytest.fixture(scope="session")

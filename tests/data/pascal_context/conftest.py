@@ -1,15 +1,12 @@
 """What the tests of PASCAL-Context share: `voc.py`, and a PASCAL_MT as it writes it."""
 
-import importlib.util
 import shutil
 import types
 from pathlib import Path
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("voc", Path(__file__).with_name("voc.py"))
-VOC = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(VOC)
+from tests.data.pascal_context import voc as VOC
 
 
 @pytest.fixture(scope="session")
