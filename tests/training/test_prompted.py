@@ -50,7 +50,7 @@ def first_batch(run):
         seed=config.seed,
         augment=config.augment,
         num_threads=0,
-        asked=JOB.asked(run),
+        asked=JOB.asked(config, run.dataset),
     )
     return sharding.shard_batch(next(iterator), run.mesh)
 
@@ -239,6 +239,14 @@ def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
             ious.append((answer & mask).sum() / (answer | mask).sum())
     assert len(ious) == metrics["semantic/masks"]
     np.testing.assert_allclose(metrics["semantic/box/picked"], np.mean(ious), rtol=0, atol=0.02)
+
+
+def test_without_masks_there_is_no_iou(prompted):
+    prompted.data.image_size = (48, 64)
+    prompted.prompts.min_pixels = 10**4
+    run = JOB.prepare(prompted)
+    assert JOB.baselines(run) == {}
+    assert JOB.evaluator(run).metrics(run.trainable) == {"semantic/masks": 0}
 
 
 @pytest.mark.parametrize(
