@@ -195,12 +195,16 @@ def trivial_answers(run: Run) -> dict[str, float]:
     counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
     for batch in split_batches(run, "val", asked):
         for d, domain in enumerate(asked.domains):
-            masks = masks_of(batch["asked"][counted, d], asked.count)
-            for mask in masks[masks.any((-2, -1))]:
-                click, _ = measure.centre(mask)
-                totals[f"{domain}/masks"] += 1
-                totals[f"{domain}/box"] += measure.box_filled(mask)
-                totals[f"{domain}/discs"] += measure.discs(mask, click, max(asked.frame))
+            for numbers, size in zip(
+                batch["asked"][counted, d], batch["size"][counted], strict=True
+            ):
+                # Without the padding, as of a model's answers: no disc is wrong there.
+                masks = masks_of(numbers[: size[0], : size[1]], asked.count)
+                for mask in masks[masks.any((-2, -1))]:
+                    click, _ = measure.centre(mask)
+                    totals[f"{domain}/masks"] += 1
+                    totals[f"{domain}/box"] += measure.box_filled(mask)
+                    totals[f"{domain}/discs"] += measure.discs(mask, click, max(asked.frame))
     totals = over_processes(totals)
     answers = {}
     for domain in asked.domains:
