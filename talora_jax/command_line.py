@@ -1,6 +1,7 @@
 """How a command line becomes a config."""
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     Args:
       name: a path, or the name of one of the configs that come with talora_jax (`rooms_tiny`);
         behind a colon what its get_config is called with (`nyuv2:vit_h`).
-      overrides: --config.FIELD=VALUE each; VALUE is None for a field that can be unset.
+      overrides: --config.FIELD=VALUE each; VALUE is None for a field that can be unset, and of a
+        field with several names they may stand with commas between them.
 
     Raises:
       UserError: a file, a field or a value that is not allowed, or an argument of another kind.
@@ -74,13 +76,13 @@ def override(
     changes = dict(zip(fields_of(overrides), overrides, strict=True))
     for field, argument in changes.items():
         section, _, name = field.rpartition(".")
-        text = argument.partition("=")[2]
-        # The library would make a tuple of its keys.
-        if (
-            text.lstrip().startswith("{")
-            and (config[section] if section else config).get_type(name) is tuple
-        ):
-            raise UserError(f"config.{field} is {short(text, 80)}, expected values in brackets")
+        flag, _, text = argument.partition("=")
+        if (config[section] if section else config).get_type(name) is tuple:
+            # The library would make a tuple of its keys.
+            if text.lstrip().startswith("{"):
+                raise UserError(f"config.{field} is {short(text, 80)}, expected values in brackets")
+            if "," in text:
+                changes[field] = f"{flag}={_quoted(text)}"
     unset = {f for f in config_lib.OPTIONAL if changes.get(f) == f"--config.{f}=None"}
     argv = ["", *(argument for field, argument in changes.items() if field not in unset)]
     values = flags.FlagValues()
@@ -94,6 +96,16 @@ def override(
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(one_line(error)) from error
     return holder.value
+
+
+def _quoted(text: str) -> str:
+    """Names with commas between them, as the library reads them; what it reads itself as it is."""
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        if not re.search(r"[\[\](){}'\"]", text):
+            return str(tuple(name.strip() for name in text.split(",") if name.strip()))
+    return text
 
 
 def _made(name: str) -> ml_collections.ConfigDict:

@@ -207,6 +207,7 @@ def test_a_config_that_takes_no_argument():
         ("data.path=here", "here"),
         ("data.image_size=(24,32)", (24, 32)),
         ("data.class_names=('a', 'b')", ("a", "b")),
+        ("data.class_names=traffic light, road", ("traffic light", "road")),
         ("data.depth_scale=1000", 1000.0),
         ("data.max_depth=80", 80.0),
         ("data.ignore_label=255", 255),

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     """Reads, checks and writes a checkpoint, and reports what it was and what was done."""
     from weights_convert.architecture import Told
-    from weights_convert.checkpoint import check_finite, open_checkpoint
+    from weights_convert.checkpoint import HEADS, check_finite, open_checkpoint
     from weights_convert.write import write
 
     tasks = args.tasks.split(",") if args.tasks else ()
@@ -101,6 +101,13 @@ def convert(source: Path, output: Path, args: argparse.Namespace) -> None:
     notes = list(checkpoint.notes)
     if checkpoint.native_aspect and output.suffix != ".safetensors":
         notes.append("it learnt from images without padding; what reads this pads them to squares")
+    heads = checkpoint.architecture.sam.decoder.heads
+    if heads != HEADS and output.suffix == ".pth":
+        notes.append(
+            f"its mask decoder has {heads} attention heads, not {HEADS}, and no tensor shows them: "
+            f"load it into TwoWayTransformer(num_heads={heads}, …), and convert it back with "
+            f"--decoder-heads={heads}"
+        )
     for note in notes:
         print(f"  {note}")
     write(checkpoint, output, origin)

@@ -8,6 +8,7 @@ fit the grid are interpolated as in `resize`, and where there are none, they are
 biases of q, k and v of an encoder without (`qkv_bias=False`).
 """
 
+import codecs
 import dataclasses
 import json
 import re
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from talora_jax.errors import UserError, listed, printable
+from talora_jax.errors import UserError, listed, printable, short
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD
+from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.weights.base_file import Description, base_path
 from talora_jax.weights.header import ADAPTERS, HEADER_KEY, check_tensors, is_whole, tensors_sha256
 from weights_convert.architecture import (
@@ -44,7 +46,7 @@ from weights_convert.names import (
 from weights_convert.positions import fit_positions, interpolated
 from weights_convert.pytorch_file import is_zip, read_pytorch
 from weights_convert.safetensors_file import SafetensorsFile
-from weights_convert.unwrap import prefix_of
+from weights_convert.unwrap import prefix_of, unwrapped
 
 # Parts of names that give other models away, and what those are.
 _OTHERS = {
@@ -57,6 +59,7 @@ _OTHERS = {
     "mask_decoder.compress_vit_feat.": "a SAM-HQ checkpoint",
     "mask_decoder.embedding_encoder.": "a SAM-HQ checkpoint",
     "mask_decoder.hf_mlp.": "a SAM-HQ checkpoint",
+    "mask_decoder.hq_token.": "a SAM-HQ checkpoint",
 }
 # What the tensors are that are a part of a SAM.
 _ADAPTERS = re.compile(
@@ -71,6 +74,8 @@ _HUGGINGFACE_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Of the mask decoder of every released SAM.
+HEADS = MaskDecoderConfig.heads
 _POS_EMBED = "image_encoder.pos_embed"
 _QKV_WEIGHT, _QKV_BIAS = ".attn.qkv.weight", ".attn.qkv.bias"
 
@@ -153,8 +158,14 @@ def open_checkpoint(
         state = part if len(files) == 1 else {**state, **part}
     vision, decoder = (config.get(f"{part}_config") for part in ("vision", "mask_decoder"))
     if heads is None:
-        heads = _whole(decoder, "num_attention_heads") or 8
-    found = from_state_dict(state, tasks, heads, _filled_in(told, vision), name=str(path))
+        heads = _whole(decoder, "num_attention_heads")
+    known = HEADS if heads is None else heads
+    found = from_state_dict(state, tasks, known, _filled_in(told, vision), name=str(path))
+    if heads is None and found.architecture.sam.decoder.dim != MaskDecoderConfig.dim:
+        notes.append(
+            f"took {HEADS} for the attention heads of its mask decoder, which no tensor shows: "
+            "--decoder-heads=N tells another number"
+        )
     return dataclasses.replace(found, files=files, notes=(*notes, *found.notes))
 
 
@@ -212,7 +223,7 @@ def _whole(fields: Any, name: str) -> int | None:
 def from_state_dict(
     state: Mapping[str, np.ndarray],
     tasks: Sequence[str] = (),
-    heads: int = 8,
+    heads: int = HEADS,
     told: Told = NOTHING_TOLD,
     *,
     name: str,
@@ -227,6 +238,15 @@ def from_state_dict(
     if prefix:
         notes.append(f"took the prefix {printable(prefix)} off every name")
     keys = {key.removeprefix(prefix): key for key in state}
+    bare = {unwrapped(inside): key for inside, key in keys.items()}
+    if twice := [inside for inside in keys if bare[unwrapped(inside)] != keys[inside]]:
+        raise UserError(
+            f"{name} has tensors twice, of a module and of what is wrapped around it: "
+            f"{listed(twice)}; save the one to convert by itself"
+        )
+    if bare != keys:
+        keys = bare
+        notes.append("took the names of wrappers out of the names inside it")
     for pixels, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
         found = np.ravel(state[keys[pixels]]) if pixels in keys else ()
         if len(found) == len(values) and np.allclose(found, values, rtol=0, atol=1e-3):
@@ -424,7 +444,7 @@ def _sniff(path: Path) -> str:
         head = file.read(512)
     if not head:
         raise UserError(f"{path} is empty")
-    if head.lstrip().startswith(b"<"):
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not a checkpoint: the download went wrong")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not a checkpoint: run git lfs pull")
@@ -434,4 +454,17 @@ def _sniff(path: Path) -> str:
         return "safetensors"
     if head.startswith(b"PK") and not is_zip(path):
         raise UserError(f"{path} is cut short after {size} bytes: download it again")
+    if not is_pytorch:
+        raise UserError(
+            f"{path} is {_other(head)}, not a checkpoint: expected a PyTorch or a safetensors file"
+        )
     return "pytorch"
+
+
+def _other(head: bytes) -> str:
+    """What a file is whose first bytes are no checkpoint's."""
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+        return "an archive to unpack"
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in head):
+        return f"text (it begins {short(head.decode(errors='replace'), 60)})"
+    return "a file of another kind"

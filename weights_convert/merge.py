@@ -63,7 +63,13 @@ def merged(base: Checkpoint, adapter: Path, channel: str) -> Checkpoint:
         notes += (
             "the adapter learnt from pixels that are not normalised, and SAM normalises them",
         )
-    return dataclasses.replace(base, get=get, native_aspect=learnt.native_aspect, notes=notes)
+    return dataclasses.replace(
+        base,
+        architecture=dataclasses.replace(base.architecture, sam=sam),
+        get=get,
+        native_aspect=learnt.native_aspect,
+        notes=notes,
+    )
 
 
 def _find(channel: str, channels: Mapping[str, int]) -> tuple[str, int]:

@@ -142,6 +142,11 @@ def _load(path: Path, torch) -> Any:
                 # And it cannot map what is compressed, or the older format.
                 mapped = all(x.compress_type == zipfile.ZIP_STORED for x in archive.infolist())
                 script = any(name.endswith("/constants.pkl") for name in names)
+            if not any(name.endswith("data.pkl") for name in names):
+                raise UserError(
+                    f"{path} is a zip archive of {listed(names) or 'nothing'}, not a PyTorch file: "
+                    "if the checkpoint is in it, unpack it"
+                )
             if broken:
                 raise UserError(
                     f"{path} is damaged: the checksum of {printable(broken)} in it is wrong; "

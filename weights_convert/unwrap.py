@@ -16,6 +16,10 @@ _ENCODERS = ("image_encoder", "vision_encoder")
 _PARTS = (*_ENCODERS, "prompt_encoder", "mask_decoder", "shared_image_embedding")
 _ENCODER = re.compile(rf"(?:^|\.)(?:{'|'.join(_ENCODERS)})\.")
 _PREFIX = re.compile(rf"^((?:.*?\.)??)(?:{'|'.join(_PARTS)})\.")
+# Modules that PyTorch puts around others, which then have this before their own names.
+_WRAPPER = re.compile(
+    r"(?<=\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _MAX_DEPTH = 4
 
 
@@ -48,10 +52,12 @@ def weights_in(
         raise UserError(
             f"{name} holds several sets of weights, under {places}: name one with --key=KEY"
         )
-    keys = listed(map(str, saved)) if isinstance(saved, Mapping) else type(saved).__name__
-    raise UserError(
-        f"{name} holds no state dict: expected tensors by name, found {keys or 'nothing'}"
-    )
+    if isinstance(saved, Mapping):
+        keys = listed(map(str, saved))
+        held = f"no tensor under {keys}" if keys else "nothing"
+    else:
+        held = type(saved).__name__
+    raise UserError(f"{name} holds no state dict: expected tensors by name, found {held}")
 
 
 def prefix_of(names: Iterable[str], name: str) -> str:
@@ -68,6 +74,12 @@ def prefix_of(names: Iterable[str], name: str) -> str:
             "save the one to convert by itself"
         )
     return prefixes[0] if prefixes else ""
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without the wrappers of modules in it, as `torch.compile` of an encoder
+    alone leaves them."""
+    return _WRAPPER.sub("", name)
 
 
 def _dicts(

@@ -5,11 +5,12 @@ normals that are all black. What nobody can mean is refused here, and what is od
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from talora_jax.data.dataset import Dataset, Source
+from talora_jax.data.masks import AskedMasks
 from talora_jax.errors import UserError
 from talora_jax.tasks import target_of
 from talora_jax.tasks.content import Content
@@ -87,12 +88,12 @@ class Survey:
         return f"{min(images, self.looked_at)} of {images}"
 
 
-def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) -> Survey:
+def survey(dataset: Dataset, targets: Sequence[str], asked: AskedMasks | None = None) -> Survey:
     """Looks at the targets that a run is about to learn.
 
     Args:
       targets: all that are learnt.
-      masks: those of them that masks for prompts are made of.
+      asked: what makes masks for prompts of some of them.
 
     Raises:
       UserError: a target is what nobody can mean, over all training images.
@@ -101,6 +102,8 @@ def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) 
     having = {name: dataset.with_target("train", name) for name in targets}
     at = {name: _spread(images) for name, images in having.items()}
     contents = _contents(train, at)
+    # What is a task as well must do for that.
+    masks = {*asked.domains} - {*asked.others} if asked else set()
     refused = _refused(contents, masks)
     rest = {name: sorted({*having[name]} - {*at[name]}) for name in refused}
     if any(rest.values()):
@@ -112,12 +115,19 @@ def survey(dataset: Dataset, targets: Sequence[str], masks: Sequence[str] = ()) 
         others = ", ".join(list(refused)[1:])
         also = f" ({others} cannot be used either)" if others else ""
         raise UserError(f"the {len(train)} training images of {dataset.name}: {name}: {why}{also}")
+    if asked and (empty := _empty(dataset, "train", asked.domains, asked)):
+        height, width = asked.frame
+        raise UserError(
+            f"the {len(train)} training images of {dataset.name} have no mask of {empty[0]} of "
+            f"config.prompts.min_pixels={asked.min_pixels} pixels or more, each image as large as "
+            f"{height}×{width} hold it"
+        )
     return Survey(
         contents,
         max(map(len, at.values()), default=0),
         len(train),
         len(dataset.splits["val"]),
-        _unmeasured(dataset, targets),
+        _empty(dataset, "val", targets, asked),
         dataset.parts,
         {name: told for name in targets if (told := _shared_out(dataset, name))},
     )
@@ -151,22 +161,27 @@ def _contents(source: Source, at: Mapping[str, Sequence[int]]) -> dict[str, Cont
     return {name: contents[name] for name in at if name in contents}
 
 
-def _refused(contents: Mapping[str, Content], masks: Sequence[str]) -> dict[str, str]:
+def _refused(contents: Mapping[str, Content], masks: Collection[str]) -> dict[str, str]:
     refusals = {name: x.refusal(as_masks=name in masks) for name, x in contents.items()}
     return {name: why for name, why in refusals.items() if why}
 
 
-def _unmeasured(dataset: Dataset, targets: Sequence[str]) -> tuple[str, ...]:
-    """The targets of which no validation image has anything to measure; ends where all have been
-    seen."""
-    source = dataset.splits["val"]
-    having = {name: {*dataset.with_target("val", name)} for name in targets}
+def _empty(
+    dataset: Dataset, split: str, targets: Sequence[str], asked: AskedMasks | None
+) -> tuple[str, ...]:
+    """The targets of which no image of a split has anything to measure, those of `asked` no mask;
+    ends where all have been seen."""
+    source = dataset.splits[split]
+    having = {name: {*dataset.with_target(split, name)} for name in targets}
     left = list(targets)
     for index in range(len(source)):
         if not left:
             break
-        asked = [name for name in left if index in having[name]]
-        sample = source[index] if asked else {}
-        seen = {name for name in asked if target_of(name).content(sample[name]).measurable}
-        left = [name for name in left if name not in seen]
+        here = [name for name in left if index in having[name]]
+        sample = source[index] if here else {}
+        some = {name: target_of(name).content(sample[name]).measurable for name in here}
+        if asked and here:
+            masks = asked.all(sample)["asked"].any((-2, -1))
+            some |= dict(zip(asked.domains, masks, strict=True))
+        left = [name for name in left if not some.get(name)]
     return tuple(left)

@@ -207,7 +207,7 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
         if opened not in images:
             config_checks.check_read(config)
             dataset = open_dataset(config.data, targets)
-            survey(dataset, targets, job.masks(config))
+            survey(dataset, targets, job.asked(config, dataset))
             images[opened] = len(dataset.splits["train"])
         if config.trains == "tasks" and config.weighting.kind in losses.KINDS:
             steps_per_epoch = images[opened] // config.batch_size

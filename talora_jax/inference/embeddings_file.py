@@ -152,8 +152,9 @@ class EmbeddingsFile:
         """
         if self.sam.encoder != sam.encoder:
             raise UserError(
-                f"{path} has embeddings of a SAM of {self.sam.in_words()}, and this is one of "
-                f"{sam.in_words()}: load the base that they are of, or set the images again"
+                f"{path} has embeddings of a SAM of {self.sam.apart_from(sam)}, and this is "
+                f"one of {sam.apart_from(self.sam)}: load the base that they are of, or set the "
+                "images again"
             )
         if self.encoder_fingerprint != encoder_fingerprint:
             raise UserError(

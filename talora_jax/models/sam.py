@@ -32,6 +32,19 @@ class SamConfig:
         encoder = self.encoder
         return f"{encoder.depth} blocks of width {encoder.width} for {encoder.image_size} pixels"
 
+    def apart_from(self, other: "SamConfig") -> str:
+        """For messages that name both: as `in_words`, and where these are the other's words, too,
+        the sizes that are not."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        differing = [
+            f"{part}.{name} {size}"
+            for part, sizes in mine.items()
+            for name, size in sizes.items()
+            if size != theirs[part][name]
+        ]
+        words = self.in_words()
+        return words if words != other.in_words() else f"{words} with {', '.join(differing)}"
+
     def fields(self) -> dict[str, dict]:
         """The sizes as plain lists and numbers, for files; `weights.base_file.sam_config` back."""
         fields = dataclasses.asdict(self)

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from talora_jax.data.dataset import Dataset
 from talora_jax.data.masks import AskedMasks
 from talora_jax.training import evaluate, setup
 from talora_jax.training.prompted import evaluate as prompted_evaluate
@@ -33,8 +34,7 @@ class Job(NamedTuple):
     Attributes:
       prepare: makes the run of a config; tells a line on each thing that takes time.
       targets: of a config, the targets of a sample that are trained on.
-      masks: of a config, those of them that masks for prompts are made of.
-      asked: makes these masks, where prompts are trained.
+      asked: of a config and its data, what makes masks of some of them, where prompts are trained.
       evaluator: of a run.
       baselines: what a model that never looks at the image scores; beside them stand the metrics.
       results: of a config, the names of the files that a finished run leaves.
@@ -44,8 +44,7 @@ class Job(NamedTuple):
 
     prepare: Callable[..., Run]
     targets: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
-    masks: Callable[[ml_collections.ConfigDict], tuple[str, ...]]
-    asked: Callable[[Run], AskedMasks | None]
+    asked: Callable[[ml_collections.ConfigDict, Dataset], AskedMasks | None]
     evaluator: Callable[[Run], Evaluator]
     baselines: Callable[[Run], dict[str, float]]
     results: Callable[[ml_collections.ConfigDict], list[str]]
@@ -61,8 +60,7 @@ JOBS = {
     "tasks": Job(
         prepare=setup.prepare,
         targets=lambda config: tuple(config.tasks),
-        masks=lambda config: (),
-        asked=lambda run: None,
+        asked=lambda config, dataset: None,
         evaluator=evaluate.Evaluator,
         baselines=evaluate.constant_baselines,
         results=lambda config: [adapter_file.FILE_NAME],
@@ -71,11 +69,7 @@ JOBS = {
     "prompts": Job(
         prepare=prompted.prepare,
         targets=lambda config: (*config.prompts.domains, *config.prompts.auxiliary),
-        # What is a task as well must do for that.
-        masks=lambda config: tuple(
-            name for name in config.prompts.domains if name not in config.prompts.auxiliary
-        ),
-        asked=lambda run: prompted.asked_masks(run.config, run.dataset, "train"),
+        asked=lambda config, dataset: prompted.asked_masks(config, dataset, "train"),
         evaluator=prompted_evaluate.Evaluator,
         baselines=prompted_evaluate.trivial_answers,
         results=prompted.results,

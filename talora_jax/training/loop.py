@@ -80,7 +80,7 @@ def train(
         lines = Lines(active=main_process)
         run = job.prepare(config, lines)
         lines("looking at what the targets hold")
-        found = survey(run.dataset, job.targets(config), job.masks(config))
+        found = survey(run.dataset, job.targets(config), job.asked(config, run.dataset))
         run = class_weights.weighted(run, found)
         with (
             held(workdir, active=main_process),
@@ -121,7 +121,7 @@ def _train(
         augment=config.augment,
         num_threads=config.read_threads,
         num_workers=config.read_workers,
-        asked=job.asked(run),
+        asked=job.asked(config, run.dataset),
     )
     if resumes:
         tell = print if main_process else lambda line: None

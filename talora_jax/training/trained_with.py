@@ -27,8 +27,8 @@ def check_trained_with(
     theirs = sizes_of(file, operator.attrgetter(field)(config))
     if theirs not in (sam, None):
         raise UserError(
-            f"config.model has {sam.in_words()}, but "
-            f"config.{field} names an adapter for {theirs.in_words()}"
+            f"config.model has {sam.apart_from(theirs)}, but "
+            f"config.{field} names an adapter for {theirs.apart_from(sam)}"
         )
     trained_with = {
         "model.pixel_normalisation": file.pixel_normalisation,

@@ -109,8 +109,8 @@ def base_of(
     wanted = sizes_of(file, path)
     if wanted not in (sam, None):
         raise UserError(
-            f"{path} does not fit {name}: it was trained on a SAM of {wanted.in_words()}, and this "
-            f"is one of {sam.in_words()}"
+            f"{path} does not fit {name}: it was trained on a SAM of {wanted.apart_from(sam)}, "
+            f"and this is one of {sam.apart_from(wanted)}"
         )
     abstract, _, frozen = _abstract(file, sam)
     # LayerNorms and decoders are the adapter's.

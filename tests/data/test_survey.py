@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from talora_jax.data.dataset import Dataset
+from talora_jax.data.masks import AskedMasks
 from talora_jax.data.survey import IMAGES, survey
 from talora_jax.errors import UserError
 
@@ -78,9 +79,24 @@ def blank_depth(self, index):
 
 def test_masks_may_be_of_one_class():
     train = Source(2, lambda index: CLASSES * 0 + 1)
-    assert survey(dataset(train), ("semantic",), ("semantic",)).images == 2
+    asked = AskedMasks(("semantic",), 1, 1, (2, 2))
+    assert survey(dataset(train), ("semantic",), asked).images == 2
     with pytest.raises(UserError, match="every labelled pixel is of class 1"):
         survey(dataset(train), ("semantic",))
+
+
+def test_masks_that_are_too_small_to_be_asked_about():
+    large = Source(2, lambda index: CLASSES * 0 + 1)
+    asked = AskedMasks(("semantic",), 1, 9, (4, 4))
+    small = Source(2, lambda index: CLASSES)
+    with pytest.raises(
+        UserError,
+        match="2 training images of toy have no mask of semantic of config.prompts.min_pixels=9 "
+        "pixels or more, each image as large as 4×4 hold it",
+    ):
+        survey(dataset(small, large), ("semantic",), asked)
+    assert survey(dataset(large, small), ("semantic",), asked).unmeasured == ("semantic",)
+    assert survey(dataset(large, large), ("semantic",), asked).unmeasured == ()
 
 
 def test_validation_images_without_anything_to_measure_are_noted():

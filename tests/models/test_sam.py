@@ -1,5 +1,6 @@
 """The promptable model: absent prompts change nothing, prompts do not see each other."""
 
+import dataclasses
 import functools
 
 import jax
@@ -133,3 +134,11 @@ def test_parameter_counts_are_those_of_the_releases(size, millions):
     sam = nnx.eval_shape(lambda: Sam(SIZES[size](), rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(sam)))
     assert round(count / 1e6, 1) == millions
+
+
+def test_sizes_of_the_same_words_are_told_apart(micro):
+    other = dataclasses.replace(micro, decoder=dataclasses.replace(micro.decoder, heads=1))
+    assert micro.apart_from(other) == f"{micro.in_words()} with decoder.heads 2"
+    assert other.apart_from(micro) == f"{micro.in_words()} with decoder.heads 1"
+    larger = SIZES["vit_b"]()
+    assert larger.apart_from(micro) == larger.in_words()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import zipfile
 
 import jax
 import numpy as np
@@ -120,6 +121,13 @@ def test_bfloat16_pth_to_base_and_back(small_sam, tmp_path):
     run(tmp_path / "sam.pth", tmp_path / "base.safetensors")
     run(tmp_path / "base.safetensors", tmp_path / "back.pth")
     assert_same(load(tmp_path / "back.pth"), state)
+
+
+def test_a_pth_does_not_keep_the_decoders_heads(checkpoint, tmp_path, capsys):
+    run(checkpoint, tmp_path / "base.safetensors", "--decoder-heads=2")
+    run(tmp_path / "base.safetensors", tmp_path / "back.pth")
+    told = capsys.readouterr().out
+    assert "its mask decoder has 2 attention heads" in told and "--decoder-heads=2" in told
 
 
 def test_the_older_format_of_pth(small_sam, tmp_path):
@@ -274,7 +282,12 @@ def test_pth_files_of_something_else(capsys, tmp_path):
     torch.save({"model": {"image_encoder.trunk.pos_embed": torch.zeros(3)}}, path)
     assert "SAM 2" in refuse(capsys, tmp_path, path)
     path.write_bytes(b"neither this nor that")
-    assert "not a PyTorch file" in refuse(capsys, tmp_path, path)
+    assert "is text (it begins 'neither" in refuse(capsys, tmp_path, path)
+    torch.save({"image_encoder.neck.3.bias": np.zeros(3)}, path)
+    assert "found no tensor under image_encoder.neck.3.bias" in refuse(capsys, tmp_path, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("sam_vit_b.pth", "")
+    assert "is a zip archive of sam_vit_b.pth" in refuse(capsys, tmp_path, path)
 
 
 def test_a_disk_that_fills_up_under_a_pth(tmp_path, checkpoint, converter):

@@ -14,7 +14,7 @@ from talora_jax import config as config_lib
 from talora_jax import config_checks, sharding
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import UserError
-from talora_jax.prompting import draw
+from talora_jax.prompting import draw, measure
 from talora_jax.training import loop
 from talora_jax.training.jobs import JOBS
 from talora_jax.training.log import read_metrics
@@ -50,7 +50,7 @@ def first_batch(run):
         seed=config.seed,
         augment=config.augment,
         num_threads=0,
-        asked=JOB.asked(run),
+        asked=JOB.asked(config, run.dataset),
     )
     return sharding.shard_batch(next(iterator), run.mesh)
 
@@ -239,6 +239,26 @@ def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
             ious.append((answer & mask).sum() / (answer | mask).sum())
     assert len(ious) == metrics["semantic/masks"]
     np.testing.assert_allclose(metrics["semantic/box/picked"], np.mean(ious), rtol=0, atol=0.02)
+
+
+def test_the_trivial_answers_know_nothing_of_padding(prompted):
+    prompted.data.image_size = (32, 64)
+    run = JOB.prepare(prompted)
+    discs, source = [], run.dataset.splits["val"]
+    for labels in (source[i]["semantic"] for i in range(len(source))):
+        for mask in (labels == number for number in np.unique(labels)):
+            # The frame is as wide as the image, and twice as high.
+            discs.append(measure.discs(mask, measure.centre(mask)[0], 64))
+    expected = np.mean(discs, axis=0).max()
+    np.testing.assert_allclose(JOB.baselines(run)["semantic/1_click/picked"], expected, rtol=1e-6)
+
+
+def test_without_masks_there_is_no_iou(prompted):
+    prompted.data.image_size = (48, 64)
+    prompted.prompts.min_pixels = 10**4
+    run = JOB.prepare(prompted)
+    assert JOB.baselines(run) == {}
+    assert JOB.evaluator(run).metrics(run.trainable) == {"semantic/masks": 0}
 
 
 @pytest.mark.parametrize(

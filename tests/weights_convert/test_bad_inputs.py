@@ -1,5 +1,6 @@
 """Whatever is wrong with an input gets one line and exit status 2, and leaves nothing behind."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -123,8 +124,10 @@ def test_integers_are_no_weights(refuse, saved, official):
 
 @pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors"])
 def test_a_web_page(refuse, tmp_path, name):
-    (tmp_path / name).write_text("\n<!DOCTYPE html><html><body>404</body></html>")
-    assert "web page" in refuse(tmp_path / name)
+    for before in ("\n", "\ufeff"):
+        page = f"{before}<!DOCTYPE html><html><body>404</body></html>"
+        (tmp_path / name).write_text(page, encoding="utf-8")
+        assert "web page" in refuse(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,21 @@ def test_a_web_page(refuse, tmp_path, name):
 def test_files_of_no_content(refuse, tmp_path, content, what):
     (tmp_path / "sam.pth").write_bytes(content)
     assert what in refuse(tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"error": "not found"}', """text (it begins '{"error": "not found"}')"""),
+        (gzip.compress(bytes(1000)), "an archive to unpack"),
+        (b"x" * 257 + b"ustar" + bytes(600) + b"PK\5\6" + bytes(18), "an archive to unpack"),
+        (b"\x89HDF\r\n\x1a\n", "a file of another kind"),
+    ],
+    ids=["json", "gzip", "tar", "hdf5"],
+)
+def test_files_of_other_kinds(refuse, tmp_path, content, what):
+    (tmp_path / "sam.pth").write_bytes(content)
+    assert f"is {what}, not a checkpoint" in refuse(tmp_path / "sam.pth")
 
 
 def test_a_safetensors_file_cut_short(refuse, checkpoint):
@@ -217,6 +235,7 @@ def test_many_problems_are_counted(refuse, saved, official):
     ("names", "what"),
     [
         (["mask_decoder.compress_vit_feat.0.weight", "mask_decoder.hf_token.weight"], "SAM-HQ"),
+        (["vision_encoder.pos_embed", "mask_decoder.hq_token.weight"], "SAM-HQ"),
         (["sam_mask_decoder.iou_token.weight"], "SAM 2"),
         (["module.image_encoder.trunk.pos_embed"], "SAM 2"),
         (["image_encoder.blocks.0.attn.qkv.lora_A.weight"], "adapters without the SAM"),

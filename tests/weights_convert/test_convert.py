@@ -159,6 +159,32 @@ def test_prefixes_of_wrappers_come_off(run, checkpoint, official, tmp_path, pref
     )
 
 
+def test_wrappers_inside_a_model_come_off(run, checkpoint, official, tmp_path):
+    assert run(checkpoint, tmp_path / "plain.safetensors")[0] == 0
+    inside = {
+        f"sam.{k.replace('image_encoder.', 'image_encoder._orig_mod.module.')}": x
+        for k, x in official.items()
+    }
+    safetensors.numpy.save_file(inside, tmp_path / "inside.safetensors")
+    status, printed, error = run(tmp_path / "inside.safetensors", tmp_path / "base.safetensors")
+    assert status == 0 and "took the names of wrappers out" in printed, error
+    assert_same(
+        tensors_of(tmp_path / "base.safetensors"), tensors_of(tmp_path / "plain.safetensors")
+    )
+    twice = {**inside, "sam.image_encoder.neck.3.bias": official["image_encoder.neck.3.bias"]}
+    safetensors.numpy.save_file(twice, tmp_path / "twice.safetensors")
+    status, _, error = run(tmp_path / "twice.safetensors", tmp_path / "other.safetensors")
+    assert status == 2 and "has tensors twice" in error and "neck.3.bias" in error
+
+
+def test_a_decoders_heads_that_no_tensor_shows_are_told_of(run, checkpoint, tmp_path, capsys):
+    assert run(checkpoint, tmp_path / "base.safetensors")[0] == 0
+    _, printed, _ = run(tmp_path / "base.safetensors", tmp_path / "folder")
+    assert "attention heads" not in printed
+    main([str(checkpoint), str(tmp_path / "guessed.safetensors")])
+    assert "took 8 for the attention heads of its mask decoder" in capsys.readouterr().out
+
+
 def test_a_huggingface_folder_of_shards(run, huggingface, checkpoint, tmp_path):
     assert run(checkpoint, tmp_path / "plain.safetensors")[0] == 0
     folder = tmp_path / "folder"

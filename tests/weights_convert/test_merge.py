@@ -10,7 +10,9 @@ from flax import nnx
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import MSam, trainable
 from talora_jax.weights.assemble import save_adapter
+from talora_jax.weights.base_file import read_description
 from talora_jax.weights.build import load_msam, load_sam
+from weights_convert.__main__ import main
 
 CHANNELS = {"normals": 3, "depth": 1}
 
@@ -61,6 +63,14 @@ def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind, ch
         expected = maps[task][0, ..., number]
         assert expected.std() > 0.01
         np.testing.assert_allclose(masks[0, 0, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_the_decoders_heads_are_the_adapters(train, checkpoint, tmp_path):
+    train("talora")
+    adapter, output = tmp_path / "adapter.safetensors", tmp_path / "out.safetensors"
+    # Of a checkpoint's tensors none shows them, and they are not those of a released SAM.
+    main([*map(str, (checkpoint, output)), f"--adapter={adapter}", "--channel=depth"])
+    assert read_description(output).config.decoder.heads == 2
 
 
 @pytest.mark.slow

@@ -80,7 +80,8 @@ class Evaluator:
         return Measured(self.metrics(trainable), {})
 
     def metrics(self, trainable: nnx.State) -> dict[str, float]:
-        """IoUs as `<domain>/<prompt>/<answer>`, means over all masks of the validation split."""
+        """IoUs as `<domain>/<prompt>/<answer>`, means over all masks of the validation split, and
+        how many there are, `<domain>/masks`; no IoU where there is none."""
         totals: dict[str, np.ndarray] = {}
         for batch in split_batches(self._run, "val", self._asked):
             for domain, told in self._measured(trainable, batch).items():
@@ -94,9 +95,11 @@ class Evaluator:
         for domain in self._asked.domains:
             count = totals[f"{domain}/masks"][0]
             metrics[f"{domain}/masks"] = count
+            if not count:
+                continue
             for prompt in ("box", *map(_clicks, CLICKS)):
                 for answer, total in zip(ANSWERS, totals[f"{domain}/{prompt}"], strict=True):
-                    metrics[f"{domain}/{prompt}/{answer}"] = float(total / max(count, 1))
+                    metrics[f"{domain}/{prompt}/{answer}"] = float(total / count)
         return metrics
 
     def pictures(self, trainable: nnx.State, count: int) -> list[np.ndarray]:
@@ -192,17 +195,21 @@ def trivial_answers(run: Run) -> dict[str, float]:
     counted = batch_rows(run.mesh, run.config.eval_batch_size).counted
     for batch in split_batches(run, "val", asked):
         for d, domain in enumerate(asked.domains):
-            masks = masks_of(batch["asked"][counted, d], asked.count)
-            for mask in masks[masks.any((-2, -1))]:
-                click, _ = measure.centre(mask)
-                totals[f"{domain}/masks"] += 1
-                totals[f"{domain}/box"] += measure.box_filled(mask)
-                totals[f"{domain}/discs"] += measure.discs(mask, click, max(asked.frame))
+            for numbers, size in zip(
+                batch["asked"][counted, d], batch["size"][counted], strict=True
+            ):
+                # Without the padding, as of a model's answers: no disc is wrong there.
+                masks = masks_of(numbers[: size[0], : size[1]], asked.count)
+                for mask in masks[masks.any((-2, -1))]:
+                    click, _ = measure.centre(mask)
+                    totals[f"{domain}/masks"] += 1
+                    totals[f"{domain}/box"] += measure.box_filled(mask)
+                    totals[f"{domain}/discs"] += measure.discs(mask, click, max(asked.frame))
     totals = over_processes(totals)
     answers = {}
     for domain in asked.domains:
-        count = max(totals[f"{domain}/masks"][0], 1)
-        for name in ANSWERS:
+        count = totals[f"{domain}/masks"][0]
+        for name in ANSWERS if count else ():
             answers[f"{domain}/box/{name}"] = float(totals[f"{domain}/box"][0] / count)
             answers[f"{domain}/1_click/{name}"] = float(totals[f"{domain}/discs"].max() / count)
     return answers
