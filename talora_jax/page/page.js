@@ -72,7 +72,7 @@ async function look() {
   if (!image) return;
   awaiting(1);
   let maps;
-  await during("Looking at the image …", async () => {
+  await during("Looking at the image, longer at the first of its shape …", async () => {
     const path = `images/${image.id}/${model}`;
     const found = await (await ask(path)).json();
     for (const map of found) {
