@@ -168,6 +168,8 @@ def _of_pillow(image: Image.Image) -> tuple[np.ndarray, int | None]:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "La":  # Pillow has one way out of it.
             upright = upright.convert("LA")
+        # Alpha is dropped: of a palette's, Pillow would warn that RGB has none.
+        upright.info.pop("transparency", None)
         return np.asarray(upright if upright.mode in _DEEP else upright.convert("RGB")), maximum
     except UserError:
         raise
@@ -259,4 +261,6 @@ def _to_8_bits(image: np.ndarray, maximum: int | None) -> UInt8[np.ndarray, "H W
 def suffixes() -> frozenset[str]:
     """How the names of files end that `read_rgb` may know, in lower case."""
     kinds = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN)
+    # Of films Pillow reads the size alone.
+    known = Image.OPEN.keys() - {"MPEG"}
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in known)

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import struct
+import warnings
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from PIL import Image
 
 from talora_jax.data.folder import decode
 from talora_jax.errors import UserError
-from talora_jax.rgb import as_rgb, check_png, each_rgb, read_rgb
+from talora_jax.inference.video import is_video
+from talora_jax.rgb import as_rgb, check_png, each_rgb, read_rgb, suffixes
 from talora_jax.tasks import target_files
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -90,7 +93,13 @@ def test_a_png_of_which_a_checksum_is_wrong(tmp_path):
 
 def test_palette_images_give_their_colours():
     palette = Image.fromarray(RGB).quantize(256)
-    np.testing.assert_array_equal(as_rgb(palette), np.asarray(palette.convert("RGB")))
+    expected = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(as_rgb(palette), expected)
+    # Alpha is dropped without a word, and the image given keeps it.
+    palette.info["transparency"] = bytes(range(256))
+    with warnings.catch_warnings(action="error"):
+        np.testing.assert_array_equal(as_rgb(palette), expected)
+    assert palette.info["transparency"] == bytes(range(256))
 
 
 @pytest.mark.parametrize(
@@ -267,6 +276,11 @@ def test_files_that_others_than_pillow_read(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
         with pytest.raises(UserError, match=f"{name}: not an image that Pillow can read; .*{told}"):
             read_rgb(tmp_path / name)
+
+
+def test_films_are_not_called_like_images():
+    assert {".jpg", ".png", ".tif", ".webp"} <= suffixes()
+    assert not any(is_video(Path(f"clip{suffix}")) for suffix in suffixes())
 
 
 def test_images_that_are_closed_or_cut_short(tmp_path):

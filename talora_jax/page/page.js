@@ -72,7 +72,7 @@ async function look() {
   if (!image) return;
   awaiting(1);
   let maps;
-  await during("Looking at the image …", async () => {
+  await during("Looking at the image, longer at the first of its shape …", async () => {
     const path = `images/${image.id}/${model}`;
     const found = await (await ask(path)).json();
     for (const map of found) {
@@ -104,8 +104,11 @@ function tile(title, ...layers) {
   const stack = element("div", { className: "stack" }, ...layers);
   const figure = element("figure", {}, element("figcaption", {}, title, value), stack);
   figure.dataset.task = title;
-  stack.addEventListener("pointermove", (event) => point(place(event, stack)));
-  stack.addEventListener("pointerleave", () => point(null));
+  for (const at of ["pointerdown", "pointermove"]) {
+    stack.addEventListener(at, (event) => point(place(event, stack)));
+  }
+  // A finger has left when it is lifted: what it touched is read then.
+  stack.addEventListener("pointerleave", (event) => event.pointerType === "touch" || point(null));
   return figure;
 }
 
@@ -127,7 +130,7 @@ function draw() {
     const made = tile("masks", photo(), canvas);
     prompts(made.querySelector(".stack"));
     made.append(element("p", { className: "legend",
-      textContent: "Click on a thing; shift-click what is not of it; or drag a box. " +
+      textContent: "Click on a thing; shift-click what is not of it, or press long; or drag a box. " +
         "With the keyboard: arrows, Enter, shift-Enter." }));
     tiles.unshift(made);
   }
@@ -207,27 +210,42 @@ function mask(index) {
 // Prompts.
 
 function prompts(stack) {
-  let start = null;
+  let start = null;  // of a press: where, and when
   stack.classList.add("ask");
   stack.tabIndex = 0;
   stack.setAttribute("role", "application");
   stack.setAttribute("aria-label", "the image: click, or move with arrows and press Enter");
   let cursor = [state.image.width >> 1, state.image.height >> 1];
   stack.addEventListener("pointerdown", (event) => {
-    start = place(event, stack);
+    if (!event.isPrimary) return;
+    start = { at: place(event, stack), time: event.timeStamp };
     stack.setPointerCapture(event.pointerId);
   });
+  // From where it was pressed to here, or null for a click; a finger never is quite still.
+  const dragged = (event) => {
+    const ends = [start.at, place(event, stack)];
+    const still = (event.pointerType === "touch" ? 0.05 : 0.015) * state.image.width;
+    if (Math.hypot(ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]) <= still) return null;
+    const [xs, ys] = [0, 1].map((axis) => ends.map((end) => end[axis]).sort((a, b) => a - b));
+    return [xs[0], ys[0], xs[1] + 1, ys[1] + 1];
+  };
+  stack.addEventListener("pointermove", (event) => {
+    if (start && event.isPrimary) dots(null, dragged(event) ?? state.box);
+  });
   stack.addEventListener("pointerup", (event) => {
-    if (!start) return;
-    const end = place(event, stack);
-    const far = Math.hypot(end[0] - start[0], end[1] - start[1]);
-    if (far > 0.015 * state.image.width) {
-      const [xs, ys] = [0, 1].map((axis) => [start[axis], end[axis]].sort((a, b) => a - b));
-      forget();
-      state.box = [xs[0], ys[0], xs[1] + 1, ys[1] + 1];
-    } else click(end, event.shiftKey || event.button === 2);
+    if (!start || !event.isPrimary) return;
+    const box = dragged(event);
+    const long = event.pointerType === "touch" && event.timeStamp - start.time > 500;
     start = null;
+    if (box) {
+      forget();
+      state.box = box;
+    } else click(place(event, stack), event.shiftKey || event.button === 2 || long);
     answer();
+  });
+  stack.addEventListener("pointercancel", () => {
+    start = null;
+    dots();
   });
   stack.addEventListener("contextmenu", (event) => event.preventDefault());
   stack.addEventListener("keydown", (event) => {
@@ -295,10 +313,11 @@ function paint(colours) {
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
-function dots(cursor = null) {
+// Draws what is asked; `box` may be one that is being dragged.
+function dots(cursor = null, box = state.box) {
   const stack = $("mask")?.parentElement;
   if (!stack) return;
-  stack.querySelectorAll(".dot").forEach((dot) => dot.remove());
+  stack.querySelectorAll(".dot, .box").forEach((drawn) => drawn.remove());
   const put = ([x, y], colour) => {
     const dot = element("div", { className: "dot" });
     dot.style.left = `${100 * x / state.image.width}%`;
@@ -307,7 +326,13 @@ function dots(cursor = null) {
     stack.append(dot);
   };
   state.points.forEach((at, i) => put(at, state.labels[i] ? "#19a974" : "#e7040f"));
-  if (state.box) put(state.box.slice(0, 2), "#1f5fbf"), put(state.box.slice(2), "#1f5fbf");
+  if (box) {
+    const { width, height } = state.image;
+    const sides = [box[1] / height, 1 - box[2] / width, 1 - box[3] / height, box[0] / width];
+    const drawn = element("div", { className: "box" });
+    drawn.style.inset = sides.map((side) => `${100 * side}%`).join(" ");
+    stack.append(drawn);
+  }
   if (cursor) put(cursor, "transparent");
 }
 
@@ -392,6 +417,6 @@ const ready = during("Asking what there is …", async () => {
   $("choice").hidden = state.models.length < 2;
   return true;
 }).then((done) => {
-  if (done) say("Drop an image anywhere on the page.");
+  if (done) say("Open an image, or drop one anywhere on the page.");
   return state.models.length > 0;
 });

@@ -83,8 +83,12 @@ def test_an_image_in_maps_out_a_click_a_box_everything(page, shelf):
     page.mouse.move(box["x"] + 20, box["y"] + 20)
     page.mouse.down()
     page.mouse.move(box["x"] + 120, box["y"] + 90)
+    # What is being dragged is seen, and stays.
+    drawn = page.locator(".box").bounding_box()
+    assert abs(drawn["width"] - 100) < 8 and abs(drawn["height"] - 70) < 8
     page.mouse.up()
     page.wait_for_selector("#status:not(.busy)")
+    assert page.locator(".box").bounding_box() == drawn and page.locator(".dot").count() == 0
     assert page.eval_on_selector("#mask", DRAWN)
     assert page.eval_on_selector("#mask", "canvas => canvas.toDataURL()") != clicked
 
@@ -100,6 +104,44 @@ def test_an_image_in_maps_out_a_click_a_box_everything(page, shelf):
     page.wait_for_selector("#status:not(.busy)")
     assert page.eval_on_selector("#mask", DRAWN)
     assert not page.wrong
+
+
+def test_what_is_told_does_not_move_the_picture(page, shelf):
+    page.set_input_files("#file", shelf / "photo.jpg")
+    stack = page.locator(".ask")
+    before = stack.bounding_box()
+    page.eval_on_selector(
+        "figcaption .value", "value => value.textContent = 'a wardrobe, '.repeat(9)"
+    )
+    assert stack.bounding_box() == before
+
+
+def test_on_a_phone(page, browser, shelf):
+    phone = browser.new_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    phone.goto(page.url)
+    phone.set_input_files("#file", shelf / "photo.jpg")
+    depth = phone.locator("figure[data-task=depth]")
+    depth.locator("img.map").wait_for()
+    # Nothing is wider than the screen, and a finger on a map scrolls.
+    assert phone.evaluate("document.documentElement.scrollWidth") == 360
+    touch = "stacks => stacks.map(stack => getComputedStyle(stack).touchAction)"
+    assert phone.eval_on_selector_all(".stack", touch) == ["none", "auto", "auto", "auto"]
+    depth.locator(".stack").tap()
+    assert depth.locator(".value").text_content().endswith(" m")
+
+    # A tap is on the thing, a long press off it.
+    phone.locator(".ask").tap()
+    phone.wait_for_selector("#status:not(.busy)")
+    box = phone.locator(".ask").bounding_box()
+    finger = phone.context.new_cdp_session(phone)
+    at = {"x": box["x"] + 40, "y": box["y"] + 40}
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+    phone.wait_for_timeout(700)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    phone.wait_for_selector("#status:not(.busy)")
+    colours = "dots => dots.map(dot => dot.style.background)"
+    assert phone.eval_on_selector_all(".dot", colours) == ["rgb(25, 169, 116)", "rgb(231, 4, 15)"]
+    phone.close()
 
 
 def test_another_model_sees_something_else(page, shelf):

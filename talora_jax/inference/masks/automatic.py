@@ -288,6 +288,11 @@ class AutomaticMasks:
                     "fewer layers or more points"
                 )
             return [point_grid(side) for side in sides]
+        if not isinstance(self.point_grids, (list, tuple, np.ndarray)):
+            raise UserError(
+                f"point_grids: {in_words(self.point_grids)}; expected a list with one grid a "
+                f"layer, each {_EXPECTED_GRID}"
+            )
         grids = [
             finite(f"point_grids[{i}]", as_array(f"point_grids[{i}]", grid, _EXPECTED_GRID))
             for i, grid in enumerate(self.point_grids)

@@ -97,7 +97,8 @@ def name_masks(
         part = np.s_[y0 : y1 + 1, x0 : x1 + 1]
         mask = one.mask()[part]
         mask = mask if mask.any() else np.ones_like(mask)
-        means = prediction[key][part][mask].mean(0)
+        # A photo's mask has millions of pixels, whose sum float32 does not hold.
+        means = prediction[key][part][mask].mean(0, dtype=np.float64)
         label = int(means.argmax())
         name = semantic.class_names[label] if semantic.class_names else str(label)
         depth, normals = (None if x is None else x[part][mask] for x in arrays.values())

@@ -156,6 +156,10 @@ def test_native_aspect(nano_base):
             r"point_grids.0. of shape \[2\]; expected an array \[n, 2\]",
         ),
         (
+            {"points_per_side": None, "point_grids": 5},
+            r"point_grids: an int; expected a list with one grid a layer, each an array \[n, 2\]",
+        ),
+        (
             {"points_per_side": None, "point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1},
             "point_grids: 1 of them; expected 2",
         ),

@@ -50,6 +50,16 @@ def prediction():
     }
 
 
+def test_the_probability_of_a_mask_of_millions_of_pixels():
+    probabilities = np.full((1000, 2000, 2), [0.38, 0.62], np.float32)
+    mask = np.ones(probabilities.shape[:2], bool)
+    one = FoundMask(
+        RunLengths.of(mask), box_of(mask), 0.9, 0.97, np.zeros(2), np.array([0, 0, 2000, 1000])
+    )
+    (named,) = name_masks([one], {"semantic_probabilities": probabilities}, TASKS[:1])
+    assert named.probability == pytest.approx(0.62)
+
+
 def test_a_mask_is_what_lies_in_it(prediction):
     chair, floor, both = name_masks(
         found(np.s_[:3, :4], np.s_[4:, :], np.s_[:3, :5]), prediction, TASKS
