@@ -88,6 +88,7 @@ def test_a_colour_that_no_table_has(tmp_path):
         "128 64 128\troad\r\n70 130 180\tsky\r\n",
         '0;"road";128;64;128\n1;"sky";70;130;180\n',
         "# label:color_rgb:parts\n\nroad (128, 64, 128)\nsky (70, 130, 180)\n",
+        "# label:color_rgb:parts:actions\nroad:128,64,128::\nsky:70,130,180::\n",
     ],
 )
 def test_tables_of_colours(tmp_path, text):
