@@ -110,7 +110,114 @@ def not_as_called(root):
     (root / "normals/x0.mat").write_bytes(b"0")
 
 
+def uavid(root):
+    for split, count in (("train", 4), ("val", 2)):
+        for folder, made in (("Images", lambda x: x[0]), ("Labels", lambda x: np.uint8(x[1]))):
+            for i in range(count):
+                trees.save(
+                    root / f"uavid_{split}/seq{i // 2}/{folder}/0{i}.png", made(trees.scene(i))
+                )
+
+
+def duts(root):
+    """Masks of white on black, smoothed, in folders whose names hold a short word of a split."""
+    for split, count in (("TR", 4), ("TE", 2)):
+        for i in range(count):
+            photo = trees.scene(i, (96, 128))[0]
+            y, x = np.mgrid[-48:48, -64:64]
+            mask = np.clip((30 - np.hypot(y, x + i)) * 64 + 128, 0, 255).astype(np.uint8)
+            trees.save(root / f"DUTS-{split}/DUTS-{split}-Image/x{i}.jpg", photo)
+            trees.save(root / f"DUTS-{split}/DUTS-{split}-Mask/x{i}.png", mask)
+
+
+def taskonomy(root):
+    for i in range(4):
+        photo, classes, metres = trees.scene(i)
+        for domain, values in (
+            ("rgb", photo),
+            ("depth_euclidean", np.uint16(metres * 512)),
+            ("depth_zbuffer", np.uint16(metres * 512)),
+            ("segment_semantic", np.uint8(classes)),
+        ):
+            trees.save(root / f"{domain}/here/point_{i}_view_0_domain_{domain}.png", values)
+        name = f"point_{i}_view_0_domain_depth_zbuffer.png"
+        trees.save(root / f"mask_valid/here/{name}", np.uint8(classes > 0) * 255)
+
+
+def drawn_twice(root):
+    """BDD100K: two kinds of classes, and a drawing of each."""
+    colours = np.uint8([[128, 64, 128], [70, 130, 180], [0, 128, 0], [9, 9, 9]])
+    labelled(root, "images/{}.jpg", "labels/sem_seg/masks/{}.png")
+    labelled(
+        root, "images/{}.jpg", "labels/sem_seg/colormaps/{}.png", label_of=lambda x: colours[x]
+    )
+    labelled(
+        root, "images/{}.jpg", "labels/drivable/masks/{}.png", label_of=lambda x: np.uint8(x[::-1])
+    )
+    labelled(
+        root,
+        "images/{}.jpg",
+        "labels/drivable/colormaps/{}.png",
+        label_of=lambda x: colours[x[::-1]],
+    )
+
+
+def none_can_be_read(root):
+    colours = np.uint8([[128, 64, 128], [70, 130, 180], [0, 128, 0], [9, 9, 9]])
+    labelled(root)
+    labelled(root, label="parts/x{}.png", label_of=lambda x: colours[x])
+
+
 DESCRIBED = {
+    "uavid": (
+        uavid,
+        '"image": "uavid_{split}/**/Images/{stem}.png"',
+        "4 training and 2 validation",
+    ),
+    "duts": (
+        duts,
+        '"train": "DUTS-TR/DUTS-TR-Image/{stem}.jpg"',
+        "saliency: 23 % salient",
+        '"saliency": {"threshold": 127}',
+        "what is called test is taken for it",
+    ),
+    "masks_in_jpegs": (
+        lambda root: labelled(
+            root, label="masks/x{}.jpg", label_of=lambda x: np.uint8(x == 1) * 255
+        ),
+        "saliency: 25 % salient",
+    ),
+    "white_is_the_last_class": (
+        lambda root: labelled(root, label_of=lambda x: np.uint8([0, 128, 255, 0])[x]),
+        '"ids": [0, 128, 255]',
+    ),
+    "taskonomy": (
+        taskonomy,
+        '"depth": "depth_zbuffer/here/{stem}_depth_{stem2}.png"',
+        '"scale": 512',
+        '"semantic": "segment_semantic/here/{stem}_segment_semantic.png"',
+    ),
+    "drawn_twice": (
+        drawn_twice,
+        "('semantic', 'semantic:drivable')",
+        "semantic: labels/drivable/colormaps/{stem}.png says the same",
+    ),
+    "words_of_capitals": (
+        lambda root: labelled(root, "cam/rgb/rgb_{}.jpg", "cam/classSegmentation/classgt_{}.png"),
+        '"semantic": "cam/classSegmentation/classgt_{stem}.png"',
+    ),
+    "a_sequence": (
+        lambda root: with_depth(
+            root, "results/frame00{}.jpg", "results/depth00{}.png", lambda x: np.uint16(x * 1000)
+        ),
+        '"image": "results/frame{stem}.jpg"',
+    ),
+    "none_can_be_read": (
+        none_can_be_read,
+        "problem: human_parts: 4 of 4 files",
+        "4 samples as pictures",
+        "--config.tasks=\"('semantic',)\"",
+    ),
     "not_as_called": (
         not_as_called,
         "note: depth: depth/{stem}.png hold three channels of many colours: left out",
@@ -203,6 +310,10 @@ def lossy(root):
         (nothing_but("depth/x{}.hdf5"), r"4 \.hdf5 \(depth/x0\.hdf5\): save their arrays as npy"),
         (nothing_but("instances_{}.json", b"{}"), r"4 \.json .*: draw their outlines into PNGs"),
         (nothing_but("labels/x{}.txt"), r"4 \.txt \(labels/x0\.txt\): lists, or outlines"),
+        (
+            lambda root: labelled(root, label="masks/x{}.gif"),
+            "semantic: masks/{stem}.gif are of a kind that is read of images alone: save",
+        ),
         (lossy, "semantic: masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
     ],
 )

@@ -24,6 +24,8 @@ _NONE_OF_8_BITS = 255
 _UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
 _COMPARED = 8
+_MASKED = ("semantic", "saliency", "edges")  # what is called so may be black and white
+_GREYS = 12
 # The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
@@ -35,7 +37,8 @@ _NO_CLASS = {"void", "unlabelled", "unlabeled", "ignore", "undefined", "unknown"
 
 
 def kind_of(root: Path, stream: Stream) -> str:
-    """photo, colours, labels, deep (many numbers), vectors, or unknown."""
+    """photo, colours, labels, mask (yes and no, with greys between), deep (many numbers), vectors,
+    or unknown."""
     kinds = (_kind_of_file(root / path, stream.role) for path in stream.some)
     known = itertools.islice((kind for kind in kinds if kind != _UNKNOWN), 3)
     return next(iter(collections.Counter(known).most_common(1)), (_UNKNOWN, 0))[0]
@@ -43,22 +46,25 @@ def kind_of(root: Path, stream: Stream) -> str:
 
 def _kind_of_file(path: Path, role: str | None) -> str:
     suffix = path.suffix.lower()
+    if suffix not in rasters.SUFFIXES:  # which no target has
+        return "photo"
     if suffix in (".jpg", ".jpeg"):
-        return "labels" if role == "saliency" else "photo"
+        return _kind_of_jpeg(path, role)
     try:
-        if suffix in rasters.SUFFIXES:
-            values = rasters.read_plane_of(path, None)
-            if role in ("depth", "disparity"):
-                return "deep"
-            if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
-                return "photo"
-            return "labels" if _few(values, role) else "deep"
+        values = rasters.read_plane_of(path, None)
+        if role in ("depth", "disparity"):
+            return "deep"
+        if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
+            return "photo"
+        if role in _MASKED and _is_mask(values, _GREYS):
+            return "mask"
+        return "labels" if _few(values, role) else "deep"
     except BadFile:
         pass
     try:
-        values = rasters.read_triples(path, None) if suffix in rasters.SUFFIXES else None
-        if values is None or values.dtype == np.uint8:
-            pixels = (read_image(path) if values is None else values).reshape(-1, 3)
+        values = rasters.read_triples(path, None)
+        if values.dtype == np.uint8:
+            pixels = values.reshape(-1, 3)
             colours = len(np.unique(rasters.codes_of(pixels)))
             if role == "normals":
                 return "vectors"
@@ -68,6 +74,25 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         return "vectors" if unit or role == "normals" else "photo"
     except (BadFile, ValueError):
         return _UNKNOWN
+
+
+def _kind_of_jpeg(path: Path, role: str | None) -> str:
+    try:
+        if role in _MASKED and _is_mask(rasters.read_plane_of(path, None), greys=0):
+            return "mask"
+    except BadFile:
+        pass
+    return "labels" if role == "saliency" else "photo"
+
+
+def _is_mask(values: np.ndarray, greys: int) -> bool:
+    """Whether 8 bits are black and white but for what smoothing, or a JPEG, leaves where the two
+    meet: of so many greys at the least, as no classes are that fill so little."""
+    if values.dtype != np.uint8:
+        return False
+    between = values[(values > 24) & (values < 231)]
+    ends = values.min() <= 24 and values.max() >= 231
+    return bool(ends and between.size <= 0.2 * values.size and len(np.unique(between)) >= greys)
 
 
 def _few(values: np.ndarray, role: str | None) -> bool:
@@ -256,8 +281,12 @@ def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
     step = math.gcd(*(value for value in values if value != _NONE_OF_8_BITS))
     if step >= 5 and len(values) > 2:
         most = max(value for value in values if value != _NONE_OF_8_BITS)
+        ids = list(range(0, most + 1, step))
+        # White is the last one of 0, 128, 255 or 0, 85, 170, 255, and elsewhere no label.
+        if 255 in values and abs(most + step - 255) <= 1:
+            ids.append(255)
         note = f"semantic: all numbers are multiples of {step}, which are taken for the classes"
-        return {"read": {"ids": list(range(0, most + 1, step))}}, [note]
+        return {"read": {"ids": ids}}, [note]
     if 255 not in values and 254 < max(values) < 2**16 and max(values) - 1 not in values:
         return {"ignore_label": max(values)}, [f"semantic: {max(values)} is taken for no label"]
     return {}, []
@@ -324,7 +353,9 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         )
     elif whole:
         scale = 256  # KITTI's
-        if not re.search("kitti|proj_depth|velodyne", place):
+        if re.search("zbuffer|euclidean", place):
+            scale = 512  # Taskonomy's
+        elif not re.search("kitti|proj_depth|velodyne|_sync_", place):
             if median / 1000 <= 20:
                 scale = 1000
             elif median / 256 > 200:

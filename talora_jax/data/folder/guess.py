@@ -76,7 +76,7 @@ def guess(root: Path) -> Guess:
             break
     else:
         raise UserError(
-            f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
+            f"{root}: images were found ({printable(images[0].text)}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
             f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
@@ -95,7 +95,7 @@ def guess(root: Path) -> Guess:
         notes.append("there is no validation split: what is called test is taken for it")
     others = [stream for stream in photos if stream in images and not image.shares(stream)]
     notes += [
-        f"image: {printable(stream.pattern('train'))}, {stream.count} files, are photos as well "
+        f"image: {printable(stream.text)}, {stream.count} files, are photos as well "
         "and are left out"
         for stream in others[:_NAMED]
     ]
@@ -154,10 +154,13 @@ def _unfit(
         if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
             continue
         kind = kinds[id(stream)]
-        lossy = Path(stream.some[0]).suffix.lower() in (".jpg", ".jpeg")
+        suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
-        why = "are JPEGs, which do not keep numbers of classes or lengths" if lossy else why
-        told.append(f"{stream.role}: {printable(stream.pattern('train'))} {why}: left out")
+        if suffix not in rasters.SUFFIXES:
+            why = "are of a kind that is read of images alone: save them as PNG"
+        elif suffix in (".jpg", ".jpeg"):
+            why = "are JPEGs, which do not keep numbers of classes or lengths"
+        told.append(f"{stream.role}: {printable(stream.text)} {why}: left out")
     return told[:_NAMED]
 
 
@@ -214,13 +217,11 @@ def _heads(
     first, *others = candidates
     targets, notes = {role: first}, []
     for other in others:
-        told = f"{role}: {printable(other.stream.pattern('train'))}"
+        told = f"{role}: {printable(other.stream.text)}"
         name = f"{role}:{own_words(other.stream, first.stream)}"
-        pairs = [
-            (root / first.files[i], root / other.files[i]) for i in first.files if i in other.files
-        ]
-        of_kind = kinds[id(first.stream)], kinds[id(other.stream)]
-        if role == "semantic" and contents.say_the_same(pairs, of_kind):
+        if role == "semantic" and any(
+            _say_the_same(root, taken, other, kinds) for taken in targets.values()
+        ):
             notes.append(f"{told} says the same in other numbers or colours and is left out")
         elif (
             role == "semantic"
@@ -230,8 +231,8 @@ def _heads(
         ):
             targets[name] = other
             notes.append(
-                f"{name}: {printable(other.stream.pattern('train'))} is taken for classes of "
-                "another kind; where it numbers objects, call it instance"
+                f"{name}: {printable(other.stream.text)} is taken for classes of another kind; "
+                "where it numbers objects, call it instance"
             )
         else:
             notes.append(
@@ -239,6 +240,12 @@ def _heads(
                 f"of its own, give it a name under files, as {role}:second"
             )
     return targets, notes
+
+
+def _say_the_same(root: Path, one: _Candidate, other: _Candidate, kinds: Mapping[int, str]) -> bool:
+    """Whether class maps are others in other numbers, or drawings of them."""
+    pairs = [(root / one.files[i], root / other.files[i]) for i in one.files if i in other.files]
+    return contents.say_the_same(pairs, (kinds[id(one.stream)], kinds[id(other.stream)]))
 
 
 def _paths(stream: Stream, split: str) -> list[str]:
@@ -290,12 +297,14 @@ def _role(stream: Stream, kind: str) -> str | None:
         "semantic": ("labels", "colours"),
         "human_parts": ("labels", "colours"),
         "instance": ("labels", "colours"),
-        "edges": ("labels",),
-        "saliency": ("labels", "deep"),
+        "edges": ("labels", "mask"),
+        "saliency": ("labels", "deep", "mask"),
         "depth": ("deep", "labels"),
         "disparity": ("deep", "labels"),
         "normals": ("vectors", "photo"),
     }
+    if kind == "mask" and stream.role in ("semantic", None):
+        return "saliency"
     if stream.role in fits:
         return stream.role if kind in fits[stream.role] else None
     by_kind = {"labels": "semantic", "colours": "semantic", "deep": "depth", "vectors": "normals"}
