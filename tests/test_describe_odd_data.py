@@ -168,7 +168,64 @@ def none_can_be_read(root):
     labelled(root, label="parts/x{}.png", label_of=lambda x: colours[x])
 
 
+def pairs_in_a_csv(root):
+    """Names that have nothing in common, whole paths, and columns called otherwise."""
+    labelled(root, "shots/a{}.png", "truth/b{}.png")
+    lines = [
+        f"{root}/shots/a{i}.png,{root}/truth/b{i}.png,{'valid' if i == 3 else 'train'},1\n"
+        for i in range(4)
+    ]
+    (root / "pairs.csv").write_text("photo,truth,fold,weight\n" + "".join(lines))
+
+
+def lists_of_pairs(root):
+    """PASCAL VOC's for DeepLab, with a slash before each."""
+    labelled(root, "JPEGImages/x{}.jpg", "SegmentationClassAug/x{}.png")
+    for name, numbers in (("train_aug", (0, 1)), ("val", (2, 3))):
+        lines = [f"/JPEGImages/x{i}.jpg /SegmentationClassAug/x{i}.png\n" for i in numbers]
+        (root / f"{name}.txt").write_text("".join(lines))
+
+
+def lists_of_names(root):
+    labelled(root, "JPEGImages/x{}.jpg", "SegmentationClassAug/x{}.png")
+    for name, stems in (("train_aug", "x0\nx1\n"), ("val_id", "x2\n"), ("trainval", "x0\nx2\n")):
+        (root / f"{name}.txt").write_text(stems)
+
+
+def times_of_a_sensor(root):
+    """TUM's sequences, whose images and depth have times of their own for names."""
+    with_depth(root, "rgb/{}.10.png", "depth/{}.25.png", lambda x: np.uint16(x * 1000))
+    lines = [f"{i}.10 rgb/{i}.10.png {i}.25 depth/{i}.25.png\n" for i in range(4)]
+    (root / "associations.txt").write_text("".join(lines))
+
+
+def rotated_bits(root):
+    def stored(metres):
+        millimetres = np.uint16(metres * 2200)
+        return millimetres << 3 | millimetres >> 13
+
+    with_depth(root, "kv2/{0}/image/{0}.jpg", "kv2/{0}/depth_bfx/{0}.png", stored)
+
+
 DESCRIBED = {
+    "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.9 m"),
+    "pairs_in_a_csv": (
+        pairs_in_a_csv,
+        "3 training and 1 validation samples\n",
+        '"columns": {"image": "photo", "semantic": "truth", "split": "fold"}',
+    ),
+    "lists_of_pairs": (
+        lists_of_pairs,
+        "2 training and 2 validation samples\n",
+        '"files": {"train": "train_aug.txt", "val": "val.txt"}',
+    ),
+    "lists_of_names": (lists_of_names, '"splits": {"train": "train_aug.txt", "val": "val_id.txt"}'),
+    "times_of_a_sensor": (
+        times_of_a_sensor,
+        "3 training and 1 validation",
+        '"columns": ["", "image", "", "depth"]',
+        '"scale": 1000',
+    ),
     "uavid": (
         uavid,
         '"image": "uavid_{split}/**/Images/{stem}.png"',

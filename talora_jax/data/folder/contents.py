@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
-from talora_jax.data.folder import rasters
+from talora_jax.data.folder import rasters, readings
 from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import orientation, read_image
 from talora_jax.data.folder.streams import Stream
@@ -333,6 +333,10 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
     stored = _planes(files)
     whole = stored[0].dtype.kind in "biu"
     values = np.concatenate([x.astype(np.float64).ravel() for x in stored])
+    if name == "depth" and _is_rotated(stored):
+        reading["rotated"] = 3
+        values = np.concatenate([readings.unrotated(x, 3).astype(float).ravel() for x in stored])
+        notes.append("depth: taken as SUN RGB-D has it, 16 bits rotated by 3")
     known = np.isfinite(values) & (values > 0)
     if whole and (values == 2**16 - 1).any():
         reading["ignore"] = [2**16 - 1]
@@ -374,6 +378,17 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         reading["max"] = float(below.max()) / reading.get("scale", 1)
         notes.append(f"depth: {far:.6g} is taken for no measurement")
     return {"read": reading}, notes
+
+
+def _is_rotated(stored: Sequence[np.ndarray]) -> bool:
+    """Whether 16 bits hold millimetres whose highest three bits stand lowest: 0 of all below
+    8.192 m, and at the most 2 of those below 24.576 m."""
+    numbers = np.unique(np.concatenate([x.ravel() for x in stored]))
+    if numbers.dtype.kind not in "iu" or numbers.max() >= 2**16 or len(numbers) < 64:
+        return False
+    lowest = numbers % 8
+    odd = (numbers % 16 == 8).any()
+    return bool(odd and numbers.max() > 2**13 and lowest.max() <= 2 and (lowest > 0).mean() < 0.5)
 
 
 def _vectors(files: Sequence[Path]) -> _Reading:

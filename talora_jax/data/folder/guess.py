@@ -9,9 +9,10 @@ from typing import Any
 
 from talora_jax import rgb
 from talora_jax.data.folder import contents, rasters
+from talora_jax.data.folder.guess_table import guess_table
 from talora_jax.data.folder.listing import files_below
 from talora_jax.data.folder.patterns import Pattern, compile_pattern
-from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, streams_of
+from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, split_of_name, streams_of
 from talora_jax.errors import UserError, printable
 from talora_jax.task_names import is_name
 
@@ -70,10 +71,35 @@ def guess(root: Path) -> Guess:
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
             f"…) and, beside them or in other folders, files of targets{_added(_not_read(paths))}."
         )
-    for image in images:
-        found = _targets(image, streams, kinds)
-        if found:
-            break
+    of_path = {
+        path: stream
+        for stream in reversed(streams)
+        for of_split in stream.paths.values()
+        for path in of_split
+    }
+
+    def role_of(path: str) -> str | None:
+        stream = of_path.get(path)
+        if stream is None or any(stream is image for image in images):
+            return stream and "image"
+        return _role(stream, kinds[id(stream)])
+
+    image, found = next(
+        ((image, x) for image in images if (x := _targets(image, streams, kinds))),
+        (images[0], None),
+    )
+    table = guess_table(root, paths, role_of) if not found or found[2] == ("",) else None
+    if table and (not found or (table.splits and found[1].keys() <= table.files.keys())):
+        image = of_path[next(iter(next(iter(table.files.values()))))]
+        targets = {
+            name: _Candidate(of_path[next(iter(files.values()))], {}, files)
+            for name, files in table.files.items()
+        }
+        description: dict[str, Any] = {"table": table.table}
+        taken = [image, *(target.stream for target in targets.values())]
+        notes = ["which files belong together is taken from a table, see there"]
+    elif found:
+        description, targets, taken, notes = _by_names(root, paths, kinds, image, found)
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].text)}), and no other "
@@ -81,26 +107,13 @@ def guess(root: Path) -> Guess:
             "or a table in dataset.json that says which are pairs"
             f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
         )
-    of_image, by_role, splits = found
-    targets, notes = {}, []
-    for role, candidates in by_role.items():
-        of_role, more = _heads(root, role, candidates, kinds)
-        targets |= of_role
-        notes += more
-    files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
-    description: dict[str, Any] = {"files": files}
-    if lists := _lists(root, paths, files, splits):
-        description["splits"] = lists
-    if "test" in splits and "val" not in splits:
-        notes.append("there is no validation split: what is called test is taken for it")
     others = [stream for stream in photos if stream in images and not image.shares(stream)]
     notes += [
         f"image: {printable(stream.text)}, {stream.count} files, are photos as well "
         "and are left out"
         for stream in others[:_NAMED]
     ]
-    candidates = [each.stream for of_role in by_role.values() for each in of_role]
-    notes += _unfit(streams, kinds, [image, *candidates])
+    notes += _unfit(streams, kinds, taken)
     notes += _not_read([path for path in paths if Path(path).suffix.lower() in _ARRAYS])
     read = {}
     for name, target in targets.items():
@@ -128,6 +141,36 @@ class _Candidate:
     stream: Stream
     patterns: Mapping[str, str]
     files: Mapping[str, str]
+
+
+# The patterns of an image, candidates by their role, and the splits there are.
+_Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
+
+
+def _by_names(
+    root: Path,
+    paths: Sequence[str],
+    kinds: Mapping[int, str],
+    image: Stream,
+    found: _Found,
+) -> tuple[dict[str, Any], dict[str, _Candidate], list[Stream], list[str]]:
+    """Where files lie, by patterns; the targets, what of the streams belongs to images, and
+    notes."""
+    of_image, by_role, splits = found
+    targets: dict[str, _Candidate] = {}
+    notes: list[str] = []
+    for role, candidates in by_role.items():
+        of_role, more = _heads(root, role, candidates, kinds)
+        targets |= of_role
+        notes += more
+    files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
+    description: dict[str, Any] = {"files": files}
+    if lists := _lists(root, paths, files, splits):
+        description["splits"] = lists
+    if "test" in splits and "val" not in splits:
+        notes.append("there is no validation split: what is called test is taken for it")
+    candidates = [each.stream for of_role in by_role.values() for each in of_role]
+    return description, targets, [image, *candidates], notes
 
 
 def _added(sentences: Sequence[str]) -> str:
@@ -162,9 +205,6 @@ def _unfit(
             why = "are JPEGs, which do not keep numbers of classes or lengths"
         told.append(f"{stream.role}: {printable(stream.text)} {why}: left out")
     return told[:_NAMED]
-
-
-_Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
 
 
 def _targets(image: Stream, streams: Sequence[Stream], kinds: Mapping[int, str]) -> _Found | None:
@@ -322,9 +362,9 @@ def _lists(
     for path in paths:
         if key := image.match(path):
             stems |= {path, "/".join(value for _, value in key if value)}
-    found: dict[str, dict[str, tuple[int, str]]] = collections.defaultdict(dict)
+    found: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for path in paths:
-        split = SPLIT_WORDS.get(Path(path).stem.lower())
+        split = split_of_name(path)
         if split is None or Path(path).suffix.lower() not in (".txt", ".lst"):
             continue
         try:
@@ -332,11 +372,13 @@ def _lists(
         except (OSError, UnicodeDecodeError):
             continue
         names = [line.strip() for line in lines if line.strip()]
-        if names and all(name in stems for name in names):
-            found[Path(path).parent.as_posix()][split] = len(names), path
+        of_folder = found[Path(path).parent.as_posix()]
+        exact = Path(path).stem.lower() in SPLIT_WORDS  # train.txt before train_aug.txt
+        if names and all(name in stems for name in names) and (exact or split not in of_folder):
+            of_folder[split] = path
     for folder in sorted(found, key=lambda f: ("segmentation" not in f.lower(), f)):
         lists = found[folder]
         val = "val" if "val" in lists else "test"
         if "train" in lists and val in lists:
-            return {"train": lists["train"][1], "val": lists[val][1]}
+            return {"train": lists["train"], "val": lists[val]}
     return None

@@ -30,7 +30,9 @@ or text files with a line for each sample, in a CSV or with spaces between, of p
 
       "table": {"files": {"train": "train.csv", "val": "val.csv"},   or one for all, with or without
                                                                      a column 'split'
-                "columns": ["image", "depth", ""]}    default: as its first line says
+                "columns": ["image", "depth", ""]}    or, of columns that the first line calls
+                                                      otherwise, {"image": "path", "depth": "gt"};
+                                                      default: as the first line says
 
 and of either
 
@@ -91,10 +93,12 @@ class Table:
     Attributes:
       files: by split; under '' where a column tells it, or nothing does.
       columns: the target of each, '' for one that is passed over; empty where the first line says.
+      named: what the first line calls the columns of targets; empty where it calls them so.
     """
 
     files: Mapping[str, str]
     columns: tuple[str, ...] = ()
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,16 +378,19 @@ def _table(value: Any) -> Table:
     _demand(isinstance(files, dict) and set(files) in ({""}, set(_SPLITS)))
     _demand(all(isinstance(name, str) and name for name in files.values()))
     columns = value.get("columns", [])
+    named = columns if isinstance(columns, dict) else {}
+    columns = [*columns] if named else columns
     _demand(isinstance(columns, list) and all(isinstance(name, str) for name in columns))
     _demand(not columns or "image" in columns)
     _demand(all(columns.count(name) == 1 for name in columns if name))
+    _demand(all(isinstance(name, str) and name for name in named.values()))
     plain = {"", "image", "split"}
     if unknown := {name for name in columns if name not in plain and not is_name(name, KINDS)}:
         raise UserError(
             f"table.columns: unknown {printable(repr(sorted(unknown)[0]))}; expected '', image, "
             f"split, {', '.join(KINDS)}, or heads of these, as semantic:materials."
         )
-    return Table(files, tuple(columns))
+    return Table(files, () if named else tuple(columns), named)
 
 
 def _true(value: Any) -> bool | None:

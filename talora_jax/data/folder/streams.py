@@ -225,6 +225,14 @@ def own_words(stream: Stream, other: Stream) -> str:
     return "_".join(dict.fromkeys(word for word in said if word not in known))
 
 
+def split_of_name(path: str) -> str | None:
+    """The split that a file's name says, as `train_aug.txt` does; None where it says none, or
+    several."""
+    words = re.findall(r"[^\W_]+", Path(path).stem.lower())
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else None
+
+
 class _Said(NamedTuple):
     """The role that a name has words of; weak where other names of the path say more."""
 

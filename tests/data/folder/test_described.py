@@ -173,6 +173,13 @@ def table(root, planes):
             "i/a.png m/a_x.png train\ni/b.png m/b_x.png val\n",
             {"files": "t.csv", "columns": ["image", "semantic", "split"]},
         ),
+        (
+            "depth,photo,fold\n/m/a_x.png,/i/a.png,Training\nm/b_x.png,i/b.png,valid\n",
+            {
+                "files": "t.csv",
+                "columns": {"image": "photo", "semantic": "depth", "split": "fold"},
+            },
+        ),
     ],
 )
 def test_a_table_of_files(planes, tmp_path, content, how):
@@ -195,7 +202,7 @@ def test_tables_of_splits_and_what_they_may_not_say(planes, tmp_path):
     (root / "2.txt").write_text("i/b.png m/b_x.png\n")
     assert len(opened(planes, root).splits["train"]) == 2
     for line, expected in (
-        ("i/b.png /m/b_x.png", "2.txt, line 1: /m/b_x.png does not lie below"),
+        ("i/b.png /m/b.png", "2.txt, line 1: /m/b.png does not lie below"),
         ("i/b.png ../m/b_x.png", "does not lie below"),
         ("i/b.png", "2.txt, line 1: 1 fields, expected 2"),
         ("i/b.png m/b.png", "m/b.png: cannot be read (No such file or directory) (2.txt, line 1)"),
@@ -204,6 +211,21 @@ def test_tables_of_splits_and_what_they_may_not_say(planes, tmp_path):
     ):
         (root / "2.txt").write_text(line)
         assert expected in planes.refused(root, ("semantic",))
+
+
+def test_columns_that_a_table_does_not_have(planes, tmp_path):
+    root = tmp_path / "data"
+    table(root, planes)
+    (root / "t.csv").write_text("photo,truth\ni/a.png,m/a_x.png\ni/b.png,m/b_x.png\n")
+    describe(root, table="t.csv")
+    assert "in table.columns (" in (message := planes.refused(root, ("semantic",)))
+    assert 'as {"image": "photo"}' in message
+    describe(root, table={"files": "t.csv", "columns": {"image": "photo", "semantic": "gt"}})
+    assert "first line has no 'gt', which table.columns names; it has photo, truth" in (
+        planes.refused(root, ("semantic",))
+    )
+    describe(root, table={"files": "t.csv", "columns": {"semantic": "truth"}})
+    assert "dataset.json: table is" in planes.refused(root, ("semantic",))
 
 
 def test_a_description_elsewhere(planes, camvid, tmp_path):
