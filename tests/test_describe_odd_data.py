@@ -208,7 +208,7 @@ def rotated_bits(root):
 
 
 DESCRIBED = {
-    "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.9 m"),
+    "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.895 m"),
     "pairs_in_a_csv": (
         pairs_in_a_csv,
         "3 training and 1 validation samples\n",
