@@ -199,6 +199,14 @@ def times_of_a_sensor(root):
     (root / "associations.txt").write_text("".join(lines))
 
 
+def diode(root):
+    """Masks of 0 and 1 that say where depth is measured, and are no classes."""
+    with_depth(root, "val/scan_{0}/{0}.png", "val/scan_{0}/{0}_depth.npy", lambda x: x[..., None])
+    for i in range(4):
+        mask = trees.scene(i)[1] > 0
+        trees.save(root / f"val/scan_{i}/{i}_depth_mask.npy", mask)
+
+
 def rotated_bits(root):
     def stored(metres):
         millimetres = np.uint16(metres * 2200)
@@ -208,6 +216,11 @@ def rotated_bits(root):
 
 
 DESCRIBED = {
+    "diode": (
+        diode,
+        "/{stem}_depth_mask.npy may say where depth is measured, which is not read",
+        "--config.tasks=\"('depth',)\"",
+    ),
     "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.895 m"),
     "pairs_in_a_csv": (
         pairs_in_a_csv,

@@ -199,7 +199,9 @@ def _unfit(
         kind = kinds[id(stream)]
         suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
-        if suffix not in rasters.SUFFIXES:
+        if stream.is_of_depth:
+            why = "may say where depth is measured, which is not read: write 0 into depth elsewhere"
+        elif suffix not in rasters.SUFFIXES:
             why = "are of a kind that is read of images alone: save them as PNG"
         elif suffix in (".jpg", ".jpeg"):
             why = "are JPEGs, which do not keep numbers of classes or lengths"
@@ -343,6 +345,8 @@ def _role(stream: Stream, kind: str) -> str | None:
         "disparity": ("deep", "labels"),
         "normals": ("vectors", "photo"),
     }
+    if stream.is_of_depth:
+        return None
     if kind == "mask" and stream.role in ("semantic", None):
         return "saliency"
     if stream.role in fits:

@@ -81,6 +81,12 @@ class Stream:
         name = "/".join(self.parts).lower()
         return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
 
+    @property
+    def is_of_depth(self) -> bool:
+        """Whether its files are masks that say where another's depth is measured, as DIODE's."""
+        words = {word for part in self.parts for word in re.split(r"[\W_]+", part.lower())}
+        return bool(words & {"depth", "depths"} and words & {"mask", "masks"})
+
     def shares(self, other: "Stream") -> bool:
         """Whether a file is of both."""
         mine, theirs = ({p for paths in x.paths.values() for p in paths} for x in (self, other))
