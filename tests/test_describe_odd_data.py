@@ -215,7 +215,36 @@ def rotated_bits(root):
     with_depth(root, "kv2/{0}/image/{0}.jpg", "kv2/{0}/depth_bfx/{0}.png", stored)
 
 
+def overlays(root):
+    labelled(root, "all/{}.png", "all/{}_mask.png")
+    labelled(root, "all/{}.png", "all/{}_overlay.png", label_of=lambda x: trees.scene(9)[0])
+
+
+def in_three_channels(root):
+    labelled(root, label_of=lambda x: np.stack([np.uint8(x)] * 3, -1))
+
+
 DESCRIBED = {
+    "overlays": (
+        overlays,
+        "3 training and 1 validation samples",
+        '"leave_out": [\n    "all/{stem}_overlay.png"\n  ]',
+        "--config.tasks=\"('semantic',)\"",
+    ),
+    "in_three_channels": (in_three_channels, '"semantic": {}', "class ids 0 to 3, 4 found"),
+    "below_a_folder_of_images": (
+        lambda root: labelled(
+            root, "AerialImages/train/images/{}.tif", "AerialImages/train/gt/{}.tif"
+        ),
+        '"semantic": "AerialImages/train/gt/{stem}.tif"',
+    ),
+    "of_no_image": (
+        lambda root: [
+            with_depth(root, "Image{}.png", "Depth{}.npy", lambda x: x),
+            labelled(root, "Image{}.png", "Index{}.png"),
+        ],
+        "note: semantic: {stem}.png belong to no image, by their names: left out",
+    ),
     "diode": (
         diode,
         "/{stem}_depth_mask.npy may say where depth is measured, which is not read",
@@ -355,6 +384,17 @@ def test_what_is_told_of(name, tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     for line in told:
         assert line in text, text
+
+
+def test_a_dataset_json_of_another_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    labelled(tmp_path / "data")
+    (tmp_path / "data/dataset.json").write_text('{"numTraining": 4}')
+    with pytest.raises(UserError, match="unknown field 'numTraining'"):
+        main(["describe-data", "data"])
+    main(["describe-data", "data", "--write", "mine.json"])
+    assert "--config.data.description=mine.json" in capsys.readouterr().out
+    assert json.loads(Path("mine.json").read_text())["files"]["image"] == "images/{stem}.png"
 
 
 def nothing_but(name, content=b"0" * 99):

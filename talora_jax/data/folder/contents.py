@@ -214,7 +214,9 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
             every = [root / path for paths in stream.paths.values() for path in paths]
             return _colours(root, every, paths)
         case "semantic":
-            return _labels(stream, files)
+            content, notes = _labels(stream, files)
+            # Numbers in three equal channels are read where something is said of them.
+            return ({"read": {}} if _has_colour(files) else {}) | content, notes
         case "instance" | "part" if kind == "colours":
             return {"read": {"each_colour": True}}, []
         case "instance" | "part":
@@ -238,6 +240,11 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
                 note = f"{name}: more than two values; above 127 is taken for yes"
                 return {"read": {"threshold": 127}}, [note]
     return {}, []
+
+
+def _has_colour(files: Sequence[Path]) -> bool:
+    pictures = [file for file in files if file.suffix.lower() not in (".npy", ".npz", ".exr")]
+    return bool(_read(pictures, lambda file: rasters.read_triples(file, None)))
 
 
 def _of_head(name: str, of_kind: _Reading) -> _Reading:

@@ -49,6 +49,11 @@ def _by_patterns(root: Path, settings: Settings) -> Listing:
             found[name] = compile_pattern(text, f"files.{name}")
         # What a target's pattern fits is no image, as '{stem}_mask.png' beside '{stem}.png'.
         taken: set[Path] = set()
+        for text in settings.leave_out:
+            pattern = compile_pattern(text, "leave_out")
+            if (folder := root / pattern.folder).is_dir():
+                found_there = [path for path, _ in files_below(folder)]
+                taken |= {path for path in found_there if pattern.match(_relative(root, path))}
         files: dict[str, dict[Key, Path]] = {}
         for name in [*(name for name in order if name != "image"), "image"]:
             files[name] = _matched(root, name, found[name], known[name], walked, problems, taken)
@@ -92,7 +97,7 @@ def _matched(
                 if problem:
                     problems[name].append(f"{printable(path.relative_to(root))}: {problem}")
                 else:
-                    walked[folder].append((_composed(path.relative_to(root).as_posix()), path))
+                    walked[folder].append((_relative(root, path), path))
         else:
             problems[name].append(f"{printable(pattern.folder)}/: no folder, expected one")
     files: dict[Key, Path] = {}
@@ -204,7 +209,7 @@ def _by_table(root: Path, settings: Settings) -> Listing:
                 continue
             if "image" not in files:
                 raise UserError(f"{printable(where)}: no image, expected one.")
-            image = _composed(files["image"].relative_to(root).as_posix())
+            image = _relative(root, files["image"])
             stem = "/".join(part for part in (of_split, os.path.splitext(image)[0]) if part)
             for name, path in tuple(files.items()):
                 if problem := problem_of(path, known[name]):
@@ -329,5 +334,5 @@ def below(root: Path, name: str) -> Path | None:
     return None if path.is_absolute() or ".." in path.parts else path
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def _relative(root: Path, path: Path) -> str:
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())

@@ -3,7 +3,7 @@ them hold: a `dataset.json` to look at and correct."""
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def guess(root: Path) -> Guess:
         taken = [image, *(target.stream for target in targets.values())]
         notes = ["which files belong together is taken from a table, see there"]
     elif found:
-        description, targets, taken, notes = _by_names(root, paths, kinds, image, found)
+        description, targets, taken, notes = _by_names(root, paths, streams, kinds, image, found)
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].text)}), and no other "
@@ -150,6 +150,7 @@ _Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...
 def _by_names(
     root: Path,
     paths: Sequence[str],
+    streams: Sequence[Stream],
     kinds: Mapping[int, str],
     image: Stream,
     found: _Found,
@@ -165,12 +166,34 @@ def _by_names(
         notes += more
     files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
     description: dict[str, Any] = {"files": files}
+    if others := _fitting(of_image.values(), image, found[1], streams):
+        description["leave_out"] = others
     if lists := _lists(root, paths, files, splits):
         description["splits"] = lists
     if "test" in splits and "val" not in splits:
         notes.append("there is no validation split: what is called test is taken for it")
     candidates = [each.stream for of_role in by_role.values() for each in of_role]
     return description, targets, [image, *candidates], notes
+
+
+def _fitting(
+    texts: Iterable[str],
+    image: Stream,
+    by_role: Mapping[str, list[_Candidate]],
+    streams: Sequence[Stream],
+) -> list[str]:
+    """Patterns of what is neither image nor target and fits an image's pattern, as
+    `{stem}_overlay.png` does `{stem}.png`."""
+    targets = [each.stream for candidates in by_role.values() for each in candidates]
+    patterns = [compile_pattern(text, "guess") for text in texts]
+    found: dict[str, None] = {}
+    for stream in streams:
+        if any(stream.shares(other) for other in (image, *targets)):
+            continue
+        for split, paths in stream.paths.items():
+            if any(pattern.match(path) for pattern in patterns for path in paths):
+                found[stream.pattern(split)] = None
+    return list(found)
 
 
 def _added(sentences: Sequence[str]) -> str:
@@ -194,9 +217,10 @@ def _unfit(
     """What is called a target and cannot be one, or belongs to no image."""
     told = []
     for stream in streams:
-        if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
-            continue
         kind = kinds[id(stream)]
+        role = stream.role or _role(stream, kind)
+        if role in ("image", None) or any(stream.shares(other) for other in taken):
+            continue
         suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
         if stream.is_of_depth:
@@ -205,7 +229,7 @@ def _unfit(
             why = "are of a kind that is read of images alone: save them as PNG"
         elif suffix in (".jpg", ".jpeg"):
             why = "are JPEGs, which do not keep numbers of classes or lengths"
-        told.append(f"{stream.role}: {printable(stream.text)} {why}: left out")
+        told.append(f"{role}: {printable(stream.text)} {why}: left out")
     return told[:_NAMED]
 
 

@@ -36,6 +36,7 @@ or text files with a line for each sample, in a CSV or with spaces between, of p
 
 and of either
 
+      "leave_out": ["{stem}_overlay.png"]     what fits is no image, though files.image fits it
       "splits": {"train": "lists/train.txt", "val": "lists/val.txt"}   as above, from text files
       "read": {"depth": {"scale": 5000}}      what the numbers in files mean: `readings`; scale and
                                               max of depth stand for depth_scale and max_depth
@@ -73,7 +74,7 @@ from talora_jax.task_names import is_head, is_name
 # Descriptions that come along, of data sets in the layout that they are published in.
 SHIPPED = Path(__file__).with_name("layouts")
 _SPLITS = ("train", "val")
-_IN_FILE_ONLY = ("splits", "files", "table", "read", "stretch")
+_IN_FILE_ONLY = ("splits", "files", "leave_out", "table", "read", "stretch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Settings:
     splits: Mapping[str, tuple[str, ...]] | None = None
     # Not in `repr`, which names what earlier versions have prepared.
     files: Mapping[str, Mapping[str, str]] | None = dataclasses.field(default=None, repr=False)
+    leave_out: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     table: Table | None = dataclasses.field(default=None, repr=False)
     read: Mapping[str, Reading] | None = dataclasses.field(default=None, repr=False)
     partly: bool | None = dataclasses.field(default=None, repr=False)
@@ -217,6 +219,8 @@ def _move_up(values: dict[str, Any], path: Path) -> None:
 def _check_described(values: Mapping[str, Any], path: Path) -> None:
     if values.get("files") and values.get("table"):
         raise UserError(f"{path}: files and table; expected one of them.")
+    if values.get("leave_out") and not values.get("files"):
+        raise UserError(f"{path}: leave_out is of what files.image fits; expected files beside it.")
 
 
 def _listed(root: Path, names: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -369,6 +373,12 @@ def _patterns(name: str, value: Any) -> dict[str, str]:
     return {split: value[split] for split in ("", *_SPLITS) if split in value}
 
 
+def _left_out(value: Any) -> tuple[str, ...]:
+    for text in (texts := _strings(value)):
+        compile_pattern(text, "leave_out")
+    return texts
+
+
 def _table(value: Any) -> Table:
     if isinstance(value, str):
         value = {"files": value}
@@ -407,6 +417,7 @@ _FIELDS = {
     "image_size": (_image_size, "two positive integers, height and width, below 65536"),
     "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
     "files": (_files, "an object of patterns, one for 'image' and one for each target"),
+    "leave_out": (_left_out, "a list of patterns"),
     "table": (_table, "a text file, or {files: {train: …, val: …}, columns: ['image', …]}"),
     "partly": (_true, "true or false"),
     "stretch": (_true, "true or false"),

@@ -84,8 +84,7 @@ class Stream:
     @property
     def is_of_depth(self) -> bool:
         """Whether its files are masks that say where another's depth is measured, as DIODE's."""
-        words = {word for part in self.parts for word in re.split(r"[\W_]+", part.lower())}
-        return bool(words & {"depth", "depths"} and words & {"mask", "masks"})
+        return bool(re.search(r"depths?[-_. ]?masks?", "/".join(self.parts).lower()))
 
     def shares(self, other: "Stream") -> bool:
         """Whether a file is of both."""
@@ -249,9 +248,11 @@ class _Said(NamedTuple):
 def _last_said(said: Iterable[_Said | None]) -> str | None:
     """The role of a path whose names say so: what stands behind says most."""
     found = [each for each in said if each]
-    strong = [each.role for each in found if not each.weak]
-    target = [each.role for each in found if each.role != "image"]
-    return next(iter([*reversed(strong), *reversed(target), *(each.role for each in found)]), None)
+    strong = max((i for i, each in enumerate(found) if not each.weak), default=-1)
+    behind = [each.role for each in found[strong + 1 :] if each.role != "image"]
+    if strong >= 0 and (found[strong].role != "image" or not behind):
+        return found[strong].role
+    return behind[-1] if behind else found[0].role if found else None
 
 
 def _known_word(piece: str) -> str | None:

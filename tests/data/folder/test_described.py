@@ -108,6 +108,26 @@ def test_patterns_that_cannot_be(planes, camvid, files, expected):
     assert expected in message and len(message) < 600
 
 
+def test_what_is_no_image_is_left_out(planes, tmp_path):
+    root = tmp_path / "data"
+    for stem in "abc":
+        planes.save(root / f"all/{stem}.png", image(ord(stem)))
+        planes.save(root / f"all/{stem}_seen.png", image(1))
+        planes.save(root / f"all/{stem}_mask.png", LABELS % 11)
+    files = {"image": "all/{stem}.png", "semantic": "all/{stem}_mask.png"}
+    describe(root, files=files)
+    assert "semantic has no file for it" in planes.refused(root, ("semantic",))
+    describe(root, files=files, leave_out=["all/{stem}_seen.png", "none/{stem}.png"])
+    contents = opened(planes, root).contents
+    assert {*contents["train"], *contents["val"]} == {
+        f"all/{stem}{ending}.png" for stem in "abc" for ending in ("", "_mask")
+    }
+    describe(root, files=files, leave_out=["all/seen.png"])
+    assert "leave_out is 'all/seen.png', one file" in planes.refused(root, ("semantic",))
+    describe(root, table="t.csv", leave_out=["{stem}_seen.png"])
+    assert "expected files beside it" in planes.refused(root, ("semantic",))
+
+
 def test_a_file_for_two_images_is_refused(planes, tmp_path):
     root = tmp_path / "data"
     for folder in "xy":
