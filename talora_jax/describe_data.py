@@ -56,6 +56,7 @@ def run(data: Path, write: str | None, sheet: Path | None, description: str | No
     root = Path(os.path.expanduser(data))
     check_root(root)
     said = description or (root / "dataset.json").exists() or (root / "image").is_dir()
+    said = said if write in (None, _HERE) else description  # which is asked for beside another one
     place = write and (root / "dataset.json" if write == _HERE else Path(os.path.expanduser(write)))
     text, notes = None, ()
     if place and place.exists():

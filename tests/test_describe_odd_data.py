@@ -2,6 +2,7 @@
 word, or ends in more than a sentence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,120 @@ def not_as_called(root):
     (root / "normals/x0.mat").write_bytes(b"0")
 
 
+def uavid(root):
+    for split, count in (("train", 4), ("val", 2)):
+        for folder, made in (("Images", lambda x: x[0]), ("Labels", lambda x: np.uint8(x[1]))):
+            for i in range(count):
+                trees.save(
+                    root / f"uavid_{split}/seq{i // 2}/{folder}/0{i}.png", made(trees.scene(i))
+                )
+
+
+def duts(root):
+    """Masks of white on black, smoothed, in folders whose names hold a short word of a split."""
+    for split, count in (("TR", 4), ("TE", 2)):
+        for i in range(count):
+            photo = trees.scene(i, (96, 128))[0]
+            y, x = np.mgrid[-48:48, -64:64]
+            mask = np.clip((30 - np.hypot(y, x + i)) * 64 + 128, 0, 255).astype(np.uint8)
+            trees.save(root / f"DUTS-{split}/DUTS-{split}-Image/x{i}.jpg", photo)
+            trees.save(root / f"DUTS-{split}/DUTS-{split}-Mask/x{i}.png", mask)
+
+
+def taskonomy(root):
+    for i in range(4):
+        photo, classes, metres = trees.scene(i)
+        for domain, values in (
+            ("rgb", photo),
+            ("depth_euclidean", np.uint16(metres * 512)),
+            ("depth_zbuffer", np.uint16(metres * 512)),
+            ("segment_semantic", np.uint8(classes)),
+        ):
+            trees.save(root / f"{domain}/here/point_{i}_view_0_domain_{domain}.png", values)
+        name = f"point_{i}_view_0_domain_depth_zbuffer.png"
+        trees.save(root / f"mask_valid/here/{name}", np.uint8(classes > 0) * 255)
+
+
+def drawn_twice(root):
+    """BDD100K: two kinds of classes, and a drawing of each."""
+    colours = np.uint8([[128, 64, 128], [70, 130, 180], [0, 128, 0], [9, 9, 9]])
+    labelled(root, "images/{}.jpg", "labels/sem_seg/masks/{}.png")
+    labelled(
+        root, "images/{}.jpg", "labels/sem_seg/colormaps/{}.png", label_of=lambda x: colours[x]
+    )
+    labelled(
+        root, "images/{}.jpg", "labels/drivable/masks/{}.png", label_of=lambda x: np.uint8(x[::-1])
+    )
+    labelled(
+        root,
+        "images/{}.jpg",
+        "labels/drivable/colormaps/{}.png",
+        label_of=lambda x: colours[x[::-1]],
+    )
+
+
+def none_can_be_read(root):
+    colours = np.uint8([[128, 64, 128], [70, 130, 180], [0, 128, 0], [9, 9, 9]])
+    labelled(root)
+    labelled(root, label="parts/x{}.png", label_of=lambda x: colours[x])
+
+
+def pairs_in_a_csv(root):
+    """Names that have nothing in common, whole paths, and columns called otherwise."""
+    labelled(root, "shots/a{}.png", "truth/b{}.png")
+    lines = [
+        f"{root}/shots/a{i}.png,{root}/truth/b{i}.png,{'valid' if i == 3 else 'train'},1\n"
+        for i in range(4)
+    ]
+    (root / "pairs.csv").write_text("photo,truth,fold,weight\n" + "".join(lines))
+
+
+def lists_of_pairs(root):
+    """PASCAL VOC's for DeepLab, with a slash before each."""
+    labelled(root, "JPEGImages/x{}.jpg", "SegmentationClassAug/x{}.png")
+    for name, numbers in (("train_aug", (0, 1)), ("val", (2, 3))):
+        lines = [f"/JPEGImages/x{i}.jpg /SegmentationClassAug/x{i}.png\n" for i in numbers]
+        (root / f"{name}.txt").write_text("".join(lines))
+
+
+def lists_of_names(root):
+    labelled(root, "JPEGImages/x{}.jpg", "SegmentationClassAug/x{}.png")
+    for name, stems in (("train_aug", "x0\nx1\n"), ("val_id", "x2\n"), ("trainval", "x0\nx2\n")):
+        (root / f"{name}.txt").write_text(stems)
+
+
+def times_of_a_sensor(root):
+    """TUM's sequences, whose images and depth have times of their own for names."""
+    with_depth(root, "rgb/{}.10.png", "depth/{}.25.png", lambda x: np.uint16(x * 1000))
+    lines = [f"{i}.10 rgb/{i}.10.png {i}.25 depth/{i}.25.png\n" for i in range(4)]
+    (root / "associations.txt").write_text("".join(lines))
+
+
+def diode(root):
+    """Masks of 0 and 1 that say where depth is measured, and are no classes."""
+    with_depth(root, "val/scan_{0}/{0}.png", "val/scan_{0}/{0}_depth.npy", lambda x: x[..., None])
+    for i in range(4):
+        mask = trees.scene(i)[1] > 0
+        trees.save(root / f"val/scan_{i}/{i}_depth_mask.npy", mask)
+
+
+def rotated_bits(root):
+    def stored(metres):
+        millimetres = np.uint16(metres * 2200)
+        return millimetres << 3 | millimetres >> 13
+
+    with_depth(root, "kv2/{0}/image/{0}.jpg", "kv2/{0}/depth_bfx/{0}.png", stored)
+
+
+def overlays(root):
+    labelled(root, "all/{}.png", "all/{}_mask.png")
+    labelled(root, "all/{}.png", "all/{}_overlay.png", label_of=lambda x: trees.scene(9)[0])
+
+
+def in_three_channels(root):
+    labelled(root, label_of=lambda x: np.stack([np.uint8(x)] * 3, -1))
+
+
 def jpegs_not_as_called(root):
     """Saliency in colours, normals in grey."""
     labelled(root)
@@ -119,6 +234,98 @@ DESCRIBED = {
         jpegs_not_as_called,
         "note: saliency: saliency/{stem}.jpg hold three channels of many colours: left out",
         "note: normals: normals/{stem}.jpg hold few numbers: left out",
+    ),
+    "overlays": (
+        overlays,
+        "3 training and 1 validation samples",
+        '"leave_out": [\n    "all/{stem}_overlay.png"\n  ]',
+        "--config.tasks=\"('semantic',)\"",
+    ),
+    "in_three_channels": (in_three_channels, '"semantic": {}', "class ids 0 to 3, 4 found"),
+    "below_a_folder_of_images": (
+        lambda root: labelled(
+            root, "AerialImages/train/images/{}.tif", "AerialImages/train/gt/{}.tif"
+        ),
+        '"semantic": "AerialImages/train/gt/{stem}.tif"',
+    ),
+    "of_no_image": (
+        lambda root: [
+            with_depth(root, "Image{}.png", "Depth{}.npy", lambda x: x),
+            labelled(root, "Image{}.png", "Index{}.png"),
+        ],
+        "note: semantic: {stem}.png belong to no image, by their names: left out",
+    ),
+    "diode": (
+        diode,
+        "/{stem}_depth_mask.npy may say where depth is measured, which is not read",
+        "--config.tasks=\"('depth',)\"",
+    ),
+    "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.895 m"),
+    "pairs_in_a_csv": (
+        pairs_in_a_csv,
+        "3 training and 1 validation samples\n",
+        '"columns": {"image": "photo", "semantic": "truth", "split": "fold"}',
+    ),
+    "lists_of_pairs": (
+        lists_of_pairs,
+        "2 training and 2 validation samples\n",
+        '"files": {"train": "train_aug.txt", "val": "val.txt"}',
+    ),
+    "lists_of_names": (lists_of_names, '"splits": {"train": "train_aug.txt", "val": "val_id.txt"}'),
+    "times_of_a_sensor": (
+        times_of_a_sensor,
+        "3 training and 1 validation",
+        '"columns": ["", "image", "", "depth"]',
+        '"scale": 1000',
+    ),
+    "uavid": (
+        uavid,
+        '"image": "uavid_{split}/**/Images/{stem}.png"',
+        "4 training and 2 validation",
+    ),
+    "duts": (
+        duts,
+        '"train": "DUTS-TR/DUTS-TR-Image/{stem}.jpg"',
+        "saliency: 23 % salient",
+        '"saliency": {"threshold": 127}',
+        "what is called test is taken for it",
+    ),
+    "masks_in_jpegs": (
+        lambda root: labelled(
+            root, label="masks/x{}.jpg", label_of=lambda x: np.uint8(x == 1) * 255
+        ),
+        "saliency: 25 % salient",
+    ),
+    "white_is_the_last_class": (
+        lambda root: labelled(root, label_of=lambda x: np.uint8([0, 128, 255, 0])[x]),
+        '"ids": [0, 128, 255]',
+    ),
+    "taskonomy": (
+        taskonomy,
+        '"depth": "depth_zbuffer/here/{stem}_depth_{stem2}.png"',
+        '"scale": 512',
+        '"semantic": "segment_semantic/here/{stem}_segment_semantic.png"',
+    ),
+    "drawn_twice": (
+        drawn_twice,
+        "('semantic', 'semantic:drivable')",
+        "semantic: labels/drivable/colormaps/{stem}.png says the same",
+    ),
+    "words_of_capitals": (
+        lambda root: labelled(root, "cam/rgb/rgb_{}.jpg", "cam/classSegmentation/classgt_{}.png"),
+        '"semantic": "cam/classSegmentation/classgt_{stem}.png"',
+    ),
+    "a_sequence": (
+        lambda root: with_depth(
+            root, "results/frame00{}.jpg", "results/depth00{}.png", lambda x: np.uint16(x * 1000)
+        ),
+        '"image": "results/frame{stem}.jpg"',
+    ),
+    "none_can_be_read": (
+        none_can_be_read,
+        "problem: human_parts: 4 of 4 files",
+        "4 samples as pictures",
+        "--config.tasks=\"('semantic',)\"",
     ),
     "not_as_called": (
         not_as_called,
@@ -189,6 +396,17 @@ def test_what_is_told_of(name, tmp_path, monkeypatch, capsys):
         assert line in text, text
 
 
+def test_a_dataset_json_of_another_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    labelled(tmp_path / "data")
+    (tmp_path / "data/dataset.json").write_text('{"numTraining": 4}')
+    with pytest.raises(UserError, match="unknown field 'numTraining'"):
+        main(["describe-data", "data"])
+    main(["describe-data", "data", "--write", "mine.json"])
+    assert "--config.data.description=mine.json" in capsys.readouterr().out
+    assert json.loads(Path("mine.json").read_text())["files"]["image"] == "images/{stem}.png"
+
+
 def nothing_but(name, content=b"0" * 99):
     def make(root):
         labelled(root, label="gone/{}.png")
@@ -212,6 +430,10 @@ def lossy(root):
         (nothing_but("depth/x{}.hdf5"), r"4 \.hdf5 \(depth/x0\.hdf5\): save their arrays as npy"),
         (nothing_but("instances_{}.json", b"{}"), r"4 \.json .*: draw their outlines into PNGs"),
         (nothing_but("labels/x{}.txt"), r"4 \.txt \(labels/x0\.txt\): lists, or outlines"),
+        (
+            lambda root: labelled(root, label="masks/x{}.gif"),
+            "semantic: masks/{stem}.gif are of a kind that is read of images alone: save",
+        ),
         (lossy, "semantic: masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
     ],
 )

@@ -47,7 +47,7 @@ def read_table(path: Path) -> dict[str, tuple[Colour, ...]]:
 
 
 def _row(line: str) -> tuple[str, Colour] | None:
-    fields = [field for field in re.split(r"[,;\s()\[\]\"']+", line.strip("# ")) if field]
+    fields = [field for field in re.split(r"[,;:\s()\[\]\"']+", line.strip("# ")) if field]
     numbers = [field for field in fields if re.fullmatch(r"\d{1,3}", field)]
     name = " ".join(field for field in fields if not field.isdecimal())
     # A number before the three is the class's index.

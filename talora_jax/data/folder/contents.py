@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
-from talora_jax.data.folder import rasters
+from talora_jax.data.folder import rasters, readings
 from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import orientation, read_image
 from talora_jax.data.folder.streams import Stream
@@ -26,6 +26,8 @@ KEPT_BY_LOSSY = ("saliency", "normals")  # near values say near things there
 _UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
 _COMPARED = 8
+_MASKED = ("semantic", "saliency", "edges")  # what is called so may be black and white
+_GREYS = 12
 # The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
@@ -37,7 +39,8 @@ _NO_CLASS = {"void", "unlabelled", "unlabeled", "ignore", "undefined", "unknown"
 
 
 def kind_of(root: Path, stream: Stream) -> str:
-    """photo, colours, labels, deep (many numbers), vectors, or unknown."""
+    """photo, colours, labels, mask (yes and no, with greys between), deep (many numbers), vectors,
+    or unknown."""
     kinds = (_kind_of_file(root / path, stream.role) for path in stream.some)
     known = itertools.islice((kind for kind in kinds if kind != _UNKNOWN), 3)
     return next(iter(collections.Counter(known).most_common(1)), (_UNKNOWN, 0))[0]
@@ -45,22 +48,28 @@ def kind_of(root: Path, stream: Stream) -> str:
 
 def _kind_of_file(path: Path, role: str | None) -> str:
     suffix = path.suffix.lower()
-    if suffix in LOSSY and role not in KEPT_BY_LOSSY:
+    lossy = suffix in LOSSY and role not in KEPT_BY_LOSSY
+    # No target has other suffixes.
+    if suffix not in rasters.SUFFIXES or (lossy and role not in _MASKED):
         return "photo"
     try:
-        if suffix in rasters.SUFFIXES:
-            values = rasters.read_plane_of(path, None)
-            if role in ("depth", "disparity"):
-                return "deep"
-            if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
-                return "photo"
+        values = rasters.read_plane_of(path, None)
+        if role in ("depth", "disparity"):
+            return "deep"
+        if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
+            return "photo"
+        if role in _MASKED and _is_mask(values, 0 if suffix in LOSSY else _GREYS):
+            return "mask"
+        if not lossy:
             return "labels" if _few(values, role) else "deep"
     except BadFile:
         pass
+    if lossy:
+        return "photo"
     try:
-        values = rasters.read_triples(path, None) if suffix in rasters.SUFFIXES else None
-        if values is None or values.dtype == np.uint8:
-            pixels = (read_image(path) if values is None else values).reshape(-1, 3)
+        values = rasters.read_triples(path, None)
+        if values.dtype == np.uint8:
+            pixels = values.reshape(-1, 3)
             colours = len(np.unique(rasters.codes_of(pixels)))
             if role == "normals":
                 return "vectors"
@@ -70,6 +79,16 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         return "vectors" if unit or role == "normals" else "photo"
     except (BadFile, ValueError):
         return _UNKNOWN
+
+
+def _is_mask(values: np.ndarray, greys: int) -> bool:
+    """Whether 8 bits are black and white but for what smoothing, or a JPEG, leaves where the two
+    meet: of so many greys at the least, as no classes are that fill so little."""
+    if values.dtype != np.uint8:
+        return False
+    between = values[(values > 24) & (values < 231)]
+    ends = values.min() <= 24 and values.max() >= 231
+    return bool(ends and between.size <= 0.2 * values.size and len(np.unique(between)) >= greys)
 
 
 def _few(values: np.ndarray, role: str | None) -> bool:
@@ -191,7 +210,9 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
             every = [root / path for paths in stream.paths.values() for path in paths]
             return _colours(root, every, paths)
         case "semantic":
-            return _labels(stream, files)
+            content, notes = _labels(stream, files)
+            # Numbers in three equal channels are read where something is said of them.
+            return ({"read": {}} if _has_colour(files) else {}) | content, notes
         case "instance" | "part" if kind == "colours":
             return {"read": {"each_colour": True}}, []
         case "instance" | "part":
@@ -215,6 +236,11 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
                 note = f"{name}: more than two values; above 127 is taken for yes"
                 return {"read": {"threshold": 127}}, [note]
     return {}, []
+
+
+def _has_colour(files: Sequence[Path]) -> bool:
+    pictures = [file for file in files if file.suffix.lower() not in (".npy", ".npz", ".exr")]
+    return bool(_read(pictures, lambda file: rasters.read_triples(file, None)))
 
 
 def _of_head(name: str, of_kind: _Reading) -> _Reading:
@@ -258,8 +284,12 @@ def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
     step = math.gcd(*(value for value in values if value != _NONE_OF_8_BITS))
     if step >= 5 and len(values) > 2:
         most = max(value for value in values if value != _NONE_OF_8_BITS)
+        ids = list(range(0, most + 1, step))
+        # White is the last one of 0, 128, 255 or 0, 85, 170, 255, and elsewhere no label.
+        if 255 in values and abs(most + step - 255) <= 1:
+            ids.append(255)
         note = f"semantic: all numbers are multiples of {step}, which are taken for the classes"
-        return {"read": {"ids": list(range(0, most + 1, step))}}, [note]
+        return {"read": {"ids": ids}}, [note]
     if 255 not in values and 254 < max(values) < 2**16 and max(values) - 1 not in values:
         return {"ignore_label": max(values)}, [f"semantic: {max(values)} is taken for no label"]
     return {}, []
@@ -306,6 +336,10 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
     stored = _planes(files)
     whole = stored[0].dtype.kind in "biu"
     values = np.concatenate([x.astype(np.float64).ravel() for x in stored])
+    if name == "depth" and _is_rotated(stored):
+        reading["rotated"] = 3
+        values = np.concatenate([readings.unrotated(x, 3).astype(float).ravel() for x in stored])
+        notes.append("depth: taken as SUN RGB-D has it, 16 bits rotated by 3")
     known = np.isfinite(values) & (values > 0)
     if whole and (values == 2**16 - 1).any():
         reading["ignore"] = [2**16 - 1]
@@ -326,7 +360,9 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         )
     elif whole:
         scale = 256  # KITTI's
-        if not re.search("kitti|proj_depth|velodyne", place):
+        if re.search("zbuffer|euclidean", place):
+            scale = 512  # Taskonomy's
+        elif not re.search("kitti|proj_depth|velodyne|_sync_", place):
             if median / 1000 <= 20:
                 scale = 1000
             elif median / 256 > 200:
@@ -345,6 +381,17 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         reading["max"] = float(below.max()) / reading.get("scale", 1)
         notes.append(f"depth: {far:.6g} is taken for no measurement")
     return {"read": reading}, notes
+
+
+def _is_rotated(stored: Sequence[np.ndarray]) -> bool:
+    """Whether 16 bits hold millimetres whose highest three bits stand lowest: 0 of all below
+    8.192 m, and at the most 2 of those below 24.576 m."""
+    numbers = np.unique(np.concatenate([x.ravel() for x in stored]))
+    if numbers.dtype.kind not in "iu" or numbers.max() >= 2**16 or len(numbers) < 64:
+        return False
+    lowest = numbers % 8
+    odd = (numbers % 16 == 8).any()
+    return bool(odd and numbers.max() > 2**13 and lowest.max() <= 2 and (lowest > 0).mean() < 0.5)
 
 
 def _vectors(files: Sequence[Path]) -> _Reading:

@@ -13,6 +13,7 @@ from talora_jax.data.folder.listing import Listing, composed, files_below, probl
 from talora_jax.data.folder.patterns import Key, Pattern, compile_pattern
 from talora_jax.data.folder.readings import KINDS
 from talora_jax.data.folder.settings import Settings, Table
+from talora_jax.data.folder.streams import SPLIT_WORDS
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, printable, some
 from talora_jax.task_names import is_head, is_name
@@ -47,6 +48,11 @@ def _by_patterns(root: Path, settings: Settings) -> Listing:
             found[name] = compile_pattern(text, f"files.{name}")
         # What a target's pattern fits is no image, as '{stem}_mask.png' beside '{stem}.png'.
         taken: set[Path] = set()
+        for text in settings.leave_out:
+            pattern = compile_pattern(text, "leave_out")
+            if (folder := root / pattern.folder).is_dir():
+                found_there = [path for path, _ in files_below(folder)]
+                taken |= {path for path in found_there if pattern.match(_relative(root, path))}
         files: dict[str, dict[Key, Path]] = {}
         for name in [*(name for name in order if name != "image"), "image"]:
             files[name] = _matched(root, name, found[name], known[name], walked, problems, taken)
@@ -90,7 +96,7 @@ def _matched(
                 if problem:
                     problems[name].append(f"{printable(path.relative_to(root))}: {problem}")
                 else:
-                    walked[folder].append((composed(path.relative_to(root).as_posix()), path))
+                    walked[folder].append((_relative(root, path), path))
         else:
             problems[name].append(f"{printable(pattern.folder)}/: no folder, expected one")
     files: dict[Key, Path] = {}
@@ -188,7 +194,7 @@ def _by_table(root: Path, settings: Settings) -> Listing:
     splits: dict[str, list[str]] = {}
     columns: tuple[str, ...] = ()
     for split, file in table.files.items():
-        columns, rows = _rows(root / file, table)
+        columns, rows = rows_of(root / file, table)
         known = suffixes(settings, filter(is_head, columns))
         for number, row in rows:
             files, where = {}, f"{file}, line {number}"
@@ -202,7 +208,7 @@ def _by_table(root: Path, settings: Settings) -> Listing:
                 continue
             if "image" not in files:
                 raise UserError(f"{printable(where)}: no image, expected one.")
-            image = composed(files["image"].relative_to(root).as_posix())
+            image = _relative(root, files["image"])
             stem = "/".join(part for part in (of_split, os.path.splitext(image)[0]) if part)
             for name, path in tuple(files.items()):
                 if problem := problem_of(path, known[name]):
@@ -232,8 +238,12 @@ def _by_table(root: Path, settings: Settings) -> Listing:
     )
 
 
-def _rows(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
-    """The columns of a table, '' for one that is passed over, and its lines with their numbers."""
+def rows_of(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
+    """The columns of a table, '' for one that is passed over, and its lines with their numbers.
+
+    Raises:
+      UserError: it cannot be read, or has not the columns that are expected.
+    """
     try:
         if not path.is_file():  # Reading a pipe would wait for ever.
             raise FileNotFoundError(errno.ENOENT, "there is no such file")
@@ -256,15 +266,8 @@ def _rows(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, li
     if table.columns:
         columns = table.columns
     else:
-        known = {*suffixes(None), "split"}
-        first_row = (rows or [(1, [])])[0][1]
-        columns = tuple(x if x in known or is_name(x, KINDS) else "" for x in first_row)
+        columns = _titles(path, (rows or [(1, [])])[0][1], table.named)
         rows = rows[1:]
-        if "image" not in columns:
-            raise UserError(
-                f"{printable(path)}: its first line names no column 'image'; expected the names of "
-                f"targets there, or in table.columns ({some(sorted(known), 12)})."
-            )
     for number, row in rows:
         if len(row) < len([name for name in columns if name]):
             raise UserError(
@@ -273,10 +276,34 @@ def _rows(path: Path, table: Table) -> tuple[tuple[str, ...], list[tuple[int, li
     return columns, rows
 
 
+def _titles(path: Path, row: Sequence[str], named: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns that a table's first line tells."""
+    if lacking := [title for title in named.values() if title not in row]:
+        raise UserError(
+            f"{printable(path)}: its first line has no {printable(repr(lacking[0]))}, which "
+            f"table.columns names; it has {some(row, 12)}."
+        )
+    if named:
+        target = {title: name for name, title in reversed(named.items())}
+        return tuple(
+            target[x] if x in target and row.index(x) == i else "" for i, x in enumerate(row)
+        )
+    known = {*suffixes(None), "split"}
+    columns = tuple(x if x in known or is_name(x, KINDS) else "" for x in row)
+    if "image" not in columns:
+        raise UserError(
+            f"{printable(path)}: its first line names no column 'image'; expected the names of "
+            f"targets there, or in table.columns ({some(sorted(known), 12)}), as "
+            f'{{"image": "{printable((row or ["path"])[0])}"}}.'
+        )
+    return columns
+
+
 def _split_of(name: str, where: str) -> str | None:
-    if name in SPLITS:
-        return name
-    if name in ("test", ""):
+    split = SPLIT_WORDS.get(name.lower(), name)
+    if split in SPLITS:
+        return split
+    if split in ("test", ""):
         return None
     raise UserError(
         f"{printable(where)}: split {printable(repr(name))}; expected 'train', 'val', or 'test', "
@@ -285,12 +312,26 @@ def _split_of(name: str, where: str) -> str | None:
 
 
 def _file(root: Path, name: str, where: str) -> Path:
-    path = Path(os.path.normpath(name.replace("\\", "/")))
-    if path.is_absolute() and path.is_relative_to(root.absolute()):
-        path = path.relative_to(root.absolute())
-    if path.is_absolute() or ".." in path.parts:
+    path = below(root, name)
+    if path is None:
         raise UserError(
             f"{printable(where)}: {printable(name)} does not lie below {root}; expected paths from "
             "there."
         )
     return root / path
+
+
+def below(root: Path, name: str) -> Path | None:
+    """The file that a table names, from `root`; None if it lies elsewhere. A slash before a path
+    from `root`, as lists of PASCAL VOC have it, is read over."""
+    path = Path(os.path.normpath(name.replace("\\", "/")))
+    for place in (root.absolute(), root.resolve()):
+        if path.is_relative_to(place):
+            path = path.relative_to(place)
+    if path.is_absolute() and (root / path.relative_to(path.anchor)).exists():
+        path = path.relative_to(path.anchor)
+    return None if path.is_absolute() or ".." in path.parts else path
+
+
+def _relative(root: Path, path: Path) -> str:
+    return composed(path.relative_to(root).as_posix())

@@ -3,15 +3,16 @@ them hold: a `dataset.json` to look at and correct."""
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from talora_jax import rgb
 from talora_jax.data.folder import contents, rasters
+from talora_jax.data.folder.guess_table import guess_table
 from talora_jax.data.folder.listing import files_below
 from talora_jax.data.folder.patterns import Pattern, compile_pattern
-from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, streams_of
+from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, split_of_name, streams_of
 from talora_jax.errors import UserError, printable
 from talora_jax.task_names import is_name
 
@@ -70,37 +71,49 @@ def guess(root: Path) -> Guess:
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
             f"…) and, beside them or in other folders, files of targets{_added(_not_read(paths))}."
         )
-    for image in images:
-        found = _targets(image, streams, kinds)
-        if found:
-            break
+    of_path = {
+        path: stream
+        for stream in reversed(streams)
+        for of_split in stream.paths.values()
+        for path in of_split
+    }
+
+    def role_of(path: str) -> str | None:
+        stream = of_path.get(path)
+        if stream is None or any(stream is image for image in images):
+            return stream and "image"
+        return _role(stream, kinds[id(stream)])
+
+    image, found = next(
+        ((image, x) for image in images if (x := _targets(image, streams, kinds))),
+        (images[0], None),
+    )
+    table = guess_table(root, paths, role_of) if not found or found[2] == ("",) else None
+    if table and (not found or (table.splits and found[1].keys() <= table.files.keys())):
+        image = of_path[next(iter(next(iter(table.files.values()))))]
+        targets = {
+            name: _Candidate(of_path[next(iter(files.values()))], {}, files)
+            for name, files in table.files.items()
+        }
+        description: dict[str, Any] = {"table": table.table}
+        taken = [image, *(target.stream for target in targets.values())]
+        notes = ["which files belong together is taken from a table, see there"]
+    elif found:
+        description, targets, taken, notes = _by_names(root, paths, streams, kinds, image, found)
     else:
         raise UserError(
-            f"{root}: images were found ({printable(images[0].pattern('train'))}), and no other "
+            f"{root}: images were found ({printable(images[0].text)}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
             f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
         )
-    of_image, by_role, splits = found
-    targets, notes = {}, []
-    for role, candidates in by_role.items():
-        of_role, more = _heads(root, role, candidates, kinds)
-        targets |= of_role
-        notes += more
-    files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
-    description: dict[str, Any] = {"files": files}
-    if lists := _lists(root, paths, files, splits):
-        description["splits"] = lists
-    if "test" in splits and "val" not in splits:
-        notes.append("there is no validation split: what is called test is taken for it")
     others = [stream for stream in photos if stream in images and not image.shares(stream)]
     notes += [
-        f"image: {printable(stream.pattern('train'))}, {stream.count} files, are photos as well "
+        f"image: {printable(stream.text)}, {stream.count} files, are photos as well "
         "and are left out"
         for stream in others[:_NAMED]
     ]
-    candidates = [each.stream for of_role in by_role.values() for each in of_role]
-    notes += _unfit(streams, kinds, [image, *candidates])
+    notes += _unfit(streams, kinds, taken)
     notes += _not_read([path for path in paths if Path(path).suffix.lower() in _ARRAYS])
     read = {}
     for name, target in targets.items():
@@ -130,6 +143,59 @@ class _Candidate:
     files: Mapping[str, str]
 
 
+# The patterns of an image, candidates by their role, and the splits there are.
+_Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
+
+
+def _by_names(
+    root: Path,
+    paths: Sequence[str],
+    streams: Sequence[Stream],
+    kinds: Mapping[int, str],
+    image: Stream,
+    found: _Found,
+) -> tuple[dict[str, Any], dict[str, _Candidate], list[Stream], list[str]]:
+    """Where files lie, by patterns; the targets, what of the streams belongs to images, and
+    notes."""
+    of_image, by_role, splits = found
+    targets: dict[str, _Candidate] = {}
+    notes: list[str] = []
+    for role, candidates in by_role.items():
+        of_role, more = _heads(root, role, candidates, kinds)
+        targets |= of_role
+        notes += more
+    files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
+    description: dict[str, Any] = {"files": files}
+    if others := _fitting(of_image.values(), image, found[1], streams):
+        description["leave_out"] = others
+    if lists := _lists(root, paths, files, splits):
+        description["splits"] = lists
+    if "test" in splits and "val" not in splits:
+        notes.append("there is no validation split: what is called test is taken for it")
+    candidates = [each.stream for of_role in by_role.values() for each in of_role]
+    return description, targets, [image, *candidates], notes
+
+
+def _fitting(
+    texts: Iterable[str],
+    image: Stream,
+    by_role: Mapping[str, list[_Candidate]],
+    streams: Sequence[Stream],
+) -> list[str]:
+    """Patterns of what is neither image nor target and fits an image's pattern, as
+    `{stem}_overlay.png` does `{stem}.png`."""
+    targets = [each.stream for candidates in by_role.values() for each in candidates]
+    patterns = [compile_pattern(text, "guess") for text in texts]
+    found: dict[str, None] = {}
+    for stream in streams:
+        if any(stream.shares(other) for other in (image, *targets)):
+            continue
+        for split, paths in stream.paths.items():
+            if any(pattern.match(path) for pattern in patterns for path in paths):
+                found[stream.pattern(split)] = None
+    return list(found)
+
+
 def _added(sentences: Sequence[str]) -> str:
     """Behind another sentence, whose full stop is to come."""
     return "".join(f". {sentence}" for sentence in sentences)
@@ -151,18 +217,20 @@ def _unfit(
     """What is called a target and cannot be one, or belongs to no image."""
     told = []
     for stream in streams:
-        if stream.role in ("image", None) or any(stream.shares(other) for other in taken):
-            continue
         kind = kinds[id(stream)]
-        lossy = Path(stream.some[0]).suffix.lower() in contents.LOSSY
-        lossy &= stream.role not in contents.KEPT_BY_LOSSY
+        role = stream.role or _role(stream, kind)
+        if role in ("image", None) or any(stream.shares(other) for other in taken):
+            continue
+        suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
-        why = "are JPEGs, which do not keep numbers of classes or lengths" if lossy else why
-        told.append(f"{stream.role}: {printable(stream.pattern('train'))} {why}: left out")
+        if stream.is_of_depth:
+            why = "may say where depth is measured, which is not read: write 0 into depth elsewhere"
+        elif suffix not in rasters.SUFFIXES:
+            why = "are of a kind that is read of images alone: save them as PNG"
+        elif suffix in contents.LOSSY and role not in contents.KEPT_BY_LOSSY:
+            why = "are JPEGs, which do not keep numbers of classes or lengths"
+        told.append(f"{role}: {printable(stream.text)} {why}: left out")
     return told[:_NAMED]
-
-
-_Found = tuple[Mapping[str, str], Mapping[str, list[_Candidate]], tuple[str, ...]]
 
 
 def _targets(image: Stream, streams: Sequence[Stream], kinds: Mapping[int, str]) -> _Found | None:
@@ -215,13 +283,11 @@ def _heads(
     first, *others = candidates
     targets, notes = {role: first}, []
     for other in others:
-        told = f"{role}: {printable(other.stream.pattern('train'))}"
+        told = f"{role}: {printable(other.stream.text)}"
         name = f"{role}:{own_words(other.stream, first.stream)}"
-        pairs = [
-            (root / first.files[i], root / other.files[i]) for i in first.files if i in other.files
-        ]
-        of_kind = kinds[id(first.stream)], kinds[id(other.stream)]
-        if role == "semantic" and contents.say_the_same(pairs, of_kind):
+        if role == "semantic" and any(
+            _say_the_same(root, taken, other, kinds) for taken in targets.values()
+        ):
             notes.append(f"{told} says the same in other numbers or colours and is left out")
         elif (
             role == "semantic"
@@ -231,8 +297,8 @@ def _heads(
         ):
             targets[name] = other
             notes.append(
-                f"{name}: {printable(other.stream.pattern('train'))} is taken for classes of "
-                "another kind; where it numbers objects, call it instance"
+                f"{name}: {printable(other.stream.text)} is taken for classes of another kind; "
+                "where it numbers objects, call it instance"
             )
         else:
             notes.append(
@@ -240,6 +306,12 @@ def _heads(
                 f"of its own, give it a name under files, as {role}:second"
             )
     return targets, notes
+
+
+def _say_the_same(root: Path, one: _Candidate, other: _Candidate, kinds: Mapping[int, str]) -> bool:
+    """Whether class maps are others in other numbers, or drawings of them."""
+    pairs = [(root / one.files[i], root / other.files[i]) for i in one.files if i in other.files]
+    return contents.say_the_same(pairs, (kinds[id(one.stream)], kinds[id(other.stream)]))
 
 
 def _paths(stream: Stream, split: str) -> list[str]:
@@ -291,12 +363,16 @@ def _role(stream: Stream, kind: str) -> str | None:
         "semantic": ("labels", "colours"),
         "human_parts": ("labels", "colours"),
         "instance": ("labels", "colours"),
-        "edges": ("labels",),
-        "saliency": ("labels", "deep"),
+        "edges": ("labels", "mask"),
+        "saliency": ("labels", "deep", "mask"),
         "depth": ("deep", "labels"),
         "disparity": ("deep", "labels"),
         "normals": ("vectors", "photo"),
     }
+    if stream.is_of_depth:
+        return None
+    if kind == "mask" and stream.role in ("semantic", None):
+        return "saliency"
     if stream.role in fits:
         return stream.role if kind in fits[stream.role] else None
     by_kind = {"labels": "semantic", "colours": "semantic", "deep": "depth", "vectors": "normals"}
@@ -314,9 +390,9 @@ def _lists(
     for path in paths:
         if key := image.match(path):
             stems |= {path, "/".join(value for _, value in key if value)}
-    found: dict[str, dict[str, tuple[int, str]]] = collections.defaultdict(dict)
+    found: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for path in paths:
-        split = SPLIT_WORDS.get(Path(path).stem.lower())
+        split = split_of_name(path)
         if split is None or Path(path).suffix.lower() not in (".txt", ".lst"):
             continue
         try:
@@ -324,11 +400,13 @@ def _lists(
         except (OSError, UnicodeDecodeError):
             continue
         names = [line.strip() for line in lines if line.strip()]
-        if names and all(name in stems for name in names):
-            found[Path(path).parent.as_posix()][split] = len(names), path
+        of_folder = found[Path(path).parent.as_posix()]
+        exact = Path(path).stem.lower() in SPLIT_WORDS  # train.txt before train_aug.txt
+        if names and all(name in stems for name in names) and (exact or split not in of_folder):
+            of_folder[split] = path
     for folder in sorted(found, key=lambda f: ("segmentation" not in f.lower(), f)):
         lists = found[folder]
         val = "val" if "val" in lists else "test"
         if "train" in lists and val in lists:
-            return {"train": lists["train"][1], "val": lists[val][1]}
+            return {"train": lists["train"], "val": lists[val]}
     return None

@@ -33,10 +33,10 @@ class Look:
 
     Attributes:
       lines: for people.
-      targets: those that every sample has a file of, or where some may lack them any sample, in the
-        order of `TARGETS`, heads behind them.
-      samples: some, of one size, with all their targets, unlabelled where they may lack files;
-        empty if none could be read.
+      targets: those that every sample has a file of, or where some may lack them any sample, and of
+        which some can be read, in the order of `TARGETS`, heads behind them.
+      samples: some, of one size, with all targets that can be read, unlabelled where they may lack
+        files; empty if none could be read.
       names: of these.
       class_names: of `semantic` and heads of its kind.
     """
@@ -63,10 +63,6 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     splits = split_samples(listed, settings, _VAL_FRACTION, root)
     samples = [sample for name in ("train", "val") for sample in splits[name]]
     lacking = {name: [s for s in samples if name not in s.files] for name in listed.folders}
-    most = len(samples) - 1 if settings.partly else 0
-    targets = tuple(
-        name for name in listed.folders if name != "image" and len(lacking[name]) <= most
-    )
     lines = [
         f"{printable(root)}: {len(splits['train'])} training and {len(splits['val'])} validation "
         f"samples{'' if settings.splits or listed.splits else ', drawn by their names'}"
@@ -100,11 +96,14 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
                 lines.append(f"problem: {name}: {problem}")
             if kind_of(name) == "semantic":
                 class_names[name] = named_classes(name, settings, content.num_classes)
-    needed = ["image"] if settings.partly else listed.folders
+    most = len(samples) - 1 if settings.partly else 0
+    readable = [name for name in listed.folders if found[name][0]]
+    targets = tuple(name for name in readable if name != "image" and len(lacking[name]) <= most)
+    needed = ["image"] if settings.partly else readable
     whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
     if "image" not in found or not found["image"][0]:
         raise UserError("\n  ".join([f"{root}: no image can be read:", *lines]))
-    shown = spread(whole, pictures)
+    shown = spread(whole, pictures) if readable[1:] else []
     size = settings.image_size or next(iter(found["image"][0].values())).shape[:2]
 
     def shown_as(name: str, stem: str) -> np.ndarray:
@@ -116,7 +115,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
     return Look(
         tuple(lines),
         targets,
-        tuple({name: shown_as(name, s.stem) for name in listed.folders} for s in shown),
+        tuple({name: shown_as(name, s.stem) for name in readable} for s in shown),
         tuple(sample.stem for sample in shown),
         class_names,
     )

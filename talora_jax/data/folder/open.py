@@ -42,7 +42,7 @@ from talora_jax.tasks import TARGETS
 
 # Settings that say where files lie, of which `Dataset.contents` has the names, or that only
 # `read` has a say in.
-_PLACES = ("files", "table", "read", "partly", "stretch")
+_PLACES = ("files", "leave_out", "table", "read", "partly", "stretch")
 # Settings that files of one folder alone are read with.
 _ONLY_FOR = {
     "depth_scale": "depth",

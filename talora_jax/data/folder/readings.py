@@ -14,6 +14,8 @@
        "inverse": true,                         … and 1 divided by that
        "max": 80,                               above it, in the end, is no measurement
        "ignore": [65535],                       values that are no measurement, as 0 always is
+       "rotated": 3,                            bits by which 16-bit numbers are turned to the left,
+                                                as in SUN RGB-D
        "along_ray": true,                       the distance to the camera's centre, not along its
                                                 axis; needs `intrinsics`
        "channel": "Z"}                          of an EXR, or the array of an npz
@@ -137,6 +139,7 @@ class Lengths:
     inverse: bool = False
     max: float | None = None
     ignore: tuple[float, ...] = ()
+    rotated: int = 0
     along_ray: bool = False
     channel: str | None = None
     whole_scale: ClassVar[float | None] = 1000.0  # of whole numbers, where nobody says
@@ -146,6 +149,8 @@ class Lengths:
         stored = rasters.read_plane_of(path, self.channel)
         if stored.dtype.kind not in "iuf":
             raise BadFile(f"{stored.dtype}, expected numbers")
+        if self.rotated:
+            stored = unrotated(stored, self.rotated)
         values = stored.astype(np.float64)
         known = np.isfinite(values) & (values != 0) & ~np.isin(values, self.ignore)
         scale = self._said(settings)
@@ -179,6 +184,20 @@ class Lengths:
                 "in read.depth of dataset.json, or set config.data.max_depth"
             )
         return self.whole_scale
+
+
+def unrotated(stored: np.ndarray, bits: int) -> np.ndarray:
+    """16-bit numbers before their bits were rotated to the left.
+
+    Raises:
+      BadFile: they are of other bits.
+    """
+    if stored.dtype.kind not in "iu" or stored.min() < 0 or stored.max() >= 2**16:
+        raise BadFile(
+            f"{stored.dtype}, expected numbers of 16 bits, as they are said to be rotated"
+        )
+    values = stored.astype(np.int64)
+    return values >> bits | (values << 16 - bits & 2**16 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -493,6 +512,7 @@ _LENGTHS: dict[str, _Check] = {
     "inverse": _FLAG,
     "max": _POSITIVE,
     "ignore": _LIST,
+    "rotated": (lambda x: _is_whole(x) and 0 < x < 16, "bits, 1 to 15", int),
     "along_ray": _FLAG,
     "channel": _WORD,
 }

@@ -30,10 +30,13 @@ or text files with a line for each sample, in a CSV or with spaces between, of p
 
       "table": {"files": {"train": "train.csv", "val": "val.csv"},   or one for all, with or without
                                                                      a column 'split'
-                "columns": ["image", "depth", ""]}    default: as its first line says
+                "columns": ["image", "depth", ""]}    or, of columns that the first line calls
+                                                      otherwise, {"image": "path", "depth": "gt"};
+                                                      default: as the first line says
 
 and of either
 
+      "leave_out": ["{stem}_overlay.png"]     what fits is no image, though files.image fits it
       "splits": {"train": "lists/train.txt", "val": "lists/val.txt"}   as above, from text files
       "read": {"depth": {"scale": 5000}}      what the numbers in files mean: `readings`; scale and
                                               max of depth stand for depth_scale and max_depth
@@ -71,7 +74,7 @@ from talora_jax.task_names import is_head, is_name
 # Descriptions that come along, of data sets in the layout that they are published in.
 SHIPPED = Path(__file__).with_name("layouts")
 _SPLITS = ("train", "val")
-_IN_FILE_ONLY = ("splits", "files", "table", "read", "stretch")
+_IN_FILE_ONLY = ("splits", "files", "leave_out", "table", "read", "stretch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +94,12 @@ class Table:
     Attributes:
       files: by split; under '' where a column tells it, or nothing does.
       columns: the target of each, '' for one that is passed over; empty where the first line says.
+      named: what the first line calls the columns of targets; empty where it calls them so.
     """
 
     files: Mapping[str, str]
     columns: tuple[str, ...] = ()
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +115,7 @@ class Settings:
     splits: Mapping[str, tuple[str, ...]] | None = None
     # Not in `repr`, which names what earlier versions have prepared.
     files: Mapping[str, Mapping[str, str]] | None = dataclasses.field(default=None, repr=False)
+    leave_out: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     table: Table | None = dataclasses.field(default=None, repr=False)
     read: Mapping[str, Reading] | None = dataclasses.field(default=None, repr=False)
     partly: bool | None = dataclasses.field(default=None, repr=False)
@@ -213,6 +219,8 @@ def _move_up(values: dict[str, Any], path: Path) -> None:
 def _check_described(values: Mapping[str, Any], path: Path) -> None:
     if values.get("files") and values.get("table"):
         raise UserError(f"{path}: files and table; expected one of them.")
+    if values.get("leave_out") and not values.get("files"):
+        raise UserError(f"{path}: leave_out is of what files.image fits; expected files beside it.")
 
 
 def _listed(root: Path, names: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -365,6 +373,12 @@ def _patterns(name: str, value: Any) -> dict[str, str]:
     return {split: value[split] for split in ("", *_SPLITS) if split in value}
 
 
+def _left_out(value: Any) -> tuple[str, ...]:
+    for text in (texts := _strings(value)):
+        compile_pattern(text, "leave_out")
+    return texts
+
+
 def _table(value: Any) -> Table:
     if isinstance(value, str):
         value = {"files": value}
@@ -374,16 +388,19 @@ def _table(value: Any) -> Table:
     _demand(isinstance(files, dict) and set(files) in ({""}, set(_SPLITS)))
     _demand(all(isinstance(name, str) and name for name in files.values()))
     columns = value.get("columns", [])
+    named = columns if isinstance(columns, dict) else {}
+    columns = [*columns] if named else columns
     _demand(isinstance(columns, list) and all(isinstance(name, str) for name in columns))
     _demand(not columns or "image" in columns)
     _demand(all(columns.count(name) == 1 for name in columns if name))
+    _demand(all(isinstance(name, str) and name for name in named.values()))
     plain = {"", "image", "split"}
     if unknown := {name for name in columns if name not in plain and not is_name(name, KINDS)}:
         raise UserError(
             f"table.columns: unknown {printable(repr(sorted(unknown)[0]))}; expected '', image, "
             f"split, {', '.join(KINDS)}, or heads of these, as semantic:materials."
         )
-    return Table(files, tuple(columns))
+    return Table(files, () if named else tuple(columns), named)
 
 
 def _true(value: Any) -> bool | None:
@@ -400,6 +417,7 @@ _FIELDS = {
     "image_size": (_image_size, "two positive integers, height and width, below 65536"),
     "splits": (_splits, "lists of distinct stems, none of them empty, under 'train' and 'val'"),
     "files": (_files, "an object of patterns, one for 'image' and one for each target"),
+    "leave_out": (_left_out, "a list of patterns"),
     "table": (_table, "a text file, or {files: {train: …, val: …}, columns: ['image', …]}"),
     "partly": (_true, "true or false"),
     "stretch": (_true, "true or false"),

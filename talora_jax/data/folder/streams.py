@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ _WORDS = {
     "image": "image images img imgs rgb rgbs color colour photo photos leftimg8bit jpegimages "
     "input inputs picture pictures final preview tonemap left",
     "semantic": "label labels annot annots annotation annotations ann anns mask masks seg segm "
-    "segmentation semantic semantics semseg segmentationclass gt gtfine groundtruth labelids "
-    "labeltrainids class classes filt ids",
+    "segmentation segmentations semantic semantics semseg segmentationclass gt gtfine groundtruth "
+    "labelids labeltrainids class classes classgt segment segments filt ids",
     "depth": "depth depths depthmap depthmaps meters distance bfx",
     "disparity": "disparity disparities disp",
     "normals": "normal normals norm norms",
-    "instance": "instance instances instanceids segmentationobject inst",
+    "instance": "instance instances instanceids instancegt segmentationobject inst",
     "edges": "edge edges boundary boundaries contour contours",
     "saliency": "saliency salient sal",
     "human_parts": "human parts part",
@@ -29,18 +29,25 @@ _ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split
 # Of a target that other words name: depth/groundtruth, depth_gt.
 _WEAK = {"gt", "gtfine", "groundtruth"}
 # Words that tell files apart and mean no target.
-_OTHER_WORDS = {"geometry", "hdf5", "sync"}
+_OTHER_WORDS = {"geometry", "hdf5", "sync", "frame"}
 # Files that no task learns from, and drawings of others.
 _PASSED_OVER = {"world", "overlay", "vis", "viz", "confidence", "conf", "pose", "uncertainty"}
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+# What means a split beside the same name of another one alone: DUTS-TR and DUTS-TE.
+_SPLITS_BESIDE = SPLIT_WORDS | {"tr": "train", "te": "test"}
 # The first of these that a name has is the one to take.
-_PREFERRED = ("labeltrainids", "labelids", "bfx", "filt", "leftimg8bit", "rgb", "color", "tonemap")
+_PREFERRED = (
+    "labeltrainids", "labelids", "sem_seg", "semantic", "bfx", "filt", "zbuffer", "leftimg8bit",
+    "rgb", "color", "tonemap",
+)  # fmt: skip
 _LOOKED_AT = 12  # files of each kind
 _MOST_HEADS = 6
-_SPLIT = re.compile(rf"(.*?)({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(.*)", re.I)
+_ANY_SPLIT = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
+_SPLIT = re.compile(rf"(.*?)({_ANY_SPLIT})(.*)", re.I)
+_SPLIT_BESIDE = re.compile(rf"(.*?)(?<![^\W_])({_ANY_SPLIT}|tr|te)(?![^\W_])(.*)", re.I)
 
 
 def spread(things: Sequence[Any], most: int) -> list[Any]:
@@ -78,6 +85,11 @@ class Stream:
         name = "/".join(self.parts).lower()
         return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
 
+    @property
+    def is_of_depth(self) -> bool:
+        """Whether its files are masks that say where another's depth is measured, as DIODE's."""
+        return bool(re.search(r"depths?[-_. ]?masks?", "/".join(self.parts).lower()))
+
     def shares(self, other: "Stream") -> bool:
         """Whether a file is of both."""
         mine, theirs = ({p for paths in x.paths.values() for p in paths} for x in (self, other))
@@ -87,6 +99,11 @@ class Stream:
     def is_picture(self) -> bool:
         """Whether its files are of a kind that can be shown."""
         return Path(self.some[0]).suffix.lower() in (".png", ".tif", ".tiff", ".bmp")
+
+    @property
+    def text(self) -> str:
+        """Its pattern, for people; of one split where it has several."""
+        return self.pattern(min(self.paths, key=("train", "val", "test", "").index))
 
     def pattern(self, split: str, *, any_name: bool = False) -> str:
         """The text of a pattern of one split."""
@@ -105,16 +122,17 @@ class Stream:
 def streams_of(paths: Iterable[str]) -> list[Stream]:
     """Files in groups of those that are named alike."""
     found: dict[tuple[str, ...], Stream] = {}
-    for path in paths:
-        if set(path) & set("*{}"):  # which mean something else in a pattern
-            continue
-        *folders, name = path.split("/")
+    # Others mean something else in a pattern.
+    split_up = [path.split("/") for path in paths if not set(path) & set("*{}")]
+    beside = _splits_beside(split_up)
+    for *folders, name in split_up:
+        path = "/".join((*folders, name))
         parts, split, word, said = [], "", "", []
-        for folder in folders:
-            part, this_split, this_word, role = _folder(folder)
+        for depth, folder in enumerate(folders):
+            part, this_split, this_word, role = _folder(folder, beside[depth])
             if this_split and not split:
                 split, word = this_split, this_word
-            elif this_split:
+            elif this_split and this_word != word:
                 part = folder
             said.append(role)
             if part == "**" and parts[-1:] == ["**"]:
@@ -146,24 +164,35 @@ def _by_folder(stream: Stream) -> list[Stream]:
         if "*" not in part or part == "**":
             continue
         pattern = _capturing(stream, number)
-        found: dict[str, dict[str, list[str]]] = {}
+        found: dict[tuple[str, ...], dict[str, list[str]]] = {}
         names = collections.defaultdict(set)
         for split, paths in stream.paths.items():
             for path in paths:
                 if match := pattern.fullmatch(path):
-                    value = match[1]
-                    found.setdefault(value, {}).setdefault(split, []).append(path)
-                    names[value].add(path[: match.start(1)] + path[match.end(1) :])
+                    values = match.groups()
+                    found.setdefault(values, {}).setdefault(split, []).append(path)
+                    behind = path[match.end(len(values)) :]
+                    for word in filter(str.isalpha, values):  # depth_zbuffer/0001_depth_zbuffer.png
+                        behind = re.sub(rf"(?<![^\W_]){word}(?![^\W_])", "", behind)
+                    names[values].add(path[: match.start(1)] + behind)
         same = len({frozenset(of) for of in names.values()}) == 1
         if 2 <= len(found) <= _MOST_HEADS and same:
-            before, behind = stream.parts[:number], stream.parts[number + 1 :]
             return [
-                dataclasses.replace(
-                    stream, parts=(*before, part.replace("*", value, 1), *behind), paths=paths
-                )
-                for value, paths in found.items()
+                dataclasses.replace(stream, parts=_with(stream.parts, number, values), paths=paths)
+                for values, paths in found.items()
             ]
     return []
+
+
+def _with(parts: tuple[str, ...], number: int, values: Sequence[str]) -> tuple[str, ...]:
+    """`parts` with values in place of the stars of one of them."""
+    part = parts[number]
+    if part == "**":
+        filled = values[0].rstrip("/") or part
+    else:
+        left = iter(values)
+        filled = re.sub(r"\*", lambda _: next(left), part)
+    return (*parts[:number], filled, *parts[number + 1 :])
 
 
 def _of_any_suffix(streams: Sequence[Stream]) -> list[Stream]:
@@ -205,6 +234,14 @@ def own_words(stream: Stream, other: Stream) -> str:
     return "_".join(dict.fromkeys(word for word in said if word not in known))
 
 
+def split_of_name(path: str) -> str | None:
+    """The split that a file's name says, as `train_aug.txt` does; None where it says none, or
+    several."""
+    words = re.findall(r"[^\W_]+", Path(path).stem.lower())
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else None
+
+
 class _Said(NamedTuple):
     """The role that a name has words of; weak where other names of the path say more."""
 
@@ -215,18 +252,27 @@ class _Said(NamedTuple):
 def _last_said(said: Iterable[_Said | None]) -> str | None:
     """The role of a path whose names say so: what stands behind says most."""
     found = [each for each in said if each]
-    strong = [each.role for each in found if not each.weak]
-    target = [each.role for each in found if each.role != "image"]
-    return next(iter([*reversed(strong), *reversed(target), *(each.role for each in found)]), None)
+    strong = max((i for i, each in enumerate(found) if not each.weak), default=-1)
+    behind = [each.role for each in found[strong + 1 :] if each.role != "image"]
+    if strong >= 0 and (found[strong].role != "image" or not behind):
+        return found[strong].role
+    return behind[-1] if behind else found[0].role if found else None
 
 
-def _word_of_role(piece: str) -> str | None:
-    """The word of a role that a piece of a name is, or has before a number."""
-    if piece.lower() in _ROLE_OF:
+def _known_word(piece: str) -> str | None:
+    """The word of a role, or of none, that a piece of a name is, or has before a number."""
+    known = _ROLE_OF.keys() | _OTHER_WORDS
+    if piece.lower() in known:
         return piece.lower()
     match = re.fullmatch(r"([^\W\d_]+)\d+", piece)
     word = match and match[1].lower()
-    return word if word in _ROLE_OF else None
+    return word if word in known else None
+
+
+def _words_of(piece: str) -> list[str]:
+    """The words that begin with capitals in a piece of a name; the piece where it is one."""
+    words = re.findall(r"[A-Z]?[a-z]+\d*|[A-Z]+\d*(?![a-z])|\d+|.", piece)
+    return words if _known_word(piece) is None and any(map(_known_word, words)) else [piece]
 
 
 def _of_words(pieces: Sequence[str]) -> _Said | None:
@@ -234,7 +280,7 @@ def _of_words(pieces: Sequence[str]) -> _Said | None:
     is what a camera called the photo, and what its labels are called as well."""
     found = []
     for piece, behind in itertools.zip_longest(pieces, pieces[1:], fillvalue=""):
-        if word := _word_of_role(piece):
+        if (word := _known_word(piece)) in _ROLE_OF:
             role = _ROLE_OF[word]
             numbered = role == "image" and (word != piece.lower() or behind.isdecimal())
             found.append(_Said(role, numbered or word in _WEAK))
@@ -243,34 +289,73 @@ def _of_words(pieces: Sequence[str]) -> _Said | None:
     return max(reversed(targets or found), key=lambda each: not each.weak, default=None)
 
 
-def _folder(name: str) -> tuple[str, str, str, _Said | None]:
-    """What a folder's name generalises to, the split that it tells, as it calls it, and a role."""
-    if match := _SPLIT.fullmatch(name):
+def _splits_beside(paths: Iterable[Sequence[str]]) -> Mapping[int, set[tuple[str, str]]]:
+    """What stands before and behind the word of a split in folders that differ in it alone, as
+    `uavid_train` and `uavid_val` do, by how deep they lie."""
+    found: dict[tuple[int, str, str], set[str]] = collections.defaultdict(set)
+    for depth, folder in {(i, x) for *folders, _ in paths for i, x in enumerate(folders)}:
+        if match := _split_in(folder):
+            before, word, after = match.groups()
+            found[depth, before, after].add(_SPLITS_BESIDE[word.lower()])
+    beside: dict[int, set[tuple[str, str]]] = collections.defaultdict(set)
+    for (depth, before, after), splits in found.items():
+        if len(splits) > 1:
+            beside[depth].add((before, after))
+    return beside
+
+
+def _split_in(folder: str) -> re.Match[str] | None:
+    """Where a name has the word of a split between others, or beside words of roles and numbers
+    alone, as `trainannot` has."""
+    match = _SPLIT.fullmatch(folder)
+    of_role = match and all(
+        word in _ROLE_OF or word.isdecimal()
+        for word in re.split(r"[\W_]+", f"{match[1]} {match[3]}".lower())
+        if word
+    )
+    return match if of_role else _SPLIT_BESIDE.fullmatch(folder)
+
+
+def _folder(name: str, beside: set[tuple[str, str]]) -> tuple[str, str, str, _Said | None]:
+    """What a folder's name generalises to, the split that it tells, as it calls it, and a role.
+
+    Args:
+      beside: of the folders as deep as it, see `_splits_beside`.
+    """
+    part, role = _generalised(name, humps=True)
+    if match := _split_in(name):
         before, word, after = match.groups()
-        words = [part for part in re.split(r"[\W_]+", f"{before} {after}".lower()) if part]
-        if all(part in _ROLE_OF or part.isdecimal() for part in words):
-            return f"{before}{{split}}{after}", SPLIT_WORDS[word.lower()], word, _of_words(words)
-    part, role = _generalised(name)
+        words = [part for part in re.split(r"[\W_]+", f"{before} {after}") if part]
+        split = _SPLITS_BESIDE[word.lower()]
+        alone = not words or (split == "train" and match.re is _SPLIT)
+        if alone or (before, after) in beside:
+            return f"{before}{{split}}{after}", split, word, _of_words(words)
     return ("**" if part == "*" else part), "", "", role
 
 
-def _generalised(name: str) -> tuple[str, _Said | None]:
-    """A name with '*' for all that is no word of a role, and the role."""
+def _generalised(name: str, *, humps: bool = False) -> tuple[str, _Said | None]:
+    """A name with '*' for all that is no word of a role, and the role.
+
+    Args:
+      humps: whether a capital begins a word, as in `classSegmentation`.
+    """
     pieces = re.findall(r"[^\W_]+|[\W_]+", name)
+    if humps:
+        pieces = [part for piece in pieces for part in _words_of(piece)]
     kept = []
     for piece in pieces:
-        if word := _word_of_role(piece):
+        if word := _known_word(piece):
             kept.append(piece[: len(word)])
             if word != piece.lower():
                 kept.append("*")
-        elif piece.lower() in _PASSED_OVER | _OTHER_WORDS or not piece[0].isalnum():
+        elif piece.lower() in _PASSED_OVER or not piece[0].isalnum():
             kept.append(piece)
         else:
             kept.append("*")
     text = re.sub(r"\*(?:[^\w*/]|_)+(?=\*)", "", "".join(kept))
     text = re.sub(r"\*+", "*", text)
     role = _of_words([piece for piece in pieces if piece[0].isalnum()])
-    words = role or any(piece.lower() in _OTHER_WORDS for piece in pieces)
+    words = role or any(_known_word(piece) for piece in pieces)
     return (text if words else "*"), role
 
 
@@ -303,24 +388,26 @@ def _ending(path: str) -> str:
 
 def _with_constants(stream: Stream) -> Stream:
     """With the names of folders that are the same for all files."""
-    parts = list(stream.parts)
+    parts = stream.parts
     paths = [path for paths in stream.paths.values() for path in paths]
-    for number in reversed([i for i, part in enumerate(parts) if "*" in part][:-1]):
+    for number in [i for i, part in enumerate(parts) if "*" in part][:-1]:
         pattern = _capturing(stream, number)
-        values = {match[1] for path in paths if (match := pattern.fullmatch(path))}
-        if len(values) == 1 and (value := values.pop().rstrip("/")):
-            parts[number] = value if parts[number] == "**" else parts[number].replace("*", value, 1)
+        found = [match.groups() for path in paths if (match := pattern.fullmatch(path))]
+        several = "**" if parts[number] == "**" else "*"
+        each = [set(values) for values in zip(*found, strict=True)]
+        parts = _with(parts, number, [x.pop() if len(x) == 1 else several for x in each])
     return dataclasses.replace(stream, parts=tuple("/".join(parts).split("/")))
 
 
 def _capturing(stream: Stream, number: int) -> re.Pattern[str]:
-    """Fits a stream's paths; its group is what one of the parts stands for."""
+    """Fits a stream's paths; its groups are what the stars of one of the parts stand for."""
     pieces = []
+    split = f"(?:{'|'.join(map(re.escape, stream.words.values()))})"
     for i, part in enumerate(stream.parts):
         if part == "**":
             pieces.append("((?:[^/]+/)*)" if i == number else "(?:[^/]+/)*")
             continue
-        text = re.escape(part).replace(r"\{split\}", "[^/]*?")
+        text = re.escape(part).replace(r"\{split\}", split)
         text = text.replace(r"\*", "([^/]*)" if i == number else "[^/]*")
         pieces.append(text + ("/" if i < len(stream.parts) - 1 else ""))
     return re.compile("".join(pieces))

@@ -108,6 +108,26 @@ def test_patterns_that_cannot_be(planes, camvid, files, expected):
     assert expected in message and len(message) < 600
 
 
+def test_what_is_no_image_is_left_out(planes, tmp_path):
+    root = tmp_path / "data"
+    for stem in "abc":
+        planes.save(root / f"all/{stem}.png", image(ord(stem)))
+        planes.save(root / f"all/{stem}_seen.png", image(1))
+        planes.save(root / f"all/{stem}_mask.png", LABELS % 11)
+    files = {"image": "all/{stem}.png", "semantic": "all/{stem}_mask.png"}
+    describe(root, files=files)
+    assert "semantic has no file for it" in planes.refused(root, ("semantic",))
+    describe(root, files=files, leave_out=["all/{stem}_seen.png", "none/{stem}.png"])
+    contents = opened(planes, root).contents
+    assert {*contents["train"], *contents["val"]} == {
+        f"all/{stem}{ending}.png" for stem in "abc" for ending in ("", "_mask")
+    }
+    describe(root, files=files, leave_out=["all/seen.png"])
+    assert "leave_out is 'all/seen.png', one file" in planes.refused(root, ("semantic",))
+    describe(root, table="t.csv", leave_out=["{stem}_seen.png"])
+    assert "expected files beside it" in planes.refused(root, ("semantic",))
+
+
 def test_a_file_for_two_images_is_refused(planes, tmp_path):
     root = tmp_path / "data"
     for folder in "xy":
@@ -173,6 +193,13 @@ def table(root, planes):
             "i/a.png m/a_x.png train\ni/b.png m/b_x.png val\n",
             {"files": "t.csv", "columns": ["image", "semantic", "split"]},
         ),
+        (
+            "depth,photo,fold\n/m/a_x.png,/i/a.png,Training\nm/b_x.png,i/b.png,valid\n",
+            {
+                "files": "t.csv",
+                "columns": {"image": "photo", "semantic": "depth", "split": "fold"},
+            },
+        ),
     ],
 )
 def test_a_table_of_files(planes, tmp_path, content, how):
@@ -195,7 +222,7 @@ def test_tables_of_splits_and_what_they_may_not_say(planes, tmp_path):
     (root / "2.txt").write_text("i/b.png m/b_x.png\n")
     assert len(opened(planes, root).splits["train"]) == 2
     for line, expected in (
-        ("i/b.png /m/b_x.png", "2.txt, line 1: /m/b_x.png does not lie below"),
+        ("i/b.png /m/b.png", "2.txt, line 1: /m/b.png does not lie below"),
         ("i/b.png ../m/b_x.png", "does not lie below"),
         ("i/b.png", "2.txt, line 1: 1 fields, expected 2"),
         ("i/b.png m/b.png", "m/b.png: cannot be read (No such file or directory) (2.txt, line 1)"),
@@ -204,6 +231,21 @@ def test_tables_of_splits_and_what_they_may_not_say(planes, tmp_path):
     ):
         (root / "2.txt").write_text(line)
         assert expected in planes.refused(root, ("semantic",))
+
+
+def test_columns_that_a_table_does_not_have(planes, tmp_path):
+    root = tmp_path / "data"
+    table(root, planes)
+    (root / "t.csv").write_text("photo,truth\ni/a.png,m/a_x.png\ni/b.png,m/b_x.png\n")
+    describe(root, table="t.csv")
+    assert "in table.columns (" in (message := planes.refused(root, ("semantic",)))
+    assert 'as {"image": "photo"}' in message
+    describe(root, table={"files": "t.csv", "columns": {"image": "photo", "semantic": "gt"}})
+    assert "first line has no 'gt', which table.columns names; it has photo, truth" in (
+        planes.refused(root, ("semantic",))
+    )
+    describe(root, table={"files": "t.csv", "columns": {"semantic": "truth"}})
+    assert "dataset.json: table is" in planes.refused(root, ("semantic",))
 
 
 def test_a_description_elsewhere(planes, camvid, tmp_path):

@@ -88,6 +88,7 @@ def test_a_colour_that_no_table_has(tmp_path):
         "128 64 128\troad\r\n70 130 180\tsky\r\n",
         '0;"road";128;64;128\n1;"sky";70;130;180\n',
         "# label:color_rgb:parts\n\nroad (128, 64, 128)\nsky (70, 130, 180)\n",
+        "# label:color_rgb:parts:actions\nroad:128,64,128::\nsky:70,130,180::\n",
     ],
 )
 def test_tables_of_colours(tmp_path, text):
@@ -161,6 +162,7 @@ def test_human_parts_by_ids(tmp_path):
         ("semantic", {"ids": {"1": "a"}, "ignore": ["b"]}, "ignore names b, which no table has"),
         ("semantic", {"ids": [1], "ignore": [0.5]}, "expected values or names, or 'others'"),
         ("semantic", {"reduce_zero_label": 1}, "expected true or false"),
+        ("depth", {"rotated": 16}, "read.depth.rotated is 16; expected bits, 1 to 15"),
         ("depth", {"scale": 0}, "read.depth.scale is 0; expected a number above 0"),
         ("depth", {"inverse": "yes"}, "expected true or false"),
         ("depth", {"max_depth": 3}, "unknown field 'max_depth'; the fields are scale, offset"),
@@ -215,6 +217,16 @@ def test_offset_inverse_and_values_that_are_none(tmp_path):
     assert "value 65535, all ones" in refusal("depth", path, said("depth", {}))
     entry = {"offset": 5, "ignore": [65535]}
     assert "-0.004 after scale and offset" in refusal("depth", path, said("depth", entry))
+
+
+def test_depth_whose_bits_are_rotated(tmp_path):
+    millimetres = np.uint16([[0, 1, 5000, 8191, 8192, 20000]])
+    stored = millimetres << 3 | millimetres >> 13
+    settings = said("depth", {"rotated": 3, "scale": 1000})
+    path = write(tmp_path / "a.png", stored)
+    np.testing.assert_allclose(read("depth", path, settings)[..., 0], millimetres / 1000)
+    path = write(tmp_path / "a.npy", np.float32(stored))
+    assert "float32, expected numbers of 16 bits" in refusal("depth", path, settings)
 
 
 def test_depth_along_the_ray(tmp_path):
