@@ -35,9 +35,9 @@ from flax import nnx
 from talora_jax import config as config_lib
 from talora_jax import hosts, sharding, storage
 from talora_jax.data import records
-from talora_jax.errors import ArgumentParser, run_command
+from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.main import main as talora
-from talora_jax.training import setup
+from talora_jax.training import checkpoint, scalars, setup
 from talora_jax.training.log import read_metrics
 from tests import bucket_server
 
@@ -328,6 +328,34 @@ def early(groups: Groups) -> bool:
     return good & expect("early: nothing is left", not left, left)
 
 
+def failing(groups: Groups) -> bool:
+    """One that cannot save tells so, and all end; so they do when another one ends by an error
+    while it waits for that which could not be saved."""
+    digest, finite, endless = checkpoint._digest, scalars.finite, []
+    endless.append(endless)  # which no JSON can be
+
+    def cannot(state, position):
+        import jax
+
+        return endless if jax.process_index() == 0 else digest(state, position)
+
+    def refuses(step, values):
+        import jax
+
+        if step == 4 and jax.process_index() == 1:
+            raise UserError("no")
+        return finite(step, values)
+
+    with mock.patch.object(checkpoint, "_digest", cannot):
+        processes = groups.train("failing", count=2)
+        told = "a checkpoint could not be written to .*: Circular reference"
+        good = told_by_all("failing: process 0 cannot save", processes, 2, told, 120)
+        with mock.patch.object(scalars, "finite", refuses):
+            processes = groups.train("failing", "--config.checkpoint_every=3", count=2)
+        told = "(process 1|error): no"
+        return good & told_by_all("failing: the other ends meanwhile", processes, 2, told, 120)
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as caller:
         return not caller.connect_ex(("localhost", port))
@@ -432,7 +460,7 @@ def bucket(groups: Groups) -> bool:
     return good & expect("bucket: no folder of its name", not list(groups.root.glob("gs:*")))
 
 
-QUICK = (rows, numbers, mistakes, early)
+QUICK = (rows, numbers, mistakes, early, failing)
 ALL = (*QUICK, shapes, lost, bucket)
 
 
