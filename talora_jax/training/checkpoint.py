@@ -61,11 +61,22 @@ class Checkpoints:
             )
 
     def __enter__(self) -> "Checkpoints":
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unless_late
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
-        if kind is None or jax.process_count() == 1:
-            self.close()
+        try:
+            if kind is None or jax.process_count() == 1:
+                self.close()
+        finally:
+            sys.unraisablehook = self._hook
+
+    def _unless_late(self, unraisable: Any) -> None:
+        """What TensorStore has to say of each other array that was being written when one could not
+        be is that Orbax waits for it no longer."""
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            self._hook(unraisable)
 
     def save(self, step: int, state: PyTree, iterator: dict) -> None:
         """Saves in the background; `close` and the next `save` wait for it.
