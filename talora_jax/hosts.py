@@ -90,7 +90,7 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     """Joins this process to the others, unless it has or there are none.
 
     Args:
-      preemptible: SIGTERM does not end this process alone, but all of them, see `at_steps`.
+      preemptible: SIGTERM does not end this process, but JAX notes it for all of them.
 
     Raises:
       UserError: `config.hosts` cannot work, or there is no cluster that `auto` could ask. Where the
@@ -137,13 +137,15 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
 
 
 @contextlib.contextmanager
-def joined(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> Iterator[None]:
+def joined(hosts: ml_collections.ConfigDict) -> Iterator[None]:
     """Joins this process to the others; they end together, and if one fails, by its sentence.
+
+    SIGTERM to one of them ends all, see `at_steps`.
 
     Raises:
       UserError: as of `join`.
     """
-    join(hosts, preemptible=preemptible)
+    join(hosts, preemptible=True)
     if not jax.distributed.is_initialized():
         yield
         return

@@ -38,6 +38,7 @@ from talora_jax.data import records
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.main import main as talora
 from talora_jax.training import checkpoint, scalars, setup
+from talora_jax.training.evaluate import Evaluator
 from talora_jax.training.log import read_metrics
 from tests import bucket_server
 
@@ -242,7 +243,15 @@ def numbers(groups: Groups) -> bool:
     two = groups.start(evaluate, count=2)
     good &= expect("numbers: two evaluate", not any([p.ended() for p in two]), two[0].told())
     said = [re.findall("/.*", p.out.read_text()) for p in (alone, *two)]
-    return good & expect("numbers: the same is told once", said[0] == said[1] and not said[2])
+    good &= expect("numbers: the same is told once", said[0] == said[1] and not said[2])
+    with mock.patch.object(Evaluator, "measured", lambda *_: time.sleep(99)):
+        two = groups.start(evaluate, count=2)
+    while "evaluating" not in two[0].out.read_text() and not two[0].has_ended():
+        time.sleep(0.05)
+    at = time.monotonic()
+    os.kill(two[1].id, signal.SIGTERM)
+    what = "numbers: SIGTERM to one of two that evaluate"
+    return good & told_by_all(what, two, REQUEUED, "^stopped; the same", PATIENCE, since=at)
 
 
 def _holds(groups: Groups, name: str, step: str) -> bool:

@@ -60,7 +60,7 @@ def train(
     job = JOBS[config.trains]
     with (
         interrupted(workdir, alone=not config.hosts.coordinator) as check_interrupt,
-        hosts.joined(config.hosts, preemptible=True),
+        hosts.joined(config.hosts),
     ):
         main_process = jax.process_index() == 0
         # Before data is prepared, which may take long.
