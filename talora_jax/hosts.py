@@ -129,8 +129,8 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
             ) from error
         raise UserError(
             f"config.hosts.coordinator={AUTO} finds no cluster here ({one_line(error)}): it asks a "
-            "TPU pod, SLURM or Open MPI. Elsewhere give ADDRESS:PORT of process 0, "
-            "config.hosts.num_processes and config.hosts.process_id"
+            "TPU pod, SLURM or Open MPI (of what srun or mpirun has started). Elsewhere give "
+            "ADDRESS:PORT of process 0, config.hosts.num_processes and config.hosts.process_id"
         ) from error
     finally:
         late.cancel()
