@@ -90,7 +90,7 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
     """Joins this process to the others, unless it has or there are none.
 
     Args:
-      preemptible: SIGTERM does not end this process alone, but all of them, see `at_steps`.
+      preemptible: SIGTERM does not end this process, but JAX notes it for all of them.
 
     Raises:
       UserError: `config.hosts` cannot work, or there is no cluster that `auto` could ask. Where the
@@ -129,21 +129,23 @@ def join(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> None
             ) from error
         raise UserError(
             f"config.hosts.coordinator={AUTO} finds no cluster here ({one_line(error)}): it asks a "
-            "TPU pod, SLURM or Open MPI. Elsewhere give ADDRESS:PORT of process 0, "
-            "config.hosts.num_processes and config.hosts.process_id"
+            "TPU pod, SLURM or Open MPI (of what srun or mpirun has started). Elsewhere give "
+            "ADDRESS:PORT of process 0, config.hosts.num_processes and config.hosts.process_id"
         ) from error
     finally:
         late.cancel()
 
 
 @contextlib.contextmanager
-def joined(hosts: ml_collections.ConfigDict, *, preemptible: bool = False) -> Iterator[None]:
+def joined(hosts: ml_collections.ConfigDict) -> Iterator[None]:
     """Joins this process to the others; they end together, and if one fails, by its sentence.
+
+    SIGTERM to one of them ends all, see `at_steps`.
 
     Raises:
       UserError: as of `join`.
     """
-    join(hosts, preemptible=preemptible)
+    join(hosts, preemptible=True)
     if not jax.distributed.is_initialized():
         yield
         return

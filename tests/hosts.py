@@ -35,9 +35,10 @@ from flax import nnx
 from talora_jax import config as config_lib
 from talora_jax import hosts, sharding, storage
 from talora_jax.data import records
-from talora_jax.errors import ArgumentParser, run_command
+from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.main import main as talora
-from talora_jax.training import setup
+from talora_jax.training import checkpoint, scalars, setup
+from talora_jax.training.evaluate import Evaluator
 from talora_jax.training.log import read_metrics
 from tests import bucket_server
 
@@ -242,7 +243,15 @@ def numbers(groups: Groups) -> bool:
     two = groups.start(evaluate, count=2)
     good &= expect("numbers: two evaluate", not any([p.ended() for p in two]), two[0].told())
     said = [re.findall("/.*", p.out.read_text()) for p in (alone, *two)]
-    return good & expect("numbers: the same is told once", said[0] == said[1] and not said[2])
+    good &= expect("numbers: the same is told once", said[0] == said[1] and not said[2])
+    with mock.patch.object(Evaluator, "measured", lambda *_: time.sleep(99)):
+        two = groups.start(evaluate, count=2)
+    while "evaluating" not in two[0].out.read_text() and not two[0].has_ended():
+        time.sleep(0.05)
+    at = time.monotonic()
+    os.kill(two[1].id, signal.SIGTERM)
+    what = "numbers: SIGTERM to one of two that evaluate"
+    return good & told_by_all(what, two, REQUEUED, "^stopped; the same", PATIENCE, since=at)
 
 
 def _holds(groups: Groups, name: str, step: str) -> bool:
@@ -271,7 +280,7 @@ def mistakes(groups: Groups) -> bool:
     alone = groups.train("mistaken", late, count=2, absent=[1])
     good &= told_by_all("mistakes: one missing", alone, 2, "2 s .*not all 2 processes have c", 30)
     (alone,) = groups.train("mistaken", "--config.hosts.coordinator=auto", count=1)
-    told = "coordinator=auto finds no cluster here .*: it asks a TPU pod, SLURM or Open MPI"
+    told = "coordinator=auto finds no cluster here .*: it asks .*SLURM or .*what srun or mpirun has"
     good &= told_by_all("mistakes: no cluster", [alone], 2, told, 30)
     left = [*groups.root.rglob("mistaken"), *groups.root.rglob(".shared-*")]
     return good & expect("mistakes: no workdir is left", not left, left)
@@ -326,6 +335,34 @@ def early(groups: Groups) -> bool:
     good &= expect("early: the next start goes on", last.ended() == 0, last.told())
     left = list(place.rglob("incomplete.*"))
     return good & expect("early: nothing is left", not left, left)
+
+
+def failing(groups: Groups) -> bool:
+    """One that cannot save tells so, and all end; so they do when another one ends by an error
+    while it waits for that which could not be saved."""
+    digest, finite, endless = checkpoint._digest, scalars.finite, []
+    endless.append(endless)  # which no JSON can be
+
+    def cannot(state, position):
+        import jax
+
+        return endless if jax.process_index() == 0 else digest(state, position)
+
+    def refuses(step, values):
+        import jax
+
+        if step == 4 and jax.process_index() == 1:
+            raise UserError("no")
+        return finite(step, values)
+
+    with mock.patch.object(checkpoint, "_digest", cannot):
+        processes = groups.train("failing", count=2)
+        told = "a checkpoint could not be written to .*: Circular reference"
+        good = told_by_all("failing: process 0 cannot save", processes, 2, told, 120)
+        with mock.patch.object(scalars, "finite", refuses):
+            processes = groups.train("failing", "--config.checkpoint_every=3", count=2)
+        told = "(process 1|error): no"
+        return good & told_by_all("failing: the other ends meanwhile", processes, 2, told, 120)
 
 
 def _listens(port: int) -> bool:
@@ -432,7 +469,7 @@ def bucket(groups: Groups) -> bool:
     return good & expect("bucket: no folder of its name", not list(groups.root.glob("gs:*")))
 
 
-QUICK = (rows, numbers, mistakes, early)
+QUICK = (rows, numbers, mistakes, early, failing)
 ALL = (*QUICK, shapes, lost, bucket)
 
 

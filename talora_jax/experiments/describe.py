@@ -66,10 +66,13 @@ class Part:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, *, compiles: bool = False) -> None:
     """Refuses a config that cannot work, and tells beside it what is wrong with its mesh.
 
     A mesh that alone is wrong is not refused: a model can be described all the same.
+
+    Args:
+      compiles: whether a step is to be compiled, too.
 
     Raises:
       UserError: tells all that is wrong, a line each.
@@ -79,6 +82,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     found.ask(lambda: setup.parent_of(config), "adapter.extend", "model.weights", "model.size")
     if config.init:
         found.ask(lambda: source_of(config), "init", "model.weights", "model.size")
+    if compiles:
+        found.ask(lambda: _check_image_size(config), "data.image_size")
     axes = [f"mesh.{axis}" for axis in sharding.AXES]
     found.ask(lambda: sharding.abstract_mesh(**config.mesh), "mesh", *axes)
     if found.by_field:
@@ -88,6 +93,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             *("mesh", *axes, *batches),
         )
     tell_together(found.by_field.values())
+
+
+def _check_image_size(config: ml_collections.ConfigDict) -> None:
+    if not config.data.image_size:
+        raise UserError(
+            "config.data.image_size is None, and what a step takes depends on it: give the images' "
+            "--config.data.image_size='(480, 640)'"
+        )
 
 
 def abstract_run(config: ml_collections.ConfigDict, mesh: sharding.AnyMesh | None = None) -> Run:
@@ -148,12 +161,8 @@ def describe(
     Raises:
       UserError: as `abstract_run`; or a step cannot be compiled for the device.
     """
-    if device is not None and not config.data.image_size:
-        raise UserError(
-            "config.data.image_size is None, and what a step takes depends on it: give the images' "
-            "--config.data.image_size='(480, 640)'"
-        )
     if device is not None:
+        check(config, compiles=True)
         config = fit_lib.settled(config, device)
     run = abstract_run(config)
     parts = parts_of(run)

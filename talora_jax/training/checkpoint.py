@@ -30,7 +30,11 @@ _POSITION, _DIGEST = "position", "sha256"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: training state and data-iterator state, by step."""
+    """The checkpoints of one workdir: training state and data-iterator state, by step.
+
+    As a context it is closed in the end. Of many processes one that ends by an error does not wait
+    for what is being saved: the others are elsewhere, and wait for it.
+    """
 
     def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
         """
@@ -52,8 +56,27 @@ class Checkpoints:
                     create=make,
                     cleanup_tmp_directories=make,
                     read_only=read_only,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
                 ),
             )
+
+    def __enter__(self) -> "Checkpoints":
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unless_late
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            if kind is None or jax.process_count() == 1:
+                self.close()
+        finally:
+            sys.unraisablehook = self._hook
+
+    def _unless_late(self, unraisable: Any) -> None:
+        """What TensorStore has to say of each other array that was being written when one could not
+        be is that Orbax waits for it no longer."""
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            self._hook(unraisable)
 
     def save(self, step: int, state: PyTree, iterator: dict) -> None:
         """Saves in the background; `close` and the next `save` wait for it.
@@ -163,6 +186,14 @@ class Checkpoints:
                     f"{'no space left on the disk' if full else one_line(error)}. What was saved "
                     "before stays, and the same command goes on from there"
                 ) from error
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Waits for all processes; one that could not write does not, or Orbax would let it wait for
+    the others here, and these for it elsewhere, for 20 minutes."""
+    if (error := sys.exception()) is not None:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _position(told: Any) -> tuple[dict[str, Any], str | None]:

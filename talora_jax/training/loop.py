@@ -1,6 +1,5 @@
 """Training: one loop that reads from top to bottom."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +60,7 @@ def train(
     job = JOBS[config.trains]
     with (
         interrupted(workdir, alone=not config.hosts.coordinator) as check_interrupt,
-        hosts.joined(config.hosts, preemptible=True),
+        hosts.joined(config.hosts),
     ):
         main_process = jax.process_index() == 0
         # Before data is prepared, which may take long.
@@ -84,7 +83,7 @@ def train(
         run = class_weights.weighted(run, found)
         with (
             held(workdir, active=main_process),
-            contextlib.closing(Checkpoints(workdir)) as checkpoints,
+            Checkpoints(workdir) as checkpoints,
         ):
             return _train(run, found, job, workdir, checkpoints, lines, more_steps, check_interrupt)
 

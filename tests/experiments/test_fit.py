@@ -85,6 +85,9 @@ def test_a_step_on_images_of_any_size_cannot_be_told(told, folder):
         UserError, match="config.data.image_size is None, .* give the images' --config.data"
     ):
         told(MEMORY, **fields)
+    # Beside what else is wrong.
+    with pytest.raises(UserError, match="(?s)mesh.fsdp is 0.*config.data.image_size is None"):
+        told(MEMORY, **fields, **{"mesh.fsdp": 0})
 
 
 def test_devices_that_cannot_be(told, monkeypatch):

@@ -1,6 +1,8 @@
 """Damaged checkpoints are passed over, told in one line, and kept."""
 
+import resource
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,21 @@ def test_another_number_is_told_and_taken_of_a_checkpoint_that_does_not_say(save
 
 def test_what_a_checkpoint_tells_is_read_without_its_state(saved):
     assert Checkpoints(saved, read_only=True).told() == {"next_index": 4}
+
+
+def test_what_a_full_disk_cuts_is_told_once(saved, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    workdir = shutil.copytree(saved, tmp_path / "run")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    many = {str(i): learnt(i)["x"] for i in range(12)}
+    with pytest.raises(UserError, match="a checkpoint could not be written to .*before stays"):
+        with Checkpoints(workdir) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, most))
+            try:
+                checkpoints.save(6, many, {"next_index": 6})
+                checkpoints.close()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not told
+    assert Checkpoints(workdir, read_only=True).told() == {"next_index": 4}
