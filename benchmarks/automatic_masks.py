@@ -8,7 +8,7 @@ Below the tables: how many of the masks are the same, pixel by pixel, and in the
     python -m benchmarks.automatic_masks --checkpoint random --points-per-side 8 --float64
 
 The last draws ViT-B's weights as segment_anything does, but for an upscaling without a checkerboard
-of its own (see `ours.smooth_upscaling`), and leaves no mask out. `--float64` also finds the masks
+of its own (see `our_masks.smooth_upscaling`), and leaves no mask out. `--float64` also finds the masks
 by segment_anything in float64 and compares both with them: how many its own rounding changes is
 the measure of how many ours may.
 """
@@ -55,15 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     options |= {"sam_small": _SMALL, "random": _RANDOM}.get(args.checkpoint, {})
     with tempfile.TemporaryDirectory() as folder:
         made = {"checkpoint": args.checkpoint, "image": args.image, "folder": folder}
-        files = ask("benchmarks.ours:sam_and_image", made)
+        files = ask("benchmarks.our_masks:sam_and_image", made)
         contenders = [
             Contender(
                 name,
                 f"benchmarks.{module}:automatic_masks",
                 files | {"options": options, "found": f"{folder}/{module}.json"},
-                ours=module == "ours",
+                ours=module == "our_masks",
             )
-            for name, module in (("ours", "ours"), ("segment_anything", "pytorch_peers"))
+            for name, module in (("ours", "our_masks"), ("segment_anything", "pytorch_peers"))
         ]
         work = {"checkpoint": args.checkpoint, "image": files["size"], **options}
 

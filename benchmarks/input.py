@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             }
         else:
             data |= {"path": args.path, "image_size": []}
-        return _measure(args, data, ask("benchmarks.ours:prepare_data", data))
+        return _measure(args, data, ask("benchmarks.our_data:prepare_data", data))
 
 
 def _measure(args, data: dict, prepared: dict) -> int:
@@ -97,7 +97,7 @@ def _measure(args, data: dict, prepared: dict) -> int:
         "batches": args.batches,
     }
     contenders = [
-        Contender(f"threads: {n}", "benchmarks.ours:pipeline", options | {"threads": n})
+        Contender(f"threads: {n}", "benchmarks.our_data:pipeline", options | {"threads": n})
         for n in args.threads
     ]
     work = {
@@ -134,7 +134,7 @@ def _training(args, data: dict) -> dict:
         "steps": args.steps,
         "threads": max(args.threads),
     }
-    took = ask("benchmarks.ours:input_wait", options)
+    took = ask("benchmarks.our_data:input_wait", options)
     return took | {"share_waiting": sum(took["waiting"]) / sum(took["total"])}
 
 

@@ -1,11 +1,11 @@
-"""Our contenders: what each builds, and the step that is timed."""
+"""Our contenders: what each builds, and the step that is timed.
+
+What a contender imports counts as its memory: those of data and of automatic masks stand apart, in
+`our_data` and `our_masks`.
+"""
 
 import dataclasses
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,33 +13,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from PIL import Image
 
 from benchmarks.flops import count_flops
-from benchmarks.harness import cores, peak_rss
-from benchmarks.torchvision_stub import torchvision_or_stub
+from benchmarks.harness import cores
 from benchmarks.tpu import choose_tasks
 from talora_jax import config as config_lib
 from talora_jax import sharding
-from talora_jax.data import open_dataset
 from talora_jax.data.dataset import Dataset
-from talora_jax.data.pipeline import train_iterator
-from talora_jax.data.rooms.render import render
-from talora_jax.data.rooms.scene import random_scene
-from talora_jax.errors import UserError
-from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
-from talora_jax.rgb import read_rgb
 from talora_jax.tasks import Task, make_task
 from talora_jax.training.setup import assemble, make_model
 from talora_jax.training.step import init_state, make_train_step
-from talora_jax.weights.base_file import SHIPPED, read_description
-from talora_jax.weights.build import build, load_sam
-from weights_convert.__main__ import main as convert
+from talora_jax.weights.build import build
 
 # NYUv2 as MTAN packs it.
 TASKS = ("semantic", "depth", "normals")
@@ -107,7 +96,7 @@ def training(
     sam = sam_config(architecture)
     if last_quarter:
         config.adapter.blocks = (-(sam.encoder.depth // 4),)
-    _name_sizes(config, sam)
+    name_sizes(config, sam)
     mesh = sharding.make_mesh(**config.mesh)
     dataset = Dataset(
         config.data.name, TASKS, CLASSES, tuple(original), {"train": range(1000), "val": ()}
@@ -203,164 +192,6 @@ def adapter_flops(
     return None, {"frozen": frozen, "kinds": rows}
 
 
-def prepare_data(**data: Any) -> tuple[None, dict[str, Any]]:
-    """Writes the samples, so that contenders only read.
-
-    Returns:
-      No step, and samples of all splits, their size H, W, and what preparing took: seconds, and the
-      most memory resident so far, in bytes. Data that cannot be used end the process with a line.
-    """
-    start = time.perf_counter()
-    try:
-        dataset = open_dataset(data_config(**data).data, TASKS)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return None, {
-        "samples": sum(len(source) for source in dataset.splits.values()),
-        "image_size": dataset.image_size,
-        "seconds": time.perf_counter() - start,
-        "peak_rss": peak_rss(),
-    }
-
-
-def pipeline(data: dict[str, Any], batch_size: int, batches: int, threads: int) -> Contender:
-    """Augmented batches from a pipeline that starts anew: no batch is ready before.
-
-    Args:
-      data: fields of `config.data`.
-      threads: that read and augment; 0 makes each batch when it is asked for.
-    """
-    config = data_config(**data)
-    dataset = open_dataset(config.data, TASKS)
-
-    def step():
-        iterator = batches_of(config, dataset, batch_size, threads)
-        for _ in range(batches):
-            next(iterator)
-
-    return step, {"images": batch_size * batches}
-
-
-def input_wait(
-    architecture: dict[str, Any], data: dict[str, Any], batch_size: int, steps: int, threads: int
-) -> tuple[None, dict[str, Any]]:
-    """Trains for some steps, as `talora_jax.training.loop` does, and says what it waited for.
-
-    Returns:
-      No step, and seconds by step, {"total": [...], "waiting": [...]}; the first two are left out.
-    """
-    config = data_config(**data)
-    config.batch_size = batch_size
-    _name_sizes(config, sam_config(architecture))
-    dataset = open_dataset(config.data, TASKS)
-    mesh = sharding.make_mesh(**config.mesh)
-    tasks = tuple(make_task(name, class_names=dataset.class_names) for name in TASKS)
-    run = assemble(config, mesh, dataset, tasks, parent=None)
-    train_step, state = make_train_step(run), init_state(run)
-    iterator = batches_of(config, dataset, batch_size, threads)
-    total, waiting = [], []
-    with jax.set_mesh(mesh):
-        for _ in range(steps + 2):
-            start = time.perf_counter()
-            batch = next(iterator)
-            waiting.append(time.perf_counter() - start)
-            state, scalars = train_step(state, run.frozen, sharding.shard_batch(batch, mesh))
-            jax.block_until_ready(scalars)
-            total.append(time.perf_counter() - start)
-    return None, {"total": total[2:], "waiting": waiting[2:]}
-
-
-def data_config(**data: Any) -> ml_collections.ConfigDict:
-    """The default config with these fields of `config.data`."""
-    config = make_config(data["image_size"], native_aspect=False)
-    for field, value in data.items():
-        config.data[field] = tuple(value) if isinstance(value, list) else value
-    return config
-
-
-def batches_of(
-    config: ml_collections.ConfigDict, dataset: Dataset, batch_size: int, threads: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Training batches for one process."""
-    return train_iterator(
-        dataset.splits["train"],
-        tasks=TASKS,
-        image_size=dataset.image_size,
-        batch_size=batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        num_threads=threads,
-    )
-
-
-def sam_and_image(checkpoint: str, image: str | None, folder: str) -> tuple[None, dict[str, Any]]:
-    """A SAM as a .pth and as a base, and an image: what automatic masks are found with.
-
-    Args:
-      checkpoint: an official .pth, or: random (ViT-B's sizes, see `smooth_upscaling`), sam_small.
-      image: a picture; None for a rendered room.
-    """
-    import torch
-
-    with torchvision_or_stub():
-        from segment_anything import sam_model_registry
-
-    place = Path(folder)
-    base = path = checkpoint
-    if checkpoint == "sam_small":
-        path = place / "sam.pth"
-        convert([str(SHIPPED["sam_small"]), str(path)])
-    else:
-        base = place / "base.safetensors"
-        if checkpoint == "random":
-            path = place / "random.pth"
-            torch.manual_seed(0)
-            official = sam_model_registry["vit_b"]()
-            smooth_upscaling(official)
-            torch.save(official.state_dict(), path)
-        convert([str(path), str(base)])
-    if image is None:
-        image = place / "room.png"
-        Image.fromarray(render(random_scene(0, "val", 0), (480, 640))["image"]).save(image)
-    config = read_description(base).config
-    encoder = dataclasses.asdict(config.encoder) | {"depth": config.encoder.depth}
-    return None, {
-        "architecture": {"encoder": encoder, "decoder": dataclasses.asdict(config.decoder)},
-        "checkpoint": str(path),
-        "base": str(base),
-        "image": str(image),
-        "size": list(read_rgb(Path(image)).shape[:2]),
-    }
-
-
-def smooth_upscaling(official: Any) -> None:
-    """Gives each 2×2 block that the decoder of a random SAM upscales to one value.
-
-    Else blocks differ at random, a mask's outline runs by every second pixel, and on many a mask
-    some logit is zero within what `segment_anything` rounds: its weights of an interpolation are
-    float32. In float64 it finds other masks itself.
-    """
-    for layer in (0, 3):
-        kernel = official.mask_decoder.output_upscaling[layer].weight.data  # [in, out, 2, 2]
-        kernel[:] = kernel[:, :, :1, :1]
-
-
-def automatic_masks(
-    base: str, image: str, options: dict[str, Any], found: str, **others: Any
-) -> Contender:
-    """Masks of everything in an image; written to `found`, the first time."""
-    del others
-    masks = AutomaticMasks(load_sam(base), **options)
-    rgb = read_rgb(Path(image))
-
-    def step():
-        records = [mask.record() for mask in masks.generate(rgb)]
-        if not Path(found).exists():
-            Path(found).write_text(json.dumps(records))
-
-    return step, {"threads": cores()}
-
-
 def sam_config(architecture: dict[str, Any]) -> SamConfig:
     """The sizes that `describe` gave."""
     encoder = {k: v for k, v in architecture["encoder"].items() if k != "depth"}
@@ -378,7 +209,7 @@ def make_config(original: Sequence[int], native_aspect: bool) -> ml_collections.
     return config
 
 
-def _name_sizes(config: ml_collections.ConfigDict, sam: SamConfig) -> None:
+def name_sizes(config: ml_collections.ConfigDict, sam: SamConfig) -> None:
     """A run looks its sizes up by name, and these may be of no name."""
     config.model.size = "measured"
     SIZES[config.model.size] = lambda: sam

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from benchmarks.ours import smooth_upscaling
+from benchmarks.our_masks import smooth_upscaling
 from benchmarks.torchvision_stub import torchvision_or_stub
 from talora_jax.inference.masks.automatic import AutomaticMasks
 from talora_jax.weights.base_file import SHIPPED
