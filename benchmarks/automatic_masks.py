@@ -8,9 +8,9 @@ Below the tables: how many of the masks are the same, pixel by pixel, and in the
     python -m benchmarks.automatic_masks --checkpoint random --points-per-side 8 --float64
 
 The last draws ViT-B's weights as segment_anything does, but for an upscaling without a checkerboard
-of its own (see `our_masks.smooth_upscaling`), and leaves no mask out. `--float64` also finds the masks
-by segment_anything in float64 and compares both with them: how many its own rounding changes is
-the measure of how many ours may.
+of its own (see `our_masks.smooth_upscaling`), and leaves no mask out. `--float64` also finds the
+masks by segment_anything in float64 and compares both with them: how many its own rounding changes
+is the measure of how many ours may.
 """
 
 import json
