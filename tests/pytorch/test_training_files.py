@@ -89,9 +89,9 @@ def test_of_several_none_is_guessed(path):
 
 
 def test_what_holds_no_tensors_by_name(path):
-    assert "found 0, 1" in refusal(path, {0: torch.ones(2), 1: torch.ones(2)})
+    assert "found no tensor under 0, 1" in refusal(path, {0: torch.ones(2), 1: torch.ones(2)})
     assert "found list" in refusal(path, [torch.ones(2)])
-    assert "found epoch, \\x1b[31m" in refusal(path, {"epoch": 3, "\x1b[31m": 4})
+    assert "found no tensor under epoch, \\x1b[31m" in refusal(path, {"epoch": 3, "\x1b[31m": 4})
     assert "found nothing" in refusal(path, {})
 
 
