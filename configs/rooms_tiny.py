@@ -2,7 +2,7 @@
 
     python -m talora_jax.main --config configs/rooms_tiny.py --workdir /tmp/rooms_tiny
 
-On 2 CPU cores 4.5 minutes and 1.9 GB. On the 100 validation images, in brackets what the best
+On 2 CPU cores 2.5 to 5.5 minutes, 1.9 GB. On the 100 validation images, in brackets what the best
 constant scores: semantic mIoU 0.46 (0.03), depth abs_err 0.37 m (1.21 m), normals' mean angle 16.3
 degrees (55.1). It stands on `sam_small`, which comes along; with --config.model.weights="" it
 starts from random numbers.
