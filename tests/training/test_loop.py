@@ -238,6 +238,7 @@ def test_data_that_nobody_can_mean_are_refused_before_the_workdir_is_taken(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_goes_on_and_is_evaluated_on_other_data(config, folder, tmp_path, capsys):
     workdir = tmp_path / "run"
     # Without what runs long, and compiles no other programs than it runs.

@@ -168,6 +168,7 @@ def test_a_mask_that_is_not_there_changes_nothing(prompted):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_a_base_that_prompts_and_resumes(prompted, tmp_path, monkeypatch, capsys):
     metrics = loop.train(prompted, tmp_path / "whole")
     names = {
