@@ -21,7 +21,6 @@ from talora_jax.task_names import kind_of as kind_of_task
 from talora_jax.tasks.target_files import BadFile
 
 _NONE_OF_8_BITS = 255
-LOSSY = (".jpg", ".jpeg")
 KEPT_BY_LOSSY = ("saliency", "normals")  # near values say near things there
 _UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
@@ -48,7 +47,7 @@ def kind_of(root: Path, stream: Stream) -> str:
 
 def _kind_of_file(path: Path, role: str | None) -> str:
     suffix = path.suffix.lower()
-    lossy = suffix in LOSSY and role not in KEPT_BY_LOSSY
+    lossy = suffix in rasters.LOSSY and role not in KEPT_BY_LOSSY
     # No target has other suffixes.
     if suffix not in rasters.SUFFIXES or (lossy and role not in _MASKED):
         return "photo"
@@ -58,7 +57,7 @@ def _kind_of_file(path: Path, role: str | None) -> str:
             return "deep"
         if role == "image" and values.dtype in (np.uint8, np.uint16):  # grey
             return "photo"
-        if role in _MASKED and _is_mask(values, 0 if suffix in LOSSY else _GREYS):
+        if role in _MASKED and _is_mask(values, 0 if suffix in rasters.LOSSY else _GREYS):
             return "mask"
         if not lossy:
             return "labels" if _few(values, role) else "deep"

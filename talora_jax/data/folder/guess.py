@@ -166,29 +166,23 @@ def _by_names(
         notes += more
     files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
     description: dict[str, Any] = {"files": files}
-    if others := _fitting(of_image.values(), image, found[1], streams):
+    taken = [image, *(each.stream for of_role in by_role.values() for each in of_role)]
+    if others := _fitting(of_image.values(), taken, streams):
         description["leave_out"] = others
     if lists := _lists(root, paths, files, splits):
         description["splits"] = lists
     if "test" in splits and "val" not in splits:
         notes.append("there is no validation split: what is called test is taken for it")
-    candidates = [each.stream for of_role in by_role.values() for each in of_role]
-    return description, targets, [image, *candidates], notes
+    return description, targets, taken, notes
 
 
-def _fitting(
-    texts: Iterable[str],
-    image: Stream,
-    by_role: Mapping[str, list[_Candidate]],
-    streams: Sequence[Stream],
-) -> list[str]:
+def _fitting(texts: Iterable[str], taken: Sequence[Stream], streams: Sequence[Stream]) -> list[str]:
     """Patterns of what is neither image nor target and fits an image's pattern, as
     `{stem}_overlay.png` does `{stem}.png`."""
-    targets = [each.stream for candidates in by_role.values() for each in candidates]
     patterns = [compile_pattern(text, "guess") for text in texts]
     found: dict[str, None] = {}
     for stream in streams:
-        if any(stream.shares(other) for other in (image, *targets)):
+        if any(stream.shares(other) for other in taken):
             continue
         for split, paths in stream.paths.items():
             if any(pattern.match(path) for pattern in patterns for path in paths):
@@ -227,7 +221,7 @@ def _unfit(
             why = "may say where depth is measured, which is not read: write 0 into depth elsewhere"
         elif suffix not in rasters.SUFFIXES:
             why = "are of a kind that is read of images alone: save them as PNG"
-        elif suffix in contents.LOSSY and role not in contents.KEPT_BY_LOSSY:
+        elif suffix in rasters.LOSSY and role not in contents.KEPT_BY_LOSSY:
             why = "are JPEGs, which do not keep numbers of classes or lengths"
         told.append(f"{role}: {printable(stream.text)} {why}: left out")
     return told[:_NAMED]

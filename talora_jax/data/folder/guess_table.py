@@ -5,11 +5,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from talora_jax.data.folder.described import below, rows_of
 from talora_jax.data.folder.settings import Table
-from talora_jax.data.folder.streams import SPLIT_WORDS, split_of_name
+from talora_jax.data.folder.streams import SPLIT_WORDS, split_of_name, spread
 from talora_jax.errors import UserError
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
@@ -109,8 +107,7 @@ def _read(
     if len(set(titles)) < len(titles):  # nothing to name columns by
         return None
     width = min(map(len, rows), default=0)
-    at = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int))
-    some = [rows[i] for i in at]
+    some = spread(rows, _LOOKED_AT)
     columns = []
     for number in range(width):
         values = [row[number] for row in some]

@@ -16,6 +16,7 @@ from talora_jax.rgb import check_png
 from talora_jax.tasks.target_files import BadFile, one_frame, read_npy
 
 SUFFIXES = (".png", ".npy", ".npz", ".exr", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+LOSSY = (".jpg", ".jpeg")  # not exactly the numbers that were written
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _ONE_CHANNEL = ("1", "L", "P", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 # Of an EXR of several channels, what depth and distance are called, in this order.

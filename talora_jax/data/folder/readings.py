@@ -536,7 +536,7 @@ _FIELDS: dict[type, Mapping[str, Any]] = {
 
 def _exact_numbers(path: Path) -> np.ndarray:
     """Whole numbers of a file that has kept each of them."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    if path.suffix.lower() in rasters.LOSSY:
         raise BadFile(
             "a JPEG, whose values are not exactly those that were written: expected a PNG"
         )

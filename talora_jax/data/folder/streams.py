@@ -30,6 +30,7 @@ _ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split
 _WEAK = {"gt", "gtfine", "groundtruth"}
 # Words that tell files apart and mean no target.
 _OTHER_WORDS = {"geometry", "hdf5", "sync", "frame"}
+_KNOWN_WORDS = _ROLE_OF.keys() | _OTHER_WORDS
 # Files that no task learns from, and drawings of others.
 _PASSED_OVER = {"world", "overlay", "vis", "viz", "confidence", "conf", "pose", "uncertainty"}
 SPLIT_WORDS = {
@@ -123,10 +124,10 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
     """Files in groups of those that are named alike."""
     found: dict[tuple[str, ...], Stream] = {}
     # Others mean something else in a pattern.
-    split_up = [path.split("/") for path in paths if not set(path) & set("*{}")]
+    usable = [path for path in paths if not set(path) & set("*{}")]
+    split_up = [path.split("/") for path in usable]
     beside = _splits_beside(split_up)
-    for *folders, name in split_up:
-        path = "/".join((*folders, name))
+    for path, (*folders, name) in zip(usable, split_up, strict=True):
         parts, split, word, said = [], "", "", []
         for depth, folder in enumerate(folders):
             part, this_split, this_word, role = _folder(folder, beside[depth])
@@ -261,12 +262,11 @@ def _last_said(said: Iterable[_Said | None]) -> str | None:
 
 def _known_word(piece: str) -> str | None:
     """The word of a role, or of none, that a piece of a name is, or has before a number."""
-    known = _ROLE_OF.keys() | _OTHER_WORDS
-    if piece.lower() in known:
+    if piece.lower() in _KNOWN_WORDS:
         return piece.lower()
     match = re.fullmatch(r"([^\W\d_]+)\d+", piece)
     word = match and match[1].lower()
-    return word if word in known else None
+    return word if word in _KNOWN_WORDS else None
 
 
 def _words_of(piece: str) -> list[str]:
