@@ -19,6 +19,8 @@ from talora_jax.models.gelu import gelu
 
 # What `config.model.remat` may keep of a block.
 ATTENDED = "attended"
+# The LayerNorms of blocks; the neck's are called otherwise.
+NORMS = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
 
 
 class Attention(nnx.Module):

@@ -24,8 +24,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from talora_jax.models.adapters import Adapter, AdapterConfig
-from talora_jax.models.encoder_block import ATTENDED, Adapted, Block, norm
+from talora_jax.models.adapters import Adapter, AdapterConfig, TaskParam
+from talora_jax.models.encoder_block import ATTENDED, NORMS, Adapted, Block, norm
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.keys import Keys, Rngs
 from talora_jax.models.patch_conv import PatchConv
@@ -226,7 +226,7 @@ class ImageEncoder(nnx.Module):
             return nnx.Nothing()
         if self.full:
             return nnx.Everything()
-        return nnx.Any(*map(nnx.PathContains, ("norm1", "norm2", "adapter")))
+        return nnx.Any(TaskParam, NORMS)
 
     @property
     def _apart(self) -> bool:

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
+from talora_jax.models.encoder_block import NORMS
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.keys import Rngs
@@ -39,9 +40,8 @@ def norms(adapter: AdapterConfig) -> nnx.filterlib.Filter:
     `neck_norm1` and `neck_norm2` are other names, so the neck stays frozen, as in the released
     recipe.
     """
-    named = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
     place = "image_encoder" if adapter.blocks is None else "adapted"
-    return nnx.All(nnx.PathContains(place), named)
+    return nnx.All(nnx.PathContains(place), NORMS)
 
 
 def trainable(adapter: AdapterConfig) -> nnx.filterlib.Filter:

@@ -174,8 +174,8 @@ def build(
         # All of it, whatever an adapter replaces: in another program, rounding might differ, and
         # the base with it.
         fresh = _run_once(lambda: _select(make(), [path for path, _ in flat]))
-        jax.block_until_ready(fresh)  # a program is held as long as it runs
         if sum(x.nbytes for x in fresh.values()) > _LARGE:
+            jax.block_until_ready(fresh)  # a program is held as long as it runs
             drop_programs()
     elif fresh_paths:
         # Compiled as a whole, the random numbers that the base replaces are never drawn.
