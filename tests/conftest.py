@@ -1,6 +1,5 @@
 """Fixtures that several test files share."""
 
-import atexit
 import dataclasses
 import gc
 import importlib.metadata
@@ -11,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -27,11 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def compiled_folder() -> str:
-    """Where programs are kept from one run to the next; in CI, of this run alone."""
-    if os.environ.get("CI"):
-        folder = tempfile.mkdtemp(prefix="talora_jax_compiled_")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+    """Where programs are kept from one run to the next."""
     # JAX removes nothing from it.
     if sum(file.stat().st_size for file in COMPILED.glob("*")) > MAX_COMPILED:
         shutil.rmtree(COMPILED)
@@ -40,7 +34,8 @@ def compiled_folder() -> str:
 
 # Tests compile far more than they compute. Set before JAX starts, and inherited by every process
 # that a test starts: what one has compiled, none compiles again.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
+# In one part each: threads that share two busy cores cost a fifth more.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 # Half the time of a compilation, where XLA still has the choice: an unknown flag ends the process.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
