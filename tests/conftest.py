@@ -34,11 +34,11 @@ def compiled_folder() -> str:
 
 # Tests compile far more than they compute. Set before JAX starts, and inherited by every process
 # that a test starts: what one has compiled, none compiles again.
-# In one part each: threads that share two busy cores cost a fifth more.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-# Half the time of a compilation, where XLA still has the choice: an unknown flag ends the process.
+XLA_FLAGS = "--xla_backend_optimization_level=0"
+# Less than half the time of a compilation, where XLA still has the choice: an unknown flag ends the
+# process. In one part each, for threads that share two busy cores cost a fifth more.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled_folder()
