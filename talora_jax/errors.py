@@ -181,7 +181,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     # garbage after, which takes a quarter of a start.
     gc.set_threshold(100_000, 20, 20)
     try:
-        with signals.ending_at_once(signal.SIGTERM):
+        with signals.ending_at_once(signal.SIGTERM), signals.interrupting():
             status = main()
     except (UserError, KeyboardInterrupt) as error:
         told, status = outcome(error)

@@ -1,4 +1,4 @@
-"""Signals that end a command at once, whatever its main thread waits for.
+"""Signals that end a command at once, whatever its main thread waits for or imports.
 
 Python calls a handler when the main thread is back from C++. That it got a signal it writes to a
 descriptor at once, which a thread can wait for.
@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 _ending = threading.Lock()
 
@@ -20,6 +21,30 @@ def end(number: int, frame: object = None) -> None:
     if _ending.acquire(blocking=False):
         os.write(2, b"stopped\n")
         os._exit(128 + number)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler, as Python's own of Ctrl-C: but an import, which makes of an exception what it
+    likes, and in C crashes, it ends at once."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            end(number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """While this lasts Ctrl-C is `interrupt`, where it was Python's own."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,27 @@ def test_a_signal_to_a_command_that_is_in_c(command, number, status, told):
     assert errors.splitlines()[-1] == told and ("Traceback" in errors) == (status == 1)
 
 
+def test_what_an_import_makes_of_ctrl_c(start_python, tmp_path):
+    (tmp_path / "hides_it.py").write_text(
+        "import time\n"
+        "print('imports', flush=True)\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('hidden')\n"
+    )
+    imports = f"""
+import importlib, signal, sys
+from talora_jax.errors import run_command
+sys.path.insert(0, {str(tmp_path)!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_command(lambda: importlib.import_module("hides_it"))
+"""
+    process = start_python("-c", imports)
+    assert process.stdout.readline() == "imports\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "stopped\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_command_that_loads_jax(number, start_python, tmp_path):
     command = ("-m", "talora_jax.main", "--config=rooms_tiny", f"--workdir={tmp_path}/run")

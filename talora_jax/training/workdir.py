@@ -237,7 +237,9 @@ def interrupted(workdir: Path, *, alone: bool = True) -> Iterator[Callable[[], N
     def note(number: int, frame) -> None:
         nonlocal asked
         asked = number
-        raise KeyboardInterrupt
+        if alone:
+            signals.interrupt(number, frame)
+        raise KeyboardInterrupt  # by which the others hear of it
 
     def check() -> None:
         if asked:
@@ -247,7 +249,8 @@ def interrupted(workdir: Path, *, alone: bool = True) -> Iterator[Callable[[], N
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
 
-    hook, usual = sys.unraisablehook, {signal.SIGINT: (signal.default_int_handler,)}
+    hook = sys.unraisablehook
+    usual = {signal.SIGINT: (signal.default_int_handler, signals.interrupt)}
     if alone:
         usual[signal.SIGTERM] = (signal.SIG_DFL, signals.end)
     here = threading.current_thread() is threading.main_thread()
