@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
+from talora_jax import storage
 from talora_jax.errors import UserError, nearest, one_line
 from talora_jax.files import distinct
 
@@ -247,10 +248,12 @@ def read(path: Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: there is none, or one that this version does not know.
     """
-    if not path.exists():
-        raise UserError(f"{path.parent} holds no run: {path} is missing")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+        with storage.reached(path):
+            if not path.exists():
+                raise UserError(f"{path.parent} holds no run: {path} is missing")
+            text = path.read_text(encoding="utf-8")
+        fields = json.loads(text, object_pairs_hook=distinct)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {one_line(error)}. Put it back as the run wrote it, or choose "

@@ -26,7 +26,6 @@ python -m talora_jax.main --mode predict --adapter adapter.safetensors \\
 
 import argparse
 import inspect
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ import ml_collections
 from absl import logging
 
 from talora_jax import config as config_lib
-from talora_jax import config_checks, signals, storage
+from talora_jax import config_checks, storage
 from talora_jax.command_line import fields_of, override, parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
@@ -242,16 +241,11 @@ def _train(args: argparse.Namespace, config: Config) -> None:
     workdir = _workdir(args)
     if config is None:
         raise UserError("--config is missing: name a file in configs/")
-    # Imported here, as below: --help and a mistyped flag need not wait for JAX. Of Ctrl-C an import
-    # makes what it likes.
-    with signals.ending_at_once(signal.SIGINT):
-        from talora_jax.training.loop import train
+    # Imported here, as below: --help and a mistyped flag need not wait for JAX.
+    from talora_jax.training.loop import train
 
     # A run gets more steps where they are asked for, not where a config file has more by default.
-    if "steps" in fields_of(args.overrides) and (workdir / "config.json").exists():
-        train(config, workdir, more_steps=True)
-    else:
-        train(config, workdir)
+    train(config, workdir, more_steps="steps" in fields_of(args.overrides))
 
 
 def _evaluate(args: argparse.Namespace, config: Config) -> None:
@@ -262,8 +256,7 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
     if args.workdir is None:
         if args.best:
             raise UserError("--best is of a run: give its --workdir")
-        with signals.ending_at_once(signal.SIGINT):
-            from talora_jax.training.evaluate_run import evaluate_start
+        from talora_jax.training.evaluate_run import evaluate_start
 
         evaluate_start(config, args.split, print, args.out)
         return
@@ -274,8 +267,7 @@ def _evaluate(args: argparse.Namespace, config: Config) -> None:
         # Those that the run was trained on are not here again.
         config.hosts.update(config_lib.default().hosts.to_dict())
         config = override(config, args.overrides)
-    with signals.ending_at_once(signal.SIGINT):
-        from talora_jax.training.evaluate_run import evaluate_run
+    from talora_jax.training.evaluate_run import evaluate_run
 
     evaluate_run(workdir, own, config, args.split, print, best=args.best, out=args.out)
 
@@ -293,10 +285,9 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
         raise UserError("predict needs --workdir or --adapter, one of them")
     if not args.out:
         raise UserError("--out is missing: where should the predictions go?")
-    with signals.ending_at_once(signal.SIGINT):
-        from talora_jax import hosts
-        from talora_jax.inference.model import load
-        from talora_jax.inference.to_files import find_images, predict
+    from talora_jax import hosts
+    from talora_jax.inference.model import load
+    from talora_jax.inference.to_files import find_images, predict
 
     out = storage.local(args.out)
     how = {"npy": args.npy, "overwrite": args.overwrite, "batch_size": args.batch_size}

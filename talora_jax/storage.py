@@ -18,6 +18,7 @@ import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def place(path: str | Path) -> Path:
     if url is None:
         return Path(path).expanduser()
     shown, (scheme, rest) = printable(_as_given(path)), url.groups()
+    if scheme == _BUCKETS and ".." in rest.split("/"):
+        raise UserError(f"{shown}: a bucket has no .. between slashes; give the path without")
     if scheme != _BUCKETS or not rest:
         raise UserError(
             f"{shown}: expected a local path or gs://BUCKET/FOLDER; what lies elsewhere must be "
@@ -73,8 +76,9 @@ def place(path: str | Path) -> Path:
     import fsspec
     from etils import epath
 
-    # It logs with a traceback what it raises as well.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # They log with a traceback what they raise as well.
+    for name in ("gcsfs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # What other processes write is seen.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(f"{scheme}://{rest}")
@@ -87,7 +91,7 @@ def absolute(path: Path) -> Path:
 
 @contextlib.contextmanager
 def reached(path: Path) -> Iterator[None]:
-    """Tells in a sentence what a bucket refuses; nothing of what happens at local paths.
+    """Tells in a sentence what a bucket refuses; nothing of what happens elsewhere meanwhile.
 
     Raises:
       UserError: the bucket is not there, may not be read or written, or cannot be reached.
@@ -96,13 +100,20 @@ def reached(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # of gcsfs, aiohttp, google.auth, each with its own
-        if not is_remote(path):
+    except Exception as error:
+        if not (is_remote(path) and _is_of_bucket(error)):
             raise
+        why = "not found" if isinstance(error, FileNotFoundError) else one_line(error)
         raise UserError(
-            f"{path} cannot be reached ({one_line(error)}): is the bucket there, and may you write "
-            "to it? To be known there, run: gcloud auth application-default login"
+            f"{path} cannot be reached ({why}): is the bucket there, and may you read and write in "
+            "it? To be known there, run: gcloud auth application-default login"
         ) from error
+
+
+def _is_of_bucket(error: Exception) -> bool:
+    """Whether it came by gcsfs: aiohttp, google.auth and requests have exceptions of their own."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("gcsfs") for frame, _ in frames)
 
 
 def check_writable(folder: Path) -> None:

@@ -29,7 +29,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     Attributes:
       objects: by name.
-      refuses: whether it refuses to write, as one to whom the bucket is not open.
+      refuses: with which status it answers, as one to whom the bucket is not open, who would
+        "look" for an object, "read" or "write" one.
     """
 
     daemon_threads = True
@@ -38,7 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, Object] = {}
-        self.refuses = False
+        self.refuses: dict[str, int] = {}
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.generations = itertools.count(1)
         self.lock = threading.RLock()
@@ -106,8 +107,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             if bucket != BUCKET:
                 self._refuse(404)
-            elif self.server.refuses and self.command != "GET":
-                self._refuse(403)
+            elif status := self.server.refuses.get(self._kind()):
+                self._refuse(status)
             elif not rest:
                 self._json({"kind": "storage#bucket", "name": BUCKET, "id": BUCKET})
             elif path.startswith("/upload/"):
@@ -116,6 +117,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._list()
             else:
                 self._object(rest[1], rest[2:])
+
+    def _kind(self) -> str:
+        if self.command != "GET":
+            return "write"
+        return "read" if self._asked.get("alt") == "media" else "look"
 
     def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":

@@ -196,7 +196,7 @@ def one_bucket():
 def bucket(one_bucket):
     """gs://bucket on this machine, with nothing in it: a `tests/bucket_server.py` Server."""
     one_bucket.objects.clear()
-    one_bucket.refuses = False
+    one_bucket.refuses = {}
     return one_bucket
 
 

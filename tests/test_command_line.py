@@ -305,7 +305,9 @@ def test_a_config_file_that_makes_no_config(tmp_path, program, told):
 
 def test_overrides_in_all_their_forms(monkeypatch):
     seen = []
-    monkeypatch.setattr("talora_jax.training.loop.train", lambda config, w: seen.append(config))
+    monkeypatch.setattr(
+        "talora_jax.training.loop.train", lambda config, workdir, more_steps: seen.append(config)
+    )
     main(
         ["--config.steps", "7", "--workdir", "x", "--config=rooms_tiny"]
         + ["--config.tasks", "('depth', 'edges')", "--config.augment.flip=False"]

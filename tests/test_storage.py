@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from talora_jax import config_checks, storage
 from talora_jax.commands import main
 from talora_jax.errors import UserError
 from talora_jax.files import replacing, write_atomically
+from talora_jax.training import evaluate_run
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.log import RunLog, read_metrics
-from talora_jax.training.workdir import check_free, claim_workdir, held
+from talora_jax.training.workdir import check_free, claim_workdir, has_checkpoints, held
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.base_file import read_base
 
@@ -45,6 +47,12 @@ def test_the_home_is_put_in():
 def test_an_url_that_leads_nowhere(given):
     with pytest.raises(UserError, match=OTHER):
         storage.place(given)
+
+
+def test_a_bucket_has_no_folder_above():
+    with pytest.raises(UserError, match=r"^gs://bucket/a/../run: a bucket has no \.\. between"):
+        storage.place("gs://bucket/a/../run")
+    assert storage.place("~/../runs") == Path.home() / "../runs"
 
 
 def test_a_bucket_needs_gcsfs(without_gcsfs):
@@ -127,8 +135,8 @@ def test_a_file_is_written_whole_or_not_at_all(bucket):
     with pytest.raises(ZeroDivisionError), replacing(path) as here:
         here.write_bytes(b"half")
         raise ZeroDivisionError
-    bucket.refuses = True
-    told = "^gs://bucket/run/notes.txt cannot be reached .*Forbidden.*may you write to it"
+    bucket.refuses = {"write": 403}
+    told = "^gs://bucket/run/notes.txt cannot be reached .*Forbidden.*may you read and write in it"
     with pytest.raises(UserError, match=told):
         write_atomically(path, b"new")
     assert {k: x.content for k, x in bucket.objects.items()} == {"run/notes.txt": b"old"}
@@ -184,9 +192,48 @@ def test_what_is_not_in_a_bucket_is_told(bucket):
         talora_jax.load("gs://bucket/run")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*TRAIN, "--workdir=gs://bucket/run"),
+        ("evaluate", "--workdir=gs://bucket/run"),
+        ("describe", "--workdir=gs://bucket/run"),
+        ("adapter", "gs://bucket/run"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("refuses", "told"),
+    [({"look": 403, "read": 403}, "Forbidden"), ({"read": 401}, "401"), ({"read": 403}, "Forbidd")],
+)
+def test_a_bucket_that_may_not_be_read_is_told(command, refuses, told, bucket, shelf, capfd):
+    """Forbidden, or known no longer."""
+    bucket.put("run/config.json", json.dumps(config_lib.default().to_dict()).encode())
+    bucket.put("run/adapter.safetensors", (shelf / "adapter.safetensors").read_bytes())
+    bucket.refuses = refuses
+    with pytest.raises(UserError, match=rf"^gs://bucket/run\S* cannot be reached \(.*{told}"):
+        main(command)
+    out, errors = capfd.readouterr()
+    assert "Traceback" not in out + errors
+
+
+def test_a_run_that_may_not_be_listed_is_not_said_to_be_empty(bucket):
+    bucket.put("run/checkpoints/2/state", b"")
+    workdir = storage.place("gs://bucket/run")
+    assert has_checkpoints(workdir)
+    bucket.refuses = {"look": 403}
+    with pytest.raises(UserError, match="cannot be reached"), storage.reached(workdir):
+        evaluate_run._trained(workdir)
+
+
+def test_what_is_not_the_buckets_is_not_told_of_it(bucket):
+    with pytest.raises(ZeroDivisionError), storage.reached(storage.place("gs://bucket/run")):
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("url", ["gs://another/run", "gs://bucket/run"])
 def test_a_workdir_that_cannot_be_written_is_told_before_anything(bucket, url):
-    bucket.refuses = True
+    bucket.refuses = {"write": 403}
     with pytest.raises(UserError, match=f"^{url} cannot be reached .*gcloud auth appl") as error:
         claim_workdir(config_lib.default(), storage.place(url), write=False)
     assert len(str(error.value)) < 600 and not bucket.objects

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from talora_jax import storage
 from talora_jax.data.dataset import Dataset
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import distinct, write_atomically
@@ -71,10 +72,12 @@ def remembered(workdir: Path) -> dict[str, dict[str, Any]] | None:
       UserError: the file cannot be read.
     """
     path = workdir / FILE_NAME
-    if not path.exists():
-        return None
     try:
-        before = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+        with storage.reached(path):
+            if not path.exists():
+                return None
+            text = path.read_text(encoding="utf-8")
+        before = json.loads(text, object_pairs_hook=distinct)
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
             raise ValueError("expected objects in an object")
     except (OSError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from talora_jax import config as config_lib
-from talora_jax import config_checks, hosts
+from talora_jax import config_checks, hosts, storage
 from talora_jax.data.dataset import Dataset, Source
 from talora_jax.data.folder import stated_class_names
 from talora_jax.errors import UserError, check_choice
@@ -20,7 +20,7 @@ from talora_jax.training.findings import check_out
 from talora_jax.training.jobs import JOBS, Job
 from talora_jax.training.setup import Run, told
 from talora_jax.training.start_from import started
-from talora_jax.training.workdir import check_same, on_disk
+from talora_jax.training.workdir import check_same, has_checkpoints, on_disk
 from talora_jax.weights.adapter_file import FILE_NAME, AdapterFile
 
 # Beside the run's own split.
@@ -118,7 +118,7 @@ def evaluate_run(
             f"--best: the run in {workdir} was trained without config.best, and holds its newest "
             "parameters alone"
         )
-    with hosts.joined(config.hosts):
+    with hosts.joined(config.hosts), storage.reached(workdir):
         hosts.agree(agreement.of_run(config, f"evaluate --split={split} --best={best}"))
         return _evaluate_joined(workdir, own, config, split, _by_first(print_line), best, out)
 
@@ -216,7 +216,7 @@ def _on(dataset: Dataset, split: str) -> Dataset:
 
 def _trained(workdir: Path) -> dict:
     """What checkpoints, or those of before they said it the adapter, tell of their run."""
-    if not (workdir / "checkpoints").is_dir():
+    if not has_checkpoints(workdir):
         raise UserError(f"{workdir} holds no checkpoint to evaluate: train first")
     trained = Checkpoints(workdir, read_only=True).told()
     if "base_fingerprint" in trained or not (workdir / FILE_NAME).is_file():

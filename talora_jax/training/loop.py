@@ -9,7 +9,7 @@ import ml_collections
 from jaxtyping import Array
 
 from talora_jax import config as config_lib
-from talora_jax import hosts
+from talora_jax import hosts, storage
 from talora_jax.data import memory
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.data.survey import Survey, survey
@@ -61,6 +61,7 @@ def train(
     with (
         interrupted(workdir, alone=not config.hosts.coordinator) as check_interrupt,
         hosts.joined(config.hosts),
+        storage.reached(workdir),
     ):
         main_process = jax.process_index() == 0
         # Before data is prepared, which may take long.

@@ -229,9 +229,9 @@ def find(path: str | Path) -> Path:
             return path
         if (path / FILE_NAME).is_file():
             return path / FILE_NAME
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
-    fields = _fields_of(path / "config.json")
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} holds no run: {FILE_NAME} and config.json are missing")
+        fields = _fields_of(path / "config.json")
     # As `transformers` writes it.
     if not fields.keys().isdisjoint(("model_type", "architectures")):
         raise UserError(
