@@ -29,6 +29,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _BUCKETS = "gs"
 _IN_USE = "in_use_by.txt"
 _PULSE, _SILENT = 5.0, 20.0  # seconds between two pulses, and without one until nobody is there
+_ANSWER = 60  # whole seconds that a bucket may be silent until it is asked again
 _PIECE = 2**24  # bytes copied at once
 
 _copies: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
@@ -73,14 +74,20 @@ def place(path: str | Path) -> Path:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{shown} needs gcsfs: pip install 'talora_jax[gcs]'")
+    import aiohttp
     import fsspec
     from etils import epath
 
     # They log with a traceback what they raise as well.
     for name in ("gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # What other processes write is seen.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    settings = fsspec.config.conf.setdefault("gcs", {})
+    settings["use_listings_cache"] = False  # what other processes write is seen
+    # gcsfs and TensorStore would wait for ever for who is silent; so they ask again.
+    patient = aiohttp.ClientTimeout(sock_connect=_ANSWER, sock_read=_ANSWER)
+    settings.setdefault("requests_timeout", patient)
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_ANSWER))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     return epath.Path(f"{scheme}://{rest}")
 
 

@@ -31,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
       objects: by name.
       refuses: with which status it answers, as one to whom the bucket is not open, who would
         "look" for an object, "read" or "write" one.
+      silences: how many requests it leaves without an answer.
     """
 
     daemon_threads = True
@@ -40,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, Object] = {}
         self.refuses: dict[str, int] = {}
+        self.silences = 0
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.generations = itertools.count(1)
         self.lock = threading.RLock()
@@ -97,6 +99,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self):
         self._body = self._read()
+        if self.server.silences > 0:
+            self.server.silences -= 1
+            self.rfile.read(1)  # until the other one has hung up
+            self.close_connection = True
+            return
         path, _, query = self.path.partition("?")
         self._asked = dict(urllib.parse.parse_qsl(query))
         # What is quoted in a name is no part of the address.

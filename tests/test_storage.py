@@ -226,6 +226,29 @@ def test_a_run_that_may_not_be_listed_is_not_said_to_be_empty(bucket):
         evaluate_run._trained(workdir)
 
 
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "path.read_text()",
+        "__import__('tensorstore').KvStore.open('gs://bucket/notes.txt').result()[''].decode()",
+    ],
+    ids=["gcsfs", "TensorStore"],
+)
+def test_a_bucket_that_is_silent_is_asked_again(reads, bucket, start_python):
+    bucket.put("notes.txt", b"notes")
+    bucket.silences = 1
+    process = start_python(
+        "-c",
+        "from talora_jax import storage; storage._ANSWER = 1\n"
+        f"path = storage.place('gs://bucket/notes.txt'); print({reads})",
+    )
+    try:
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert out == "notes\n" and not bucket.silences, errors
+
+
 def test_what_is_not_the_buckets_is_not_told_of_it(bucket):
     with pytest.raises(ZeroDivisionError), storage.reached(storage.place("gs://bucket/run")):
         raise ZeroDivisionError
