@@ -465,20 +465,26 @@ def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
             )
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int]) -> None:
+def check_mesh(
+    config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int], *, trains: bool = True
+) -> None:
     """Refuses batches and tasks that the mesh does not divide.
+
+    Args:
+      trains: else there are no updates, and their batches may be any.
 
     Raises:
       UserError: tells of each field what it must be divisible by, a line each.
     """
     shares = mesh_shape["data"] * mesh_shape["fsdp"]
+    sizes = {"eval_batch_size": config.eval_batch_size}
+    if trains:
+        at_once = {"batch_size / config.accumulate": config.batch_size // config.accumulate}
+        sizes = at_once | sizes
     told = [
         f"config.{field} = {size} is not divisible by the mesh's data × fsdp = "
         f"{mesh_shape['data']} × {mesh_shape['fsdp']} = {shares}"
-        for field, size in (
-            ("batch_size / config.accumulate", config.batch_size // config.accumulate),
-            ("eval_batch_size", config.eval_batch_size),
-        )
+        for field, size in sizes.items()
         if size % shares
     ]
     if len(config.tasks) % mesh_shape["task"]:

@@ -92,6 +92,9 @@ def test_batches_and_tasks_that_the_mesh_does_not_divide(config):
     config.batch_size = config.eval_batch_size = 4
     with pytest.raises(UserError, match=r"names 3 tasks, not divisible by config.mesh.task=2"):
         check_mesh(config, {"data": 2, "fsdp": 1, "task": 2})
+    # Of an evaluation, on more devices than a run had images in a batch.
+    config.eval_batch_size = 8
+    check_mesh(config, {"data": 8, "fsdp": 1, "task": 1}, trains=False)
 
 
 def test_a_mesh_of_another_number_of_devices():

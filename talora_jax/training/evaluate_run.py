@@ -200,7 +200,7 @@ def _prepared(
     """The run whose validation split is the one asked for, and what to call that."""
     check_choice("config.trains", config.trains, JOBS)
     job = JOBS[config.trains]
-    run = job.prepare(config, print_line)
+    run = job.prepare(config, print_line, trains=False)
     if split == "val":
         return job, run, "validation"
     check_choice("--split", split, (*run.dataset.splits, ALL))

@@ -32,7 +32,8 @@ class Job(NamedTuple):
     """One kind of training.
 
     Attributes:
-      prepare: makes the run of a config; tells a line on each thing that takes time.
+      prepare: makes the run of a config; tells a line on each thing that takes time; `trains=False`
+        makes one that makes no updates.
       targets: of a config, the targets of a sample that are trained on.
       asked: of a config and its data, what makes masks of some of them, where prompts are trained.
       evaluator: of a run.

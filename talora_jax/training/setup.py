@@ -49,8 +49,11 @@ class Run:
     parent: AdapterFile | None = None
 
 
-def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+def start(config: ml_collections.ConfigDict, *, trains: bool = True) -> jax.sharding.Mesh:
     """Checks the config, joins the hosts, and makes the mesh.
+
+    Args:
+      trains: else the mesh need not divide the batches of updates.
 
     Raises:
       UserError: the config cannot work, or not on these devices.
@@ -58,7 +61,7 @@ def start(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     check(config)
     hosts.join(config.hosts)
     mesh = sharding.make_mesh(**config.mesh)
-    config_checks.check_mesh(config, mesh.shape)
+    config_checks.check_mesh(config, mesh.shape, trains=trains)
     dtype = resolve_dtype(config.model.dtype)
     attention_kernels.check(config.model.attention, mesh.devices.flat[0], dtype)
     return mesh
@@ -86,17 +89,21 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
 
 
 def prepare(
-    config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda line: None
+    config: ml_collections.ConfigDict,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    trains: bool = True,
 ) -> Run:
     """Checks the config, opens the data, builds the model and lays it over the mesh.
 
     Args:
       tell: is given a line on each thing that takes time.
+      trains: as of `start`.
 
     Raises:
       UserError: whatever in the config, the data or the checkpoint cannot work.
     """
-    mesh = start(config)
+    mesh = start(config, trains=trains)
     # What files cannot be is told before data is prepared, which may take long.
     sizes(config)
     parent = parent_of(config)

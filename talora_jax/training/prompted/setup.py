@@ -33,17 +33,21 @@ from talora_jax.weights.state import fingerprint, tensors_of
 
 
 def prepare(
-    config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda line: None
+    config: ml_collections.ConfigDict,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    trains: bool = True,
 ) -> Run:
     """Checks the config, opens the data, builds the SAM and lays it over the mesh.
 
     Args:
       tell: is given a line on each thing that takes time.
+      trains: as of `talora_jax.training.setup.start`.
 
     Raises:
       UserError: whatever in the config, the data or the checkpoint cannot work.
     """
-    mesh = start(config)
+    mesh = start(config, trains=trains)
     patch = sizes(config).encoder.patch_size
     if patch % FINE:
         raise UserError(
