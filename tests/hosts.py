@@ -109,17 +109,20 @@ class Groups:
         count: int,
         devices: int = 1,
         odd: Sequence[str] = (),
+        more: int = 0,
         absent: Sequence[int] = (),
     ) -> list[Process]:
         """The processes of a command.
 
         Args:
           odd: further arguments of the last one.
+          more: devices that it has beside those of the others.
           absent: those that are not started.
         """
         self.port, processes = free_port(), []
         for i in range(count):
-            given = [*arguments, *(odd if i == count - 1 else ())]
+            is_last = i == count - 1
+            given = [*arguments, *(odd if is_last else ())]
             if count > 1:
                 given += [
                     f"--config.hosts.coordinator=localhost:{self.port}",
@@ -128,7 +131,8 @@ class Groups:
                 ]
             if i not in absent:
                 work = functools.partial(talora, given)
-                processes.append(Process(self.root / f"process_{i}", work, devices))
+                has = devices + (more if is_last else 0)
+                processes.append(Process(self.root / f"process_{i}", work, has))
         return processes
 
     def train(self, name: str, *flags: str, **how) -> list[Process]:
@@ -240,10 +244,11 @@ def numbers(groups: Groups) -> bool:
     evaluate = ["--mode=evaluate", f"--workdir={groups.root / 'two'}"]
     (alone,) = groups.start(evaluate, count=1)
     good &= expect("numbers: one evaluates", alone.ended() == 0, alone.told())
-    two = groups.start(evaluate, count=2)
-    good &= expect("numbers: two evaluate", not any([p.ended() for p in two]), two[0].told())
-    said = [re.findall("/.*", p.out.read_text()) for p in (alone, *two)]
-    good &= expect("numbers: the same is told once", said[0] == said[1] and not said[2])
+    # Which do not divide the run's batches of four.
+    three = groups.start([*evaluate, "--config.eval_batch_size=3"], count=3)
+    good &= expect("numbers: three evaluate", not any([p.ended() for p in three]), three[0].told())
+    said = [re.findall("/.*", p.out.read_text()) for p in (alone, *three)]
+    good &= expect("numbers: the same is told once", said[0] == said[1] and not any(said[2:]))
     with mock.patch.object(Evaluator, "measured", lambda *_: time.sleep(99)):
         two = groups.start(evaluate, count=2)
     while "evaluating" not in two[0].out.read_text() and not two[0].has_ended():
@@ -274,6 +279,9 @@ def mistakes(groups: Groups) -> bool:
     ):
         processes = groups.train("mistaken", count=2, odd=odd)
         good &= told_by_all(f"mistakes: {odd[0][:20]}", processes, 2, sentence, 30)
+    processes = groups.train("mistaken", count=2, more=1)
+    told = "process 1 is not as process 0: its number of devices is 2 here and 1 there"
+    good &= told_by_all("mistakes: devices", processes, 2, told, 30)
     late = "--config.hosts.initialization_timeout=2"
     alone = groups.train("mistaken", late, count=2, absent=[0])
     good &= told_by_all("mistakes: no coordinator", alone, 2, "2 s .* nobody answers at .*loc", 30)

@@ -26,7 +26,9 @@ def of_run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
     fields = config_lib.flat_fields(config_lib.plain(config))
     shared = {k: x for k, x in fields.items() if not k.startswith(_OF_ONE_HOST)}
     versions = {"talora_jax": talora_jax.__version__, "jax": jax.__version__}
-    return {"--mode": mode, **versions, **shared}
+    # JAX gathers what processes have in an array of as many devices of each.
+    devices = {"its number of devices": jax.local_device_count()}
+    return {"--mode": mode, **versions, **devices, **shared}
 
 
 def of_data(dataset: Dataset) -> dict[str, str]:
