@@ -452,13 +452,15 @@ def _lost(processes: list[int]) -> str:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
-    """Has the last word when JAX aborts this process, from a thread of its own: process 0 is gone.
+    """Has the last word when JAX aborts this process, from a thread of its own: process 0 is gone,
+    or one came that it has already.
 
     A handler of Python's would wait for the main thread, which waits for process 0.
     """
     _tell(
-        "error: process 0, which holds all processes together, is gone or out of reach; the same "
-        "command on all of them goes on from the last checkpoint"
+        "error: process 0, which holds all processes together, is gone or out of reach, or another "
+        "was started twice, alone or as one of another run at the same port; the same command on "
+        "all of them goes on from the last checkpoint"
     )
     os._exit(1)
 

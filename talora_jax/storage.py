@@ -112,8 +112,8 @@ def reached(path: Path) -> Iterator[None]:
             raise
         why = "not found" if isinstance(error, FileNotFoundError) else one_line(error)
         raise UserError(
-            f"{path} cannot be reached ({why}): is the bucket there, and may you read and write in "
-            "it? To be known there, run: gcloud auth application-default login"
+            f"{_as_given(path)} cannot be reached ({why}): is the bucket there, and may you read "
+            "and write in it? To be known there, run: gcloud auth application-default login"
         ) from error
 
 

@@ -137,8 +137,9 @@ def test_a_file_is_written_whole_or_not_at_all(bucket):
         raise ZeroDivisionError
     bucket.refuses = {"write": 403}
     told = "^gs://bucket/run/notes.txt cannot be reached .*Forbidden.*may you read and write in it"
-    with pytest.raises(UserError, match=told):
-        write_atomically(path, b"new")
+    for given in (path, Path("gs://bucket/run/notes.txt")):
+        with pytest.raises(UserError, match=told):
+            write_atomically(given, b"new")
     assert {k: x.content for k, x in bucket.objects.items()} == {"run/notes.txt": b"old"}
 
 
@@ -260,6 +261,13 @@ def test_a_workdir_that_cannot_be_written_is_told_before_anything(bucket, url):
     with pytest.raises(UserError, match=f"^{url} cannot be reached .*gcloud auth appl") as error:
         claim_workdir(config_lib.default(), storage.place(url), write=False)
     assert len(str(error.value)) < 600 and not bucket.objects
+
+
+def test_a_workdir_that_is_an_object_is_told(bucket):
+    bucket.put("run", b"")
+    with pytest.raises(UserError, match="^--workdir: gs://bucket/run is a file, expected a direc"):
+        claim_workdir(config_lib.default(), storage.place("gs://bucket/run"), write=False)
+    assert list(bucket.objects) == ["run"]
 
 
 def test_a_workdir_is_claimed_in_a_bucket(bucket):

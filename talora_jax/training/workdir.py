@@ -277,6 +277,8 @@ def _check_place(workdir: Path) -> None:
     """Refuses what is no directory and cannot become one, or cannot be written to."""
     if storage.is_remote(workdir):
         storage.check_writable(workdir)
+        if workdir.is_file():  # beside a folder of the same name, to a bucket
+            raise UserError(f"--workdir: {workdir} is a file, expected a directory")
         return
     place = workdir.absolute()
     while not place.exists() and place != place.parent:
