@@ -204,6 +204,18 @@ def diode(root):
         trees.save(root / f"val/scan_{i}/{i}_depth_mask.npy", mask)
 
 
+def masks_of_three_values(root):
+    with_depth(root, "photos/{}.jpg", "depth/{}.npy", lambda x: x)
+    with_depth(root, "photos/{}.jpg", "masks/{}_depth_mask.png", lambda x: np.uint8(x) % 3)
+
+
+def a_mask_in_a_csv(root):
+    with_depth(root, "a/{}.jpg", "b/x{}_depth.npy", lambda x: x)
+    with_depth(root, "a/{}.jpg", "b/y{}_depth_mask.png", lambda x: np.uint8(x >= 2) * 255)
+    lines = [f"a/{i}.jpg,b/x{i}_depth.npy,b/y{i}_depth_mask.png\n" for i in range(4)]
+    (root / "pairs.csv").write_text("".join(lines))
+
+
 def rotated_bits(root):
     def stored(metres):
         millimetres = np.uint16(metres * 2200)
@@ -257,8 +269,20 @@ DESCRIBED = {
     ),
     "diode": (
         diode,
-        "/{stem}_depth_mask.npy may say where depth is measured, which is not read",
+        '"valid:depth": "val/**/{stem}_depth_mask.npy"',
+        "75 % of the pixels measured",
+        "note: depth: taken for not valid where val/**/{stem}_depth_mask.npy is 0",
         "--config.tasks=\"('depth',)\"",
+    ),
+    "masks_of_three_values": (
+        masks_of_three_values,
+        "note: depth: masks/{stem}_depth_mask.png may say where there is truth, and are not two",
+        "100 % of the pixels measured",
+    ),
+    "a_mask_in_a_csv": (
+        a_mask_in_a_csv,
+        '"columns": ["image", "depth", "valid:depth"]',
+        "75 % of the pixels measured",
     ),
     "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.895 m"),
     "pairs_in_a_csv": (
@@ -303,6 +327,7 @@ DESCRIBED = {
     "taskonomy": (
         taskonomy,
         '"depth": "depth_zbuffer/here/{stem}_depth_{stem2}.png"',
+        '"valid:depth": "mask_valid/here/{stem}_depth_{stem2}.png"',
         '"scale": 512',
         '"semantic": "segment_semantic/here/{stem}_segment_semantic.png"',
     ),

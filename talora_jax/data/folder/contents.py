@@ -80,6 +80,12 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         return _UNKNOWN
 
 
+def has_two_values(root: Path, stream: Stream) -> bool:
+    """Whether the files of a stream are made of two numbers, as masks are."""
+    planes = _planes(root / path for path in stream.some)
+    return bool(planes) and len(np.unique(np.concatenate([np.unique(x) for x in planes]))) <= 2
+
+
 def _is_mask(values: np.ndarray, greys: int) -> bool:
     """Whether 8 bits are black and white but for what smoothing, or a JPEG, leaves where the two
     meet: of so many greys at the least, as no classes are that fill so little."""

@@ -8,6 +8,7 @@ from typing import Any
 from talora_jax.data.folder.described import below, rows_of
 from talora_jax.data.folder.settings import Table
 from talora_jax.data.folder.streams import SPLIT_WORDS, split_of_name, spread
+from talora_jax.data.folder.validity import masked_by
 from talora_jax.errors import UserError
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
@@ -115,6 +116,7 @@ def _read(
         if {value.lower() for value in values} <= {*SPLIT_WORDS, ""}:
             role = "split"
         columns.append(role if role and role not in columns else "")
+    columns = [name if masked_by(name) in columns else "" for name in columns]
     targets = [name for name in columns if name not in ("", "image", "split")]
     if "image" not in columns or not targets:
         return None

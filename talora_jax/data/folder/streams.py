@@ -31,6 +31,14 @@ _WEAK = {"gt", "gtfine", "groundtruth"}
 # Words that tell files apart and mean no target.
 _OTHER_WORDS = {"geometry", "hdf5", "sync", "frame"}
 _KNOWN_WORDS = _ROLE_OF.keys() | _OTHER_WORDS
+# What masks that say where targets are valid are called: depth_mask of DIODE, mask_valid of
+# Taskonomy, mask_invalid of iBims-1. `valid_masks` is of a split.
+_OF_VALIDITY = re.compile(
+    r"(depth|disp|normal)(maps?|arity|s)?[-_. ]?((mask|validity)s?|valid(?![^\W_]))"
+    r"|mask[-_. ]?(in)?valid(?![^\W_])|invalid[-_. ]?mask|validity"
+)
+# … and what they are of, where their names do not say: what is measured.
+MEASURED = ("depth", "disparity", "normals")
 # Files that no task learns from, and drawings of others.
 _PASSED_OVER = {"world", "overlay", "vis", "viz", "confidence", "conf", "pose", "uncertainty"}
 SPLIT_WORDS = {
@@ -87,9 +95,11 @@ class Stream:
         return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
 
     @property
-    def is_of_depth(self) -> bool:
-        """Whether its files are masks that say where another's depth is measured, as DIODE's."""
-        return bool(re.search(r"depths?[-_. ]?masks?", "/".join(self.parts).lower()))
+    def may_mask(self) -> tuple[str, ...]:
+        """The targets of which its files may say where they are valid, by their names."""
+        found = _OF_VALIDITY.search("/".join(self.parts).lower())
+        said = found and [name for name in MEASURED if name[:4] == (found[1] or "")[:4]]
+        return tuple(said or MEASURED) if found else ()
 
     def shares(self, other: "Stream") -> bool:
         """Whether a file is of both."""
