@@ -14,10 +14,13 @@ from talora_jax.data.folder.listing import files_below
 from talora_jax.data.folder.patterns import Pattern, compile_pattern
 from talora_jax.data.folder.streams import (
     MEASURED,
+    SOME_ALIKE,
     SPLIT_WORDS,
     Stream,
+    alike,
     own_words,
     split_of_name,
+    spread,
     streams_of,
 )
 from talora_jax.data.folder.validity import is_mask, mask_of, masked_by
@@ -32,7 +35,6 @@ _HOLDS = {
     "colours": "hold colours",
     "deep": "hold more numbers than there can be classes",
     "vectors": "hold vectors",
-    "unknown": "cannot be read",
     "labels": "hold few numbers",
     _VALIDITY: "may say where there is truth, and are not two values for each file of a target",
 }
@@ -43,6 +45,7 @@ _NOT_READ = {
     **dict.fromkeys((".json", ".xml"), "draw their outlines into PNGs of numbers"),
     ".txt": "lists, or outlines to draw into PNGs of numbers",
     ".pfm": "save them as npy or TIFF",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"), "unpack them"),
     ".parquet": "nyuv2_mtan and cityscapes_mtan read theirs, see config.data.name",
 }
 
@@ -119,7 +122,7 @@ def guess(root: Path) -> Guess:
             f"{root}: images were found ({printable(images[0].text)}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
-            f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
+            f"{_added([*_not_read(paths), *_unfit(root, streams, kinds, ())])}."
         )
     others = [stream for stream in photos if stream in images and not image.shares(stream)]
     notes += [
@@ -127,7 +130,7 @@ def guess(root: Path) -> Guess:
         "and are left out"
         for stream in others[:_NAMED]
     ]
-    notes += _unfit(streams, kinds, taken)
+    notes += _unfit(root, streams, kinds, taken)
     notes += _not_read([path for path in paths if Path(path).suffix.lower() in _ARRAYS])
     read = {}
     for name, target in targets.items():
@@ -230,7 +233,7 @@ def _not_read(paths: Sequence[str]) -> list[str]:
 
 
 def _unfit(
-    streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
+    root: Path, streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
 ) -> list[str]:
     """What is called a target and cannot be one, or belongs to no image."""
     told = []
@@ -241,6 +244,8 @@ def _unfit(
             continue
         suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
+        if kind == contents.UNKNOWN:
+            why = f"are not read ({contents.why_unknown(root, stream)})"
         if suffix not in rasters.SUFFIXES:
             why = "are of a kind that is read of images alone: save them as PNG"
         elif suffix in rasters.LOSSY and role not in contents.KEPT_BY_LOSSY:
@@ -434,9 +439,10 @@ def _lists(
         if key := image.match(path):
             stems |= {path, "/".join(value for _, value in key if value)}
     found: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    for path in paths:
+    groups = alike(paths, (".txt", ".lst"))
+    for path in (path for group in groups for path in spread(group, SOME_ALIKE)):
         split = split_of_name(path)
-        if split is None or Path(path).suffix.lower() not in (".txt", ".lst"):
+        if split is None:
             continue
         try:
             lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
