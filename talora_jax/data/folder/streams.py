@@ -35,8 +35,8 @@ _KNOWN_WORDS = _ROLE_OF.keys() | _OTHER_WORDS
 # What masks that say where targets are valid are called: depth_mask of DIODE, mask_valid of
 # Taskonomy, mask_invalid of iBims-1. `valid_masks` is of a split.
 _OF_VALIDITY = re.compile(
-    r"(depth|disp|normal)(maps?|arity|s)?[-_. ]?((mask|validity)s?|valid(?![^\W_]))"
-    r"|mask[-_. ]?(in)?valid(?![^\W_])|invalid[-_. ]?mask|validity"
+    r"((depth|disp|normal)(maps?|arity|s)?[-_. ]?(masks?|valid)"
+    r"|mask[-_. ]?(in)?valid|invalid[-_. ]?masks?|validity)(?![^\W_])"
 )
 # … and what they are of, where their names do not say: what is measured.
 MEASURED = ("depth", "disparity", "normals")
@@ -100,7 +100,7 @@ class Stream:
     def may_mask(self) -> tuple[str, ...]:
         """The targets of which its files may say where they are valid, by their names."""
         found = _OF_VALIDITY.search("/".join(self.parts).lower())
-        said = found and [name for name in MEASURED if name[:4] == (found[1] or "")[:4]]
+        said = found and [name for name in MEASURED if name[:4] == (found[2] or "")[:4]]
         return tuple(said or MEASURED) if found else ()
 
     def shares(self, other: "Stream") -> bool:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from talora_jax.data.folder.streams import streams_of
 from talora_jax.tasks import TARGETS, make_task
 
 
@@ -129,3 +130,21 @@ def test_a_mask_of_nothing_is_refused(planes, masked):
     assert "files that say where normals is valid (valid:normals), and none of normals" in found
     planes.write_json(masked, {"files": {"image": "image/{stem}.png", "valid": "semantic/{stem}"}})
     assert "unknown target 'valid'" in planes.refused(masked)
+
+
+@pytest.mark.parametrize(
+    ("path", "masks"),
+    [
+        ("val/scene/1_depth_mask.npy", ("depth",)),
+        ("mask_valid/here/1.png", ("depth", "disparity", "normals")),
+        ("mask_invalid/1.png", ("depth", "disparity", "normals")),
+        ("normals_valid/1.png", ("normals",)),
+        ("disparity_masks/1.png", ("disparity",)),
+        ("depth_masked/1.png", ()),
+        ("valid_masks/1.png", ()),
+        ("depth/masks/1.png", ()),
+    ],
+)
+def test_names_of_masks(path, masks):
+    (stream,) = streams_of([path])
+    assert stream.may_mask == masks
