@@ -237,6 +237,18 @@ def panoptic(root):
         )
 
 
+def versions(root):
+    """Mapillary Vistas, whose classes come in two versions."""
+    for split in ("training", "validation"):
+        for version in (1, 2):
+            labelled(
+                root,
+                f"{split}/images/{{}}.jpg",
+                f"{split}/v{version}.0/labels/{{}}.png",
+                label_of=lambda x, version=version: np.uint8(x[::-1] if version > 1 else x),
+            )
+
+
 def normals_of_cameras(root):
     """Hypersim's, which has them in coordinates of the scene, too."""
     for i in range(4):
@@ -315,6 +327,11 @@ DESCRIBED = {
         '"instance": "annotations/panoptic_{split}2017/{stem}.png"',
         '"each_colour": true',
         "4 training and 4 validation samples",
+    ),
+    "versions": (
+        versions,
+        '"train": "training/v1.0/labels/{stem}.png"',
+        "--config.tasks=\"('semantic', 'semantic:v2')\"",
     ),
     "normals_of_cameras": (
         normals_of_cameras,

@@ -18,6 +18,7 @@ from talora_jax.data.folder.streams import (
     SPLIT_WORDS,
     Stream,
     alike,
+    by_folder,
     own_words,
     split_of_name,
     spread,
@@ -86,6 +87,12 @@ def guess(root: Path) -> Guess:
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
             f"…) and, beside them or in other folders, files of targets{_added(_not_read(paths))}."
         )
+    # More files than images are versions, each of which has one for each image.
+    most = max(image.count for image in images)
+    for stream in [s for s in streams if s.count > most and s.role not in ("image", None)]:
+        versions = by_folder(stream, deep=True)
+        kinds |= {id(version): kinds[id(stream)] for version in versions}
+        streams += versions
     of_path = {
         path: stream
         for stream in reversed(streams)

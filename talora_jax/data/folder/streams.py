@@ -167,15 +167,19 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
             stream.words[split] = word
     streams = [part for stream in found.values() for part in _by_last_word(stream)]
     streams = _of_any_suffix(streams)
-    streams += [part for stream in streams for part in _by_folder(stream)]
+    streams += [part for stream in streams for part in by_folder(stream)]
     return [_with_constants(stream) for stream in streams]
 
 
-def _by_folder(stream: Stream) -> list[Stream]:
+def by_folder(stream: Stream, *, deep: bool = False) -> list[Stream]:
     """The folders of a stream apart from each other, `labels_objects` and `labels_materials` or
-    `image_2` and `image_3`, where all of them hold files of the same names; nothing elsewhere."""
+    `image_2` and `image_3`, where all of them hold files of the same names; nothing elsewhere.
+
+    Args:
+      deep: folders of any name, too, as scenes are in and versions.
+    """
     for number, part in enumerate(stream.parts[:-1]):
-        if "*" not in part or part == "**":
+        if "*" not in part or (part == "**" and not deep):
             continue
         pattern = _capturing(stream, number)
         found: dict[tuple[str, ...], dict[str, list[str]]] = {}
