@@ -2,6 +2,7 @@
 word, or ends in more than a sentence."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from talora_jax.commands import main
+from talora_jax.data.folder import guess_table, streams
 from talora_jax.errors import UserError
 from tests import trees
 
@@ -204,12 +206,58 @@ def diode(root):
         trees.save(root / f"val/scan_{i}/{i}_depth_mask.npy", mask)
 
 
+def masks_of_three_values(root):
+    with_depth(root, "photos/{}.jpg", "depth/{}.npy", lambda x: x)
+    with_depth(root, "photos/{}.jpg", "masks/{}_depth_mask.png", lambda x: np.uint8(x) % 3)
+
+
+def a_mask_in_a_csv(root):
+    with_depth(root, "a/{}.jpg", "b/x{}_depth.npy", lambda x: x)
+    with_depth(root, "a/{}.jpg", "b/y{}_depth_mask.png", lambda x: np.uint8(x >= 2) * 255)
+    lines = [f"a/{i}.jpg,b/x{i}_depth.npy,b/y{i}_depth_mask.png\n" for i in range(4)]
+    (root / "pairs.csv").write_text("".join(lines))
+
+
 def rotated_bits(root):
     def stored(metres):
         millimetres = np.uint16(metres * 2200)
         return millimetres << 3 | millimetres >> 13
 
     with_depth(root, "kv2/{0}/image/{0}.jpg", "kv2/{0}/depth_bfx/{0}.png", stored)
+
+
+def panoptic(root):
+    """COCO's: colours that number what is seen in each image, in folders called so."""
+    for split in ("train2017", "val2017"):
+        labelled(
+            root,
+            f"images/{split}/{{}}.jpg",
+            f"annotations/panoptic_{split}/{{}}.png",
+            label_of=lambda x: np.stack([np.uint8(x) * 50, np.uint8(x + 3), np.uint8(x * 0)], -1),
+        )
+
+
+def versions(root):
+    """Mapillary Vistas, whose classes come in two versions."""
+    for split in ("training", "validation"):
+        for version in (1, 2):
+            labelled(
+                root,
+                f"{split}/images/{{}}.jpg",
+                f"{split}/v{version}.0/labels/{{}}.png",
+                label_of=lambda x, version=version: np.uint8(x[::-1] if version > 1 else x),
+            )
+
+
+def normals_of_cameras(root):
+    """Hypersim's, which has them in coordinates of the scene, too."""
+    for i in range(4):
+        photo, classes, _ = trees.scene(i)
+        normals = np.stack([0.1 * classes, 0.2 + 0 * classes, 1 + 0 * classes], -1)
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+        trees.save(root / f"a/scene_final_preview/frame.000{i}.color.jpg", photo)
+        for name in ("normal_bump_cam", "normal_cam", "normal_world"):
+            trees.save(root / f"a/scene_geometry_hdf5/frame.000{i}.{name}.npy", normals)
 
 
 def overlays(root):
@@ -235,6 +283,70 @@ DESCRIBED = {
         "note: saliency: saliency/{stem}.jpg hold three channels of many colours: left out",
         "note: normals: normals/{stem}.jpg hold few numbers: left out",
     ),
+    "unicode_in_two_ways": (
+        lambda root: labelled(
+            root, "größe/é{}.png", unicodedata.normalize("NFD", "größe/é{}_L.png")
+        ),
+        "3 training and 1 validation samples",
+        "semantic: class ids 0 to 3, 4 found, none missing, 0 % unlabelled, in 4 files",
+    ),
+    "floats_as_labels": (
+        lambda root: labelled(
+            root, label="labels/x{}.npy", label_of=lambda x: np.where(x == 3, np.nan, x)
+        ),
+        "class ids 0 to 2, 3 found, none missing, 25 % unlabelled",
+    ),
+    "labels_below_none": (
+        lambda root: labelled(
+            root, label="labels/x{}.npy", label_of=lambda x: np.where(x == 3, -100, x)
+        ),
+        '"ignore_label": -100',
+        "class ids 0 to 2, 3 found, none missing, 25 % unlabelled",
+    ),
+    "labels_of_one_channel": (
+        lambda root: labelled(root, label="labels/x{}.npy", label_of=lambda x: x[..., None]),
+        '"semantic": {}',
+        "class ids 0 to 3, 4 found",
+    ),
+    "labels_beside_alpha": (
+        lambda root: labelled(
+            root, label_of=lambda x: np.stack([np.uint8(x), np.full(x.shape, 255, np.uint8)], -1)
+        ),
+        '"semantic": {}',
+        "class ids 0 to 3, 4 found",
+    ),
+    "depth_below_none": (
+        lambda root: with_depth(
+            root, "rgb/{}.jpg", "depth/{}.npy", lambda x: np.where(x < 2, np.float32(-1), x)
+        ),
+        '"ignore": [-1.0]',
+        "75 % of the pixels measured",
+    ),
+    "panoptic": (
+        panoptic,
+        '"instance": "annotations/panoptic_{split}2017/{stem}.png"',
+        '"each_colour": true',
+        "4 training and 4 validation samples",
+    ),
+    "versions": (
+        versions,
+        '"train": "training/v1.0/labels/{stem}.png"',
+        "--config.tasks=\"('semantic', 'semantic:v2')\"",
+    ),
+    "normals_of_cameras": (
+        normals_of_cameras,
+        '"normals": "a/scene_geometry_hdf5/frame.{stem}.normal_cam.npy"',
+        "normal_{stem2}_cam.npy is of 4 images, too",
+    ),
+    "vkitti": (
+        lambda root: with_depth(
+            root,
+            "vkitti_2.0.3_rgb/Scene01/frames/rgb/Camera_0/rgb_0000{}.jpg",
+            "vkitti_2.0.3_depth/Scene01/frames/depth/Camera_0/depth_0000{}.png",
+            lambda x: np.uint16(x * 100),
+        ),
+        '"scale": 100}',
+    ),
     "overlays": (
         overlays,
         "3 training and 1 validation samples",
@@ -257,8 +369,20 @@ DESCRIBED = {
     ),
     "diode": (
         diode,
-        "/{stem}_depth_mask.npy may say where depth is measured, which is not read",
+        '"valid:depth": "val/**/{stem}_depth_mask.npy"',
+        "75 % of the pixels measured",
+        "note: depth: taken for not valid where val/**/{stem}_depth_mask.npy is 0",
         "--config.tasks=\"('depth',)\"",
+    ),
+    "masks_of_three_values": (
+        masks_of_three_values,
+        "note: depth: masks/{stem}_depth_mask.png may say where there is truth, and are not two",
+        "100 % of the pixels measured",
+    ),
+    "a_mask_in_a_csv": (
+        a_mask_in_a_csv,
+        '"columns": ["image", "depth", "valid:depth"]',
+        "75 % of the pixels measured",
     ),
     "rotated_bits": (rotated_bits, '"depth": {"rotated": 3, "scale": 1000}', "max 9.895 m"),
     "pairs_in_a_csv": (
@@ -303,6 +427,7 @@ DESCRIBED = {
     "taskonomy": (
         taskonomy,
         '"depth": "depth_zbuffer/here/{stem}_depth_{stem2}.png"',
+        '"valid:depth": "mask_valid/here/{stem}_depth_{stem2}.png"',
         '"scale": 512',
         '"semantic": "segment_semantic/here/{stem}_segment_semantic.png"',
     ),
@@ -396,6 +521,29 @@ def test_what_is_told_of(name, tmp_path, monkeypatch, capsys):
         assert line in text, text
 
 
+def test_of_many_text_files_some_are_read(tmp_path, monkeypatch, capsys):
+    """Boxes of each image, and tables: of those named alike all are read where some are tables."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "data"
+    labelled(root, "shots/a{}.png", "truth/b{}.png")
+    for i in range(300):
+        for name in (f"boxes/{i:06}.txt", f"train_{i:06}.txt"):
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text("0 0.5 0.5 0.1 0.2\n")
+    (root / "list.txt").write_text("".join(f"shots/a{i}.png truth/b{i}.png\n" for i in range(4)))
+    read = []
+    rows_of = guess_table.rows_of
+    monkeypatch.setattr(guess_table, "rows_of", lambda *x: read.append(x) or rows_of(*x))
+    main(["describe-data", "data"])
+    assert '"files": "list.txt",' in capsys.readouterr().out
+    assert len(read) <= 2 * streams.SOME_ALIKE + 1
+    read.clear()
+    for i in range(300):
+        (root / f"boxes/{i:06}.txt").write_text((root / "list.txt").read_text())
+    main(["describe-data", "data"])
+    assert len(read) > 300
+
+
 def test_a_dataset_json_of_another_program(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     labelled(tmp_path / "data")
@@ -433,6 +581,13 @@ def lossy(root):
         (
             lambda root: labelled(root, label="masks/x{}.gif"),
             "semantic: masks/{stem}.gif are of a kind that is read of images alone: save",
+        ),
+        (nothing_but("labels.zip"), r"1 \.zip \(labels\.zip\): unpack them"),
+        (
+            lambda root: labelled(
+                root, label="labels/x{}.npy", label_of=lambda x: np.eye(4, dtype=np.uint8)[x]
+            ),
+            r"labels/{stem}\.npy are not read \(shape \(24, 32, 4\), expected \[H, W\]",
         ),
         (lossy, "semantic: masks/{stem}.jpg are JPEGs, which do not keep numbers of classes"),
     ],

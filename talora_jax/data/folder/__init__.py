@@ -15,6 +15,9 @@
     semantic-materials/
                the same as semantic/, for a task of its own that is called `semantic:materials`;
                and so on for every kind
+    valid-depth/
+               png or npy [H, W] of depth's size: where it is 0 or NaN, depth is no measurement;
+               and so on for every target
     instance/  object numbers: png or npy of whole numbers [H, W]; 0, negative or NaN = no label
 
 Files of one sample share a stem (`image/0001.jpg`, `depth/0001.png`; in subfolders with them,

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from talora_jax.data.folder.decode import orientation, read
+from talora_jax.data.folder.decode import masked, orientation, read
 from talora_jax.data.folder.settings import Settings, stated_classes
+from talora_jax.data.folder.validity import is_mask, masked_by
 from talora_jax.data.progress import progress
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, printable
@@ -108,17 +109,20 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
     size, contents, palettes = None, {}, {}
     for folder in folders:
         if folder not in sample.files:
-            if settings.partly:
+            if not lacks(sample, folder, partly=settings.partly):
                 continue
             lacking = _lacking(sample, folder, settings)
+            way_on = ", or config.data.partly=True, which takes images that lack targets"
             problems.append(
-                f"{_name(sample, 'image', root)}: {lacking}, expected one, or "
-                "config.data.partly=True, which takes images that lack targets"
+                f"{_name(sample, 'image', root)}: {lacking}, expected one"
+                f"{'' if is_mask(folder) else way_on}"
             )
+            continue
+        if is_mask(folder):  # read with its target
             continue
         path = sample.files[folder]
         try:
-            values = read(folder, path, settings)
+            values = masked(folder, read(folder, path, settings), sample, settings)
             if folder != "image" and folder not in (settings.read or {}):
                 palettes[folder] = target_of(folder).palette_in_use(path, values)
         except BadFile as error:
@@ -131,6 +135,13 @@ def _check(root: Path, sample: SampleFiles, folders: Sequence[str], settings: Se
         if kind_of(folder) in MASKS:
             contents[folder] = target_of(folder).content(values)
     return _Report(sample, tuple(problems), size, contents, palettes)
+
+
+def lacks(sample: SampleFiles, folder: str, *, partly: bool | None) -> bool:
+    """Whether a sample has no file that it must have; a mask goes with its target."""
+    if folder in sample.files:
+        return False
+    return masked_by(folder) in sample.files if is_mask(folder) else not partly
 
 
 def unfit(

@@ -14,19 +14,20 @@ from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
 from talora_jax.data.folder import rasters, readings
 from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import orientation, read_image
-from talora_jax.data.folder.streams import Stream
+from talora_jax.data.folder.streams import SOME_ALIKE, Stream, alike, spread
 from talora_jax.errors import UserError
 from talora_jax.task_names import is_head
 from talora_jax.task_names import kind_of as kind_of_task
-from talora_jax.tasks.target_files import BadFile
+from talora_jax.tasks.target_files import BadFile, read_indices, whole_numbers
 
 _NONE_OF_8_BITS = 255
 KEPT_BY_LOSSY = ("saliency", "normals")  # near values say near things there
-_UNKNOWN = "unknown"  # the kind of a file that cannot be read
+UNKNOWN = "unknown"  # the kind of a file that cannot be read
 _MASKS = 300  # of which the colours are gathered
 _COMPARED = 8
 _MASKED = ("semantic", "saliency", "edges")  # what is called so may be black and white
 _GREYS = 12
+_NUMBERED = ("semantic", "human_parts", "instance")  # in whole numbers, as floats, too
 # The labels of `CITYSCAPES`, in its order.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # Of SegNet's CamVid, whose twelfth, 11, is no label.
@@ -41,8 +42,8 @@ def kind_of(root: Path, stream: Stream) -> str:
     """photo, colours, labels, mask (yes and no, with greys between), deep (many numbers), vectors,
     or unknown."""
     kinds = (_kind_of_file(root / path, stream.role) for path in stream.some)
-    known = itertools.islice((kind for kind in kinds if kind != _UNKNOWN), 3)
-    return next(iter(collections.Counter(known).most_common(1)), (_UNKNOWN, 0))[0]
+    known = itertools.islice((kind for kind in kinds if kind != UNKNOWN), 3)
+    return next(iter(collections.Counter(known).most_common(1)), (UNKNOWN, 0))[0]
 
 
 def _kind_of_file(path: Path, role: str | None) -> str:
@@ -77,7 +78,13 @@ def _kind_of_file(path: Path, role: str | None) -> str:
         unit = values.dtype.kind == "f" and 0.8 < np.median(length[length > 0.02]) < 1.2
         return "vectors" if unit or role == "normals" else "photo"
     except (BadFile, ValueError):
-        return _UNKNOWN
+        return UNKNOWN
+
+
+def has_two_values(root: Path, stream: Stream) -> bool:
+    """Whether the files of a stream are made of two numbers, as masks are."""
+    planes = _planes(root / path for path in stream.some)
+    return bool(planes) and len(np.unique(np.concatenate([np.unique(x) for x in planes]))) <= 2
 
 
 def _is_mask(values: np.ndarray, greys: int) -> bool:
@@ -92,12 +99,26 @@ def _is_mask(values: np.ndarray, greys: int) -> bool:
 
 def _few(values: np.ndarray, role: str | None) -> bool:
     """Whether numbers are of classes or objects: whole ones, and each of many pixels."""
+    if role in _NUMBERED:
+        try:
+            values = whole_numbers(values)
+        except BadFile:
+            return False
     count = len(np.unique(values))
     if values.dtype.kind == "b" or count <= 64:
         return values.dtype.kind in "biu"
     if values.dtype == np.uint8:
         return role is not None or count <= 128
     return values.dtype.kind in "iu" and count <= min(1024, 0.02 * np.count_nonzero(values))
+
+
+def why_unknown(root: Path, stream: Stream) -> str:
+    """What is wrong with the first file of a stream of kind unknown."""
+    try:
+        rasters.read_plane_of(root / stream.some[0], None)
+    except BadFile as error:
+        return str(error)
+    return "no numbers that a target has"
 
 
 def say_the_same(pairs: Sequence[tuple[Path, Path]], kinds: tuple[str, str]) -> bool:
@@ -127,7 +148,7 @@ def _values(files: Iterable[Path], kind: str) -> list[np.ndarray]:
     """Class maps in whole numbers, a colour being one."""
     if kind == "colours":
         return [rasters.codes_of(colours) for colours in _read(files, rasters.read_colours)]
-    return [plane.astype(np.int64) for plane in _planes(files)]
+    return [plane.astype(np.int64) for plane in _whole(files)]
 
 
 def _read(files: Iterable[Path], read: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
@@ -143,6 +164,10 @@ def _read(files: Iterable[Path], read: Callable[[Path], np.ndarray]) -> list[np.
 
 def _planes(files: Iterable[Path]) -> list[np.ndarray]:
     return _read(files, lambda file: rasters.read_plane_of(file, None))
+
+
+def _whole(files: Iterable[Path]) -> list[np.ndarray]:
+    return _read(files, lambda file: whole_numbers(rasters.read_plane_of(file, None)))
 
 
 def sizes(
@@ -210,12 +235,11 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
             return _colours(root, every, paths)
         case "semantic":
             content, notes = _labels(stream, files)
-            # Numbers in three equal channels are read where something is said of them.
-            return ({"read": {}} if _has_colour(files) else {}) | content, notes
+            return ({} if _are_plain(files) else {"read": {}}) | content, notes
         case "instance" | "part" if kind == "colours":
             return {"read": {"each_colour": True}}, []
         case "instance" | "part":
-            numbers = [np.unique(plane) for plane in _planes(files)]
+            numbers = [np.unique(plane) for plane in _whole(files)]
             none = [v[-1] == _NONE_OF_8_BITS and _NONE_OF_8_BITS - 1 not in v for v in numbers]
             if sum(none) * 2 > len(none) and max(v[-1] for v in numbers) == _NONE_OF_8_BITS:
                 return {"read": {"ignore": [_NONE_OF_8_BITS]}}, []
@@ -237,9 +261,11 @@ def reading(root: Path, name: str, stream: Stream, kind: str, paths: Sequence[st
     return {}, []
 
 
-def _has_colour(files: Sequence[Path]) -> bool:
-    pictures = [file for file in files if file.suffix.lower() not in (".npy", ".npz", ".exr")]
-    return bool(_read(pictures, lambda file: rasters.read_triples(file, None)))
+def _are_plain(files: Sequence[Path]) -> bool:
+    """Whether numbers are read of which nothing is said, as they are not in three equal channels,
+    beside an alpha channel or in [H, W, 1]."""
+    plain = [file for file in files if file.suffix.lower() in (".png", ".npy")]
+    return len(_read(plain, read_indices)) >= len(_whole(plain))
 
 
 def _of_head(name: str, of_kind: _Reading) -> _Reading:
@@ -257,7 +283,9 @@ def _of_head(name: str, of_kind: _Reading) -> _Reading:
 
 def _labels(stream: Stream, files: Sequence[Path]) -> _Reading:
     place = "/".join(stream.parts).lower()
-    values = sorted({int(v) for plane in _planes(files) for v in np.unique(plane)})
+    values = sorted({int(v) for plane in _whole(files) for v in np.unique(plane)})
+    if len(below := [value for value in values if value < -1]) == 1:
+        return {"ignore_label": below[0]}, [f"semantic: {below[0]} is taken for no label"]
     if "labeltrainids" in place:
         return {"class_names": list(CITYSCAPES)}, []
     if "labelids" in place and set(values) <= {*range(35), 255}:
@@ -299,8 +327,8 @@ def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Readin
     for mask in _values(files[:: max(1, len(files) // _MASKS)], "colours"):
         codes = np.unique(mask).tolist()
         seen |= {(code >> 16, code >> 8 & 255, code & 255) for code in codes}
-    tables = [path for path in paths if Path(path).suffix.lower() in (".txt", ".csv", ".tsv")]
-    for path in tables:
+    groups = alike(paths, (".txt", ".csv", ".tsv"))
+    for path in (path for group in groups for path in spread(group, SOME_ALIKE)):
         try:
             table = read_table(root / path)
         except UserError:
@@ -340,8 +368,12 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         values = np.concatenate([readings.unrotated(x, 3).astype(float).ravel() for x in stored])
         notes.append("depth: taken as SUN RGB-D has it, 16 bits rotated by 3")
     known = np.isfinite(values) & (values > 0)
+    below = np.unique(values[values < 0])
+    if len(below) == 1 and np.isfinite(below[0]):
+        reading["ignore"] = below.tolist()
+        notes.append(f"{name}: {below[0]:g} is taken for no measurement")
     if whole and (values == 2**16 - 1).any():
-        reading["ignore"] = [2**16 - 1]
+        reading["ignore"] = [*reading.get("ignore", ()), 2**16 - 1]
         known &= values != 2**16 - 1
     if name == "disparity":
         if whole:
@@ -361,6 +393,8 @@ def _lengths(name: str, files: Sequence[Path], place: str) -> _Reading:
         scale = 256  # KITTI's
         if re.search("zbuffer|euclidean", place):
             scale = 512  # Taskonomy's
+        elif "vkitti" in place:
+            scale = 100
         elif not re.search("kitti|proj_depth|velodyne|_sync_", place):
             if median / 1000 <= 20:
                 scale = 1000

@@ -13,9 +13,11 @@ from PIL import ExifTags, Image
 
 from talora_jax import rgb
 from talora_jax.data.folder import rasters
-from talora_jax.data.folder.readings import KINDS, Reading
+from talora_jax.data.folder.readings import KINDS, Reading, YesNo
 from talora_jax.data.folder.settings import Settings
-from talora_jax.errors import UserError, one_line
+from talora_jax.data.folder.validity import is_mask, mask_of
+from talora_jax.data.records import SampleFiles
+from talora_jax.errors import UserError, one_line, printable
 from talora_jax.task_names import is_head, kind_of
 from talora_jax.tasks import TARGETS, target_of
 from talora_jax.tasks.target_files import BadFile, one_frame, read_npy, span
@@ -25,11 +27,13 @@ COMMON_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".npy")
 
 
 def suffixes(settings: Settings | None, heads: Iterable[str] = ()) -> dict[str, frozenset[str]]:
-    """The targets that there may be, these heads among them, and the suffixes of the files that
-    each may have: more where `settings` describe them."""
+    """The targets that there may be, these heads and masks among them, and the suffixes of the
+    files that each may have: more where `settings` describe them."""
     targets = {
         name: frozenset(
-            rasters.SUFFIXES if is_described(name, settings) else target_of(name).suffixes
+            rasters.SUFFIXES
+            if is_mask(name) or is_described(name, settings)
+            else target_of(name).suffixes
         )
         for name in (*TARGETS, *heads)
     }
@@ -62,6 +66,28 @@ def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c
     values = (reading or KINDS[kind]()).values(path, settings)
     # What the reading has applied is not applied again.
     return target.from_values(values, dataclasses.replace(settings, depth_scale=None))
+
+
+def masked(
+    target: str, values: Num[np.ndarray, "H W *c"], sample: SampleFiles, settings: Settings
+) -> Num[np.ndarray, "H W *c"]:
+    """What was read of a target, unlabelled where its mask of validity says so, if it has one."""
+    name = mask_of(target)
+    path = sample.files.get(name)
+    if path is None:
+        return values
+    try:
+        if not path.stat().st_size:
+            raise BadFile("empty (0 bytes)")
+        valid = (settings.read or {}).get(name, YesNo()).values(path, settings) == 1
+        if valid.shape != values.shape[:2]:
+            (h, w), (height, width) = valid.shape, values.shape[:2]
+            raise BadFile(f"{h}×{w} (H×W), expected {height}×{width} as {target} has")
+    except BadFile as error:
+        raise BadFile(f"its mask of validity {printable(path.name)}: {error}") from None
+    values = values.copy()
+    values[~valid] = target_of(target).unlabelled
+    return values
 
 
 def _of_head(settings: Settings, reading: Reading | None) -> Settings:

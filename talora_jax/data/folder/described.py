@@ -11,12 +11,13 @@ from pathlib import Path
 from talora_jax.data.folder.decode import suffixes
 from talora_jax.data.folder.listing import Listing, composed, files_below, problem_of
 from talora_jax.data.folder.patterns import Key, Pattern, compile_pattern
-from talora_jax.data.folder.readings import KINDS
+from talora_jax.data.folder.readings import is_read
 from talora_jax.data.folder.settings import Settings, Table
 from talora_jax.data.folder.streams import SPLIT_WORDS
+from talora_jax.data.folder.validity import is_mask
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, printable, some
-from talora_jax.task_names import is_head, is_name
+from talora_jax.task_names import is_head
 
 _NAMED = 5  # names in a sentence
 SPLITS = ("train", "val")
@@ -55,7 +56,9 @@ def _by_patterns(root: Path, settings: Settings) -> Listing:
                 taken |= {path for path in found_there if pattern.match(_relative(root, path))}
         files: dict[str, dict[Key, Path]] = {}
         for name in [*(name for name in order if name != "image"), "image"]:
-            files[name] = _matched(root, name, found[name], known[name], walked, problems, taken)
+            # One mask may be of several targets.
+            others = set() if is_mask(name) else taken
+            files[name] = _matched(root, name, found[name], known[name], walked, problems, others)
             taken |= set(files[name].values())
         for stem, sample in _paired(root, split, found, files, problems).items():
             samples[stem] = sample
@@ -147,7 +150,7 @@ def _paired(
             path = by_key.get(tuple(values[each] for each in shared[name]))
             if path is None:
                 continue
-            if path in used:
+            if used.get(path, image) != image:
                 problems[name].append(
                     f"{printable(path.relative_to(root))}: fits {printable(used[path].name)} and "
                     f"{printable(image.name)}, expected a file for each image"
@@ -289,7 +292,7 @@ def _titles(path: Path, row: Sequence[str], named: Mapping[str, str]) -> tuple[s
             target[x] if x in target and row.index(x) == i else "" for i, x in enumerate(row)
         )
     known = {*suffixes(None), "split"}
-    columns = tuple(x if x in known or is_name(x, KINDS) else "" for x in row)
+    columns = tuple(x if x in known or is_read(x) else "" for x in row)
     if "image" not in columns:
         raise UserError(
             f"{printable(path)}: its first line names no column 'image'; expected the names of "

@@ -12,19 +12,32 @@ from talora_jax.data.folder import contents, rasters
 from talora_jax.data.folder.guess_table import guess_table
 from talora_jax.data.folder.listing import files_below
 from talora_jax.data.folder.patterns import Pattern, compile_pattern
-from talora_jax.data.folder.streams import SPLIT_WORDS, Stream, own_words, split_of_name, streams_of
+from talora_jax.data.folder.streams import (
+    MEASURED,
+    SOME_ALIKE,
+    SPLIT_WORDS,
+    Stream,
+    alike,
+    by_folder,
+    own_words,
+    split_of_name,
+    spread,
+    streams_of,
+)
+from talora_jax.data.folder.validity import is_mask, mask_of, masked_by
 from talora_jax.errors import UserError, printable
 from talora_jax.task_names import is_name
 
 _NAMED = 3
+_VALIDITY = "validity"  # the kind of a mask that says where targets are valid
 # What a file holds that is called a target and cannot be it.
 _HOLDS = {
     "photo": "hold three channels of many colours",
     "colours": "hold colours",
     "deep": "hold more numbers than there can be classes",
     "vectors": "hold vectors",
-    "unknown": "cannot be read",
     "labels": "hold few numbers",
+    _VALIDITY: "may say where there is truth, and are not two values for each file of a target",
 }
 _ARRAYS = (".h5", ".hdf5", ".mat")
 # Kinds of files that hold targets and are not read, and what to make of them.
@@ -33,6 +46,7 @@ _NOT_READ = {
     **dict.fromkeys((".json", ".xml"), "draw their outlines into PNGs of numbers"),
     ".txt": "lists, or outlines to draw into PNGs of numbers",
     ".pfm": "save them as npy or TIFF",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"), "unpack them"),
     ".parquet": "nyuv2_mtan and cityscapes_mtan read theirs, see config.data.name",
 }
 
@@ -62,6 +76,8 @@ def guess(root: Path) -> Guess:
     ]
     streams = streams_of([path for path in paths if Path(path).suffix.lower() in known])
     kinds = {id(stream): contents.kind_of(root, stream) for stream in streams}
+    if any(stream.role in MEASURED and not stream.may_mask for stream in streams):
+        kinds |= {id(stream): _VALIDITY for stream in streams if stream.may_mask}
     photos = [stream for stream in streams if kinds[id(stream)] == "photo"]
     grey = [s for s in streams if kinds[id(s)] == "deep" and s.role is None and s.is_picture]
     images = [stream for stream in photos if stream.role in ("image", None)] or photos or grey
@@ -71,6 +87,12 @@ def guess(root: Path) -> Guess:
             f"{root}: no photos were found among {len(paths)} files; expected images (JPEG, PNG, "
             f"…) and, beside them or in other folders, files of targets{_added(_not_read(paths))}."
         )
+    # More files than images are versions, each of which has one for each image.
+    most = max(image.count for image in images)
+    for stream in [s for s in streams if s.count > most and s.role not in ("image", None)]:
+        versions = by_folder(stream, deep=True)
+        kinds |= {id(version): kinds[id(stream)] for version in versions}
+        streams += versions
     of_path = {
         path: stream
         for stream in reversed(streams)
@@ -82,6 +104,8 @@ def guess(root: Path) -> Guess:
         stream = of_path.get(path)
         if stream is None or any(stream is image for image in images):
             return stream and "image"
+        if kinds[id(stream)] == _VALIDITY and contents.has_two_values(root, stream):
+            return mask_of(stream.may_mask[0])
         return _role(stream, kinds[id(stream)])
 
     image, found = next(
@@ -105,7 +129,7 @@ def guess(root: Path) -> Guess:
             f"{root}: images were found ({printable(images[0].text)}), and no other "
             "files that belong to each of them; expected targets with the same part of the name, "
             "or a table in dataset.json that says which are pairs"
-            f"{_added([*_not_read(paths), *_unfit(streams, kinds, ())])}."
+            f"{_added([*_not_read(paths), *_unfit(root, streams, kinds, ())])}."
         )
     others = [stream for stream in photos if stream in images and not image.shares(stream)]
     notes += [
@@ -113,10 +137,12 @@ def guess(root: Path) -> Guess:
         "and are left out"
         for stream in others[:_NAMED]
     ]
-    notes += _unfit(streams, kinds, taken)
+    notes += _unfit(root, streams, kinds, taken)
     notes += _not_read([path for path in paths if Path(path).suffix.lower() in _ARRAYS])
     read = {}
     for name, target in targets.items():
+        if is_mask(name):
+            continue
         content, more = contents.reading(root, name, target.stream, kinds[id(target.stream)], paths)
         notes += more
         description |= {key: value for key, value in content.items() if key != "read"}
@@ -164,9 +190,17 @@ def _by_names(
         of_role, more = _heads(root, role, candidates, kinds)
         targets |= of_role
         notes += more
+    masks = _masks(root, image, of_image, streams, kinds, targets)
+    notes += [
+        f"{masked_by(name)}: taken for not valid where {printable(mask.stream.text)} is 0; if it "
+        f'is so elsewhere, say "read": {{"{name}": {{"invert": true}}}}'
+        for name, mask in masks.items()
+    ]
+    targets |= masks
     files = {"image": _told(of_image)} | {n: _told(x.patterns) for n, x in targets.items()}
     description: dict[str, Any] = {"files": files}
     taken = [image, *(each.stream for of_role in by_role.values() for each in of_role)]
+    taken += [mask.stream for mask in masks.values()]
     if others := _fitting(of_image.values(), taken, streams):
         description["leave_out"] = others
     if lists := _lists(root, paths, files, splits):
@@ -206,20 +240,20 @@ def _not_read(paths: Sequence[str]) -> list[str]:
 
 
 def _unfit(
-    streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
+    root: Path, streams: Sequence[Stream], kinds: Mapping[int, str], taken: Sequence[Stream]
 ) -> list[str]:
     """What is called a target and cannot be one, or belongs to no image."""
     told = []
     for stream in streams:
         kind = kinds[id(stream)]
-        role = stream.role or _role(stream, kind)
+        role = stream.may_mask[0] if kind == _VALIDITY else stream.role or _role(stream, kind)
         if role in ("image", None) or any(stream.shares(other) for other in taken):
             continue
         suffix = Path(stream.some[0]).suffix.lower()
         why = "belong to no image, by their names" if _role(stream, kind) else _HOLDS.get(kind)
-        if stream.is_of_depth:
-            why = "may say where depth is measured, which is not read: write 0 into depth elsewhere"
-        elif suffix not in rasters.SUFFIXES:
+        if kind == contents.UNKNOWN:
+            why = f"are not read ({contents.why_unknown(root, stream)})"
+        if suffix not in rasters.SUFFIXES:
             why = "are of a kind that is read of images alone: save them as PNG"
         elif suffix in rasters.LOSSY and role not in contents.KEPT_BY_LOSSY:
             why = "are JPEGs, which do not keep numbers of classes or lengths"
@@ -251,22 +285,49 @@ def _targets(image: Stream, streams: Sequence[Stream], kinds: Mapping[int, str])
         scored = []
         for stream in candidates:
             for any_name in (False, True):
-                patterns = {split: stream.pattern(split, any_name=any_name) for split in used}
-                files: dict[str, str] = {}
-                for split, text in patterns.items():
-                    files |= _belonging(
-                        image.paths[split], of_image[split], _paths(stream, split), text
-                    )
-                if files:
+                candidate = _candidate(image, of_image, stream, any_name=any_name)
+                if files := candidate.files:
                     colours = kinds[id(stream)] == "colours"
                     named = stream.role is not None
                     score = (-len(files), any_name, colours, not named, stream.rank, stream.parts)
-                    scored.append((score, _Candidate(stream, patterns, files)))
+                    scored.append((score, candidate))
         scored.sort(key=lambda each: each[0])
         once = {id(candidate.stream): candidate for _, candidate in reversed(scored)}
         if scored:
             found[role] = list(reversed(once.values()))
     return (of_image, found, used) if found else None
+
+
+def _candidate(
+    image: Stream, of_image: Mapping[str, str], stream: Stream, *, any_name: bool
+) -> _Candidate:
+    """The files of a stream by the images that they belong to."""
+    patterns = {split: stream.pattern(split, any_name=any_name) for split in of_image}
+    files: dict[str, str] = {}
+    for split, text in patterns.items():
+        files |= _belonging(image.paths[split], of_image[split], _paths(stream, split), text)
+    return _Candidate(stream, patterns, files)
+
+
+def _masks(
+    root: Path,
+    image: Stream,
+    of_image: Mapping[str, str],
+    streams: Sequence[Stream],
+    kinds: Mapping[int, str],
+    targets: Mapping[str, _Candidate],
+) -> dict[str, _Candidate]:
+    """Masks that say where targets are valid, of two values and for each file of the target."""
+    found: dict[str, _Candidate] = {}
+    for stream in streams:
+        if kinds[id(stream)] != _VALIDITY or not contents.has_two_values(root, stream):
+            continue
+        for name in stream.may_mask:
+            for any_name in (False, True):
+                mask = _candidate(image, of_image, stream, any_name=any_name)
+                if name in targets and targets[name].files.keys() <= mask.files.keys():
+                    found.setdefault(mask_of(name), mask)
+    return found
 
 
 def _heads(
@@ -363,7 +424,7 @@ def _role(stream: Stream, kind: str) -> str | None:
         "disparity": ("deep", "labels"),
         "normals": ("vectors", "photo"),
     }
-    if stream.is_of_depth:
+    if kind == _VALIDITY:
         return None
     if kind == "mask" and stream.role in ("semantic", None):
         return "saliency"
@@ -385,9 +446,10 @@ def _lists(
         if key := image.match(path):
             stems |= {path, "/".join(value for _, value in key if value)}
     found: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    for path in paths:
+    groups = alike(paths, (".txt", ".lst"))
+    for path in (path for group in groups for path in spread(group, SOME_ALIKE)):
         split = split_of_name(path)
-        if split is None or Path(path).suffix.lower() not in (".txt", ".lst"):
+        if split is None:
             continue
         try:
             lines = (root / path).read_text(encoding="utf-8-sig").splitlines()

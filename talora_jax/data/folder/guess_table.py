@@ -7,7 +7,14 @@ from typing import Any
 
 from talora_jax.data.folder.described import below, rows_of
 from talora_jax.data.folder.settings import Table
-from talora_jax.data.folder.streams import SPLIT_WORDS, split_of_name, spread
+from talora_jax.data.folder.streams import (
+    SOME_ALIKE,
+    SPLIT_WORDS,
+    alike,
+    split_of_name,
+    spread,
+)
+from talora_jax.data.folder.validity import masked_by
 from talora_jax.errors import UserError
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
@@ -58,9 +65,14 @@ def guess_table(
     """
     known = set(paths)
     found: dict[str, _Found] = {}
-    for path in paths:
-        if Path(path).suffix.lower() in _SUFFIXES and (one := _read(root, path, known, role_of)):
-            found[path] = one
+    for group in alike(paths, _SUFFIXES):
+        some = spread(group, SOME_ALIKE)
+        tables = {path: one for path in some if (one := _read(root, path, known, role_of))}
+        if tables:
+            others = [path for path in group if path not in some]
+            tables |= {path: one for path in others if (one := _read(root, path, known, role_of))}
+        found |= tables
+    found = {path: found[path] for path in paths if path in found}
     guesses = []
     for path, one in found.items():
         columns = _columns(one)
@@ -115,6 +127,7 @@ def _read(
         if {value.lower() for value in values} <= {*SPLIT_WORDS, ""}:
             role = "split"
         columns.append(role if role and role not in columns else "")
+    columns = [name if masked_by(name) in columns else "" for name in columns]
     targets = [name for name in columns if name not in ("", "image", "split")]
     if "image" not in columns or not targets:
         return None

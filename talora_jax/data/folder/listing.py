@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from talora_jax.data.folder.decode import COMMON_IMAGES, suffixes
 from talora_jax.data.folder.settings import Settings
+from talora_jax.data.folder.validity import masked_by
 from talora_jax.data.records import SampleFiles
 from talora_jax.errors import UserError, nearest, printable, some
 from talora_jax.task_names import from_path, in_paths, is_head, is_name
@@ -68,8 +69,10 @@ def list_samples(root: Path, settings: Settings) -> Listing:
       UserError: `root` has no folder `image`, or that holds no image.
     """
     _check_image_folder(root)
-    heads = [from_path(path.name) for path in root.iterdir()]
-    known = suffixes(settings, sorted(x for x in heads if is_head(x) and is_name(x, TARGETS)))
+    names = [from_path(path.name) for path in root.iterdir()]
+    known = suffixes(
+        settings, sorted(x for x in names if is_head(x) and is_name(masked_by(x), TARGETS))
+    )
     folders = tuple(name for name in known if os.path.lexists(root / in_paths(name)))
     problems: dict[str, list[str]] = {folder: [] for folder in folders}
     files: dict[str, dict[str, Path]] = {}

@@ -9,12 +9,13 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from talora_jax.data.folder.check import unfit
-from talora_jax.data.folder.decode import read
+from talora_jax.data.folder.check import lacks, unfit
+from talora_jax.data.folder.decode import masked, read
 from talora_jax.data.folder.listing import split_samples
 from talora_jax.data.folder.open import list_all
 from talora_jax.data.folder.settings import Settings, named_classes, stated_classes
 from talora_jax.data.folder.streams import spread
+from talora_jax.data.folder.validity import is_mask, mask_of
 from talora_jax.data.records import SampleFiles
 from talora_jax.data.transforms import resized
 from talora_jax.errors import UserError, printable, some
@@ -67,20 +68,27 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
         f"{printable(root)}: {len(splits['train'])} training and {len(splits['val'])} validation "
         f"samples{'' if settings.splits or listed.splits else ', drawn by their names'}"
     ]
-    lines += [
-        f"{name}: {len(samples) - len(without)} of {len(samples)} images have it"
-        if settings.partly
-        else f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} first: "
-        'training on it would refuse them, unless dataset.json has "partly": true'
-        for name, without in lacking.items()
-        if without
-    ]
+    for name, without in lacking.items():
+        if is_mask(name):
+            without = [s for s in without if lacks(s, name, partly=settings.partly)]
+        if without and settings.partly and not is_mask(name):
+            lines.append(f"{name}: {len(samples) - len(without)} of {len(samples)} images have it")
+        elif without:
+            way_on = "" if is_mask(name) else ', unless dataset.json has "partly": true'
+            lines.append(
+                f"problem: {len(without)} images have no {name}, {printable(without[0].stem)} "
+                f"first: training on it would refuse them{way_on}"
+            )
     if listed.problems:
         lines.append(
             f"problem: {len(listed.problems)} files cannot be used: {some(listed.problems, _NAMED)}"
         )
     chosen = spread(samples, looked_at)
-    found = {name: _read(name, chosen, settings, root) for name in listed.folders}
+    found = {
+        name: _read(name, chosen, settings, root)
+        for name in listed.folders
+        if not is_mask(name)  # read with its target
+    }
     class_names: dict[str, tuple[str, ...]] = {}
     for name, (values, bad) in found.items():
         lines.append(f"{name}: {_in_words(name, values)}{_where(name, settings)}")
@@ -97,7 +105,7 @@ def look(root: Path, data: ml_collections.ConfigDict, *, looked_at: int, picture
             if kind_of(name) == "semantic":
                 class_names[name] = named_classes(name, settings, content.num_classes)
     most = len(samples) - 1 if settings.partly else 0
-    readable = [name for name in listed.folders if found[name][0]]
+    readable = [name for name in found if found[name][0]]
     targets = tuple(name for name in readable if name != "image" and len(lacking[name]) <= most)
     needed = ["image"] if settings.partly else readable
     whole = [s for s in chosen if all(s.stem in found[name][0] for name in needed)]
@@ -131,7 +139,7 @@ def _read(
         if path is None:
             continue
         try:
-            values[sample.stem] = read(name, path, settings)
+            values[sample.stem] = masked(name, read(name, path, settings), sample, settings)
         except BadFile as error:
             bad.append(f"{printable(path.relative_to(root))}: {error}")
     return values, bad
@@ -172,4 +180,6 @@ def _in_words(name: str, values: Mapping[str, np.ndarray]) -> str:
 def _where(name: str, settings: Settings) -> str:
     if not settings.files:
         return ""
-    return f" [{printable(' | '.join(settings.files[name].values()))}]"
+    of_mask = settings.files.get(mask_of(name))
+    where = f", where {' | '.join(of_mask.values())} says it is valid" if of_mask else ""
+    return f" [{printable(' | '.join(settings.files[name].values()) + where)}]"

@@ -24,6 +24,7 @@ from talora_jax.data.folder.records import (
     records_config,
 )
 from talora_jax.data.folder.settings import Settings, named_classes, read_settings
+from talora_jax.data.folder.validity import is_mask, mask_of, masked_by
 from talora_jax.data.memory import SETTINGS
 from talora_jax.data.records import (
     SampleFiles,
@@ -136,7 +137,14 @@ def list_all(root: Path, data: ml_collections.ConfigDict) -> tuple[Settings, Lis
     check_root(root)
     settings = read_settings(root, data)
     described = settings.files or settings.table
-    return settings, (list_described if described else list_samples)(root, settings)
+    listed = (list_described if described else list_samples)(root, settings)
+    for name in listed.folders:
+        if masked_by(name) not in listed.folders:
+            raise UserError(
+                f"{root}: there are files that say where {masked_by(name)} is valid ({name}), and "
+                f"none of {masked_by(name)}; expected both."
+            )
+    return settings, listed
 
 
 def stated_class_names(data: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -171,7 +179,8 @@ class _Part:
 
     @functools.cached_property
     def listed(self) -> Listing:
-        return self.all_listed.only({"image", *self.made_from.values()})
+        read = {"image", *self.made_from.values()}
+        return self.all_listed.only(read | set(map(mask_of, read)))
 
     @functools.cached_property
     def samples(self) -> tuple[SampleFiles, ...]:
@@ -179,14 +188,22 @@ class _Part:
 
     @functools.cached_property
     def files(self) -> dict[str, list[str | None]]:
-        """For each folder, a hash of the file of each sample, in the order of the stems."""
+        """For each folder, a hash of the file of each sample, with its mask's if there is one, in
+        the order of the stems."""
         paths = [path for sample in self.samples for path in sample.files.values()]
         unread = [path for path in paths if path not in self.hashes]
         self.hashes.update(digests(unread, printable(self.root.name)))
         return {
-            folder: [self.hashes.get(sample.files.get(folder)) for sample in self.samples]
+            folder: [self._hash(sample, folder) for sample in self.samples]
             for folder in self.listed.folders
+            if not is_mask(folder)
         }
+
+    def _hash(self, sample: SampleFiles, folder: str) -> str | None:
+        if folder not in sample.files:
+            return None
+        mask = sample.files.get(mask_of(folder))
+        return self.hashes[sample.files[folder]] + (f"-{self.hashes[mask]}" if mask else "")
 
     @functools.cached_property
     def _kind(self) -> str:
@@ -339,7 +356,7 @@ def _made_from(folders: Sequence[str], settings: Settings) -> dict[str, str]:
     if settings.intrinsics is not None:
         sources["normals"].append("depth")
     sources["edges"] += ["instance", "semantic"]
-    sources |= {name: [name] for name in folders if is_head(name)}
+    sources |= {name: [name] for name in folders if is_head(name) and not is_mask(name)}
     found = {
         task: next((name for name in names if name in folders), None)
         for task, names in sources.items()

@@ -38,12 +38,14 @@ class Pattern:
     @property
     def folder(self) -> str:
         """Below which all that fits lies."""
-        fixed = re.split(r"[*{]", self.text, maxsplit=1)[0]
+        # Folders may be called in another way in which Unicode writes the same.
+        fixed = re.split(r"[*{]|[^\x00-\x7f]", self.text, maxsplit=1)[0]
         return fixed.rpartition("/")[0]
 
     def match(self, path: str) -> Key | None:
-        """What tells the sample that a file is of; None if the file does not fit."""
-        found = self.regex.fullmatch(path)
+        """What tells the sample that a file is of; None if the file does not fit. Unicode may write
+        its path in any way."""
+        found = self.regex.fullmatch(unicodedata.normalize("NFC", path))
         return found and tuple((name, found[name].rstrip("/")) for name in self.names)
 
 

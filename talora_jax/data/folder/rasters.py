@@ -40,7 +40,8 @@ def read_plane_of(path: Path, channel: str | None) -> np.ndarray:
         image = _image(path)
         if image.mode not in _ONE_CHANNEL:
             values = np.asarray(image)
-            if values.dtype == np.uint8 and values.ndim == 3 and _is_grey(values[..., :3]):
+            colours = values.dtype == np.uint8 and values.ndim == 3
+            if colours and (image.mode == "LA" or _is_grey(values[..., :3])):
                 return values[..., 0]
             raise BadFile(f"mode {image.mode}, expected one channel")
         return np.asarray(image)

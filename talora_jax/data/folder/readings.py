@@ -33,6 +33,10 @@
     "instance", "part":
       {"ignore": [255],
        "each_colour": true}                     each colour but black is one object
+    "valid:depth", the mask of depth, and so on for every target:
+      {"threshold": 127,                        above it depth is valid; default: 0
+       "ignore": [255],                         values where it is not, as NaN
+       "invert": true}                          … above it is not
 
 A reading makes of a file what an npy file of the plain layout holds; what that means is its task's.
 """
@@ -48,6 +52,7 @@ from jaxtyping import Integer
 
 from talora_jax.data.folder import rasters
 from talora_jax.data.folder.colours import Colour, read_table
+from talora_jax.data.folder.validity import is_mask, masked_by
 from talora_jax.errors import UserError, listed, printable
 from talora_jax.task_names import is_head, is_name, kind_of
 from talora_jax.tasks.semantic import is_8_bits
@@ -244,7 +249,7 @@ class Vectors:
 
 @dataclasses.dataclass(frozen=True)
 class YesNo:
-    """How saliency and edges are read."""
+    """How saliency, edges and masks of validity are read."""
 
     threshold: float = 0.0
     ignore: tuple[float, ...] = ()
@@ -291,6 +296,16 @@ KINDS: dict[str, type] = {
 }
 
 
+def is_read(name: str) -> bool:
+    """Whether a description may name files of this: a target, or its mask of validity."""
+    return is_name(masked_by(name), KINDS)
+
+
+def reading_of(name: str) -> type:
+    """How files are read of which `is_read` is true."""
+    return YesNo if is_mask(name) else KINDS[kind_of(name)]
+
+
 # From JSON.
 
 
@@ -312,14 +327,14 @@ def parse_readings(
     readings = {}
     for target, entry in value.items():
         place = f"{where}.{printable(target)}"
-        if not is_name(target, KINDS):
+        if not is_read(target):
             raise UserError(
-                f"{place}: unknown target; expected one of {', '.join(KINDS)}, or a head of one, "
-                "as semantic:materials."
+                f"{place}: unknown target; expected one of {', '.join(KINDS)}, a head of one, as "
+                "semantic:materials, or a mask of one, as valid:depth."
             )
         if not isinstance(entry, Mapping):
             raise UserError(f"{place}: expected an object.")
-        kind = KINDS[kind_of(target)]
+        kind = reading_of(target)
         has_classes = is_head(target) and kind_of(target) == "semantic"
         fields = [name for name in _FIELDS[kind] if has_classes or name != _NAMES]
         unknown = [name for name in entry if name not in fields]

@@ -8,11 +8,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Num
 
-from talora_jax.data.folder.decode import read
+from talora_jax.data.folder.decode import masked, read
 from talora_jax.data.folder.edges import edges_from_ids
 from talora_jax.data.folder.labels import labels_of, read_labels
 from talora_jax.data.folder.normals import normals_from_depth
 from talora_jax.data.folder.settings import Settings
+from talora_jax.data.folder.validity import is_mask
 from talora_jax.data.records import (
     Records,
     RecordsConfig,
@@ -91,7 +92,9 @@ def _make_sample(
     found = {
         name: read_labels(path, settings) if name == "semantic" else read(name, path, settings)
         for name, path in sample.files.items()
+        if not is_mask(name)
     }
+    found = {name: masked(name, values, sample, settings) for name, values in found.items()}
     if made_from.get("normals") == "depth" in found:
         found["normals"] = normals_from_depth(found["depth"], settings.intrinsics)
     found = {name: resized(name, values, image_size) for name, values in found.items()}

@@ -48,6 +48,9 @@ and of either
 All fields are optional. A head of a kind, as `semantic:materials`, has its own entries in `files`,
 `columns` and `read`, and nothing that stands beside `read` is of it.
 
+So has a mask of validity, as `valid:depth`: where it is 0 or NaN, depth is no measurement. It has
+the size of its target, and is there wherever that is.
+
 `config.data` may carry `class_names`, `depth_scale`, `max_depth`, `ignore_label` (of what `read`
 gives), `intrinsics` as (fx, fy, cx, cy), `image_size` and `partly`; one that is not None or empty
 is taken in place of `dataset.json`'s. `config.data.description` names another file in its place, or
@@ -66,10 +69,10 @@ from typing import Any
 import ml_collections
 
 from talora_jax.data.folder.patterns import SPLIT, compile_pattern
-from talora_jax.data.folder.readings import KINDS, Reading, parse_readings
+from talora_jax.data.folder.readings import KINDS, Reading, is_read, parse_readings
 from talora_jax.errors import UserError, one_line, printable
 from talora_jax.files import distinct
-from talora_jax.task_names import is_head, is_name
+from talora_jax.task_names import is_head
 
 # Descriptions that come along, of data sets in the layout that they are published in.
 SHIPPED = Path(__file__).with_name("layouts")
@@ -339,10 +342,10 @@ def _name_of_file(value: Any) -> str | None:
 
 def _files(value: Any) -> dict[str, dict[str, str]]:
     _demand(isinstance(value, dict) and "image" in value and len(value) > 1)
-    if unknown := [x for x in value if x != "image" and not is_name(x, KINDS)]:
+    if unknown := [x for x in value if x != "image" and not is_read(x)]:
         raise UserError(
             f"files: unknown target {printable(repr(unknown[0]))}; expected image and "
-            f"{', '.join(KINDS)}, or heads of these, as semantic:materials."
+            f"{', '.join(KINDS)}, heads of these, as semantic:materials, or masks, as valid:depth."
         )
     files = {name: _patterns(name, patterns) for name, patterns in value.items()}
     for name, patterns in files.items():
@@ -395,10 +398,11 @@ def _table(value: Any) -> Table:
     _demand(all(columns.count(name) == 1 for name in columns if name))
     _demand(all(isinstance(name, str) and name for name in named.values()))
     plain = {"", "image", "split"}
-    if unknown := {name for name in columns if name not in plain and not is_name(name, KINDS)}:
+    if unknown := {name for name in columns if name not in plain and not is_read(name)}:
         raise UserError(
             f"table.columns: unknown {printable(repr(sorted(unknown)[0]))}; expected '', image, "
-            f"split, {', '.join(KINDS)}, or heads of these, as semantic:materials."
+            f"split, {', '.join(KINDS)}, heads of these, as semantic:materials, or masks, as "
+            "valid:depth."
         )
     return Table(files, () if named else tuple(columns), named)
 

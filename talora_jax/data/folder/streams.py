@@ -2,9 +2,10 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ _WORDS = {
     "depth": "depth depths depthmap depthmaps meters distance bfx",
     "disparity": "disparity disparities disp",
     "normals": "normal normals norm norms",
-    "instance": "instance instances instanceids instancegt segmentationobject inst",
+    "instance": "instance instances instanceids instancegt segmentationobject inst panoptic",
     "edges": "edge edges boundary boundaries contour contours",
     "saliency": "saliency salient sal",
     "human_parts": "human parts part",
@@ -29,8 +30,16 @@ _ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split
 # Of a target that other words name: depth/groundtruth, depth_gt.
 _WEAK = {"gt", "gtfine", "groundtruth"}
 # Words that tell files apart and mean no target.
-_OTHER_WORDS = {"geometry", "hdf5", "sync", "frame"}
+_OTHER_WORDS = {"geometry", "hdf5", "sync", "frame", "cam"}
 _KNOWN_WORDS = _ROLE_OF.keys() | _OTHER_WORDS
+# What masks that say where targets are valid are called: depth_mask of DIODE, mask_valid of
+# Taskonomy, mask_invalid of iBims-1. `valid_masks` is of a split.
+_OF_VALIDITY = re.compile(
+    r"((depth|disp|normal)(maps?|arity|s)?[-_. ]?(masks?|valid)"
+    r"|mask[-_. ]?(in)?valid|invalid[-_. ]?masks?|validity)(?![^\W_])"
+)
+# … and what they are of, where their names do not say: what is measured.
+MEASURED = ("depth", "disparity", "normals")
 # Files that no task learns from, and drawings of others.
 _PASSED_OVER = {"world", "overlay", "vis", "viz", "confidence", "conf", "pose", "uncertainty"}
 SPLIT_WORDS = {
@@ -42,9 +51,10 @@ _SPLITS_BESIDE = SPLIT_WORDS | {"tr": "train", "te": "test"}
 # The first of these that a name has is the one to take.
 _PREFERRED = (
     "labeltrainids", "labelids", "sem_seg", "semantic", "bfx", "filt", "zbuffer", "leftimg8bit",
-    "rgb", "color", "tonemap",
+    "rgb", "color", "tonemap", "normal_cam",
 )  # fmt: skip
 _LOOKED_AT = 12  # files of each kind
+SOME_ALIKE = 64
 _MOST_HEADS = 6
 _ANY_SPLIT = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 _SPLIT = re.compile(rf"(.*?)({_ANY_SPLIT})(.*)", re.I)
@@ -87,9 +97,11 @@ class Stream:
         return next((i for i, word in enumerate(_PREFERRED) if word in name), len(_PREFERRED))
 
     @property
-    def is_of_depth(self) -> bool:
-        """Whether its files are masks that say where another's depth is measured, as DIODE's."""
-        return bool(re.search(r"depths?[-_. ]?masks?", "/".join(self.parts).lower()))
+    def may_mask(self) -> tuple[str, ...]:
+        """The targets of which its files may say where they are valid, by their names."""
+        found = _OF_VALIDITY.search("/".join(self.parts).lower())
+        said = found and [name for name in MEASURED if name[:4] == (found[2] or "")[:4]]
+        return tuple(said or MEASURED) if found else ()
 
     def shares(self, other: "Stream") -> bool:
         """Whether a file is of both."""
@@ -127,10 +139,11 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
     usable = [path for path in paths if not set(path) & set("*{}")]
     split_up = [path.split("/") for path in usable]
     beside = _splits_beside(split_up)
+    told = functools.cache(lambda folder, depth: _folder(folder, beside[depth]))
     for path, (*folders, name) in zip(usable, split_up, strict=True):
         parts, split, word, said = [], "", "", []
         for depth, folder in enumerate(folders):
-            part, this_split, this_word, role = _folder(folder, beside[depth])
+            part, this_split, this_word, role = told(folder, depth)
             if this_split and not split:
                 split, word = this_split, this_word
             elif this_split and this_word != word:
@@ -154,15 +167,19 @@ def streams_of(paths: Iterable[str]) -> list[Stream]:
             stream.words[split] = word
     streams = [part for stream in found.values() for part in _by_last_word(stream)]
     streams = _of_any_suffix(streams)
-    streams += [part for stream in streams for part in _by_folder(stream)]
+    streams += [part for stream in streams for part in by_folder(stream)]
     return [_with_constants(stream) for stream in streams]
 
 
-def _by_folder(stream: Stream) -> list[Stream]:
+def by_folder(stream: Stream, *, deep: bool = False) -> list[Stream]:
     """The folders of a stream apart from each other, `labels_objects` and `labels_materials` or
-    `image_2` and `image_3`, where all of them hold files of the same names; nothing elsewhere."""
+    `image_2` and `image_3`, where all of them hold files of the same names; nothing elsewhere.
+
+    Args:
+      deep: folders of any name, too, as scenes are in and versions.
+    """
     for number, part in enumerate(stream.parts[:-1]):
-        if "*" not in part or part == "**":
+        if "*" not in part or (part == "**" and not deep):
             continue
         pattern = _capturing(stream, number)
         found: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -233,6 +250,19 @@ def own_words(stream: Stream, other: Stream) -> str:
     )
     known = {*elsewhere, *_ROLE_OF, *_OTHER_WORDS, *SPLIT_WORDS, "split"}
     return "_".join(dict.fromkeys(word for word in said if word not in known))
+
+
+def alike(paths: Iterable[str], suffixes: Collection[str]) -> list[list[str]]:
+    """Files of these suffixes in groups of those that are called the same but for numbers, as deep
+    below: `labels/000001.txt` and what else there is of each image, and lists apart from them. Of a
+    group, `SOME_ALIKE` tell what all are."""
+    groups: dict[tuple[str, int], list[str]] = collections.defaultdict(list)
+    for path in paths:
+        if Path(path).suffix.lower() in suffixes:
+            name = path.rpartition("/")[2].lower()
+            told = re.sub(r"[^\W_]*\d[^\W_]*", "0", name)
+            groups[told, path.count("/")].append(path)
+    return list(groups.values())
 
 
 def split_of_name(path: str) -> str | None:
