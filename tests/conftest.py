@@ -307,7 +307,8 @@ def fill() -> Callable[[Callable[[], nnx.Module]], nnx.Module]:
         def draw(path, variable):
             noise = rng.normal(size=variable.shape)
             noise = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
-            return variable.replace(jnp.asarray(noise.astype(variable.dtype)))
+            # Of NumPy's array `jnp.asarray` compiles a program for each shape.
+            return variable.replace(jax.device_put(noise.astype(variable.dtype)))
 
         return nnx.merge(graphdef, nnx.map_state(draw, state))
 
@@ -332,7 +333,7 @@ def learn(micro):
         run = assemble(config, mesh, dataset, tasks, parent_of(config))
         rng = np.random.default_rng(seed)
         learnt = jax.tree.map(
-            lambda x: jnp.asarray(x + rng.normal(0, 0.1, x.shape).astype(np.float32)),
+            lambda x: jax.device_put(x + rng.normal(0, 0.1, x.shape).astype(np.float32)),
             jax.device_get(run.trainable),  # NumPy adds, and compiles nothing
         )
         return run, learnt
