@@ -153,11 +153,15 @@ def test_operations_are_as_many_as_blocks_times_their_tasks():
 def make(micro, fill):
     """Makes a small mSAM with random numbers in every parameter."""
 
-    def make(kind="talora", blocks=None, encoder=ENCODER, **how):
+    @functools.cache
+    def filled(kind, blocks, encoder, remat):
         decoder = dataclasses.replace(micro.decoder, dim=encoder.out_channels, depth=1)
         sam = dataclasses.replace(micro, encoder=encoder, decoder=decoder)
         config = AdapterConfig(kind, RANKS, blocks=blocks, dropout=0.3)
-        return fill(lambda: MSam(sam, config, CHANNELS, rngs=nnx.Rngs(0), **how))
+        return nnx.split(fill(lambda: MSam(sam, config, CHANNELS, remat=remat, rngs=nnx.Rngs(0))))
+
+    def make(kind="talora", blocks=None, encoder=ENCODER, remat="block_but_attention"):
+        return nnx.merge(*filled(kind, blocks, encoder, remat))
 
     return make
 
