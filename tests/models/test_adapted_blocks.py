@@ -184,7 +184,8 @@ def with_all_adapted(late, make):
     tensors |= dict(nnx.to_flat_state(rest))
     for path, variable in tensors.items():
         if "adapter" in path:
-            tensors[path] = variable.replace(jnp.zeros_like(variable[...]))
+            zeros = np.zeros(variable.shape, variable.dtype)
+            tensors[path] = variable.replace(jax.device_put(zeros))
     for path, own in nnx.to_flat_state(nnx.state(encoder.adapted)):
         stack, *inside = path
         inside = ["attn", *inside] if "adapter" in inside else inside
@@ -192,7 +193,7 @@ def with_all_adapted(late, make):
         x, axes = np.array(variable[...]), len(encoder.config.stacks[stack])
         flat = x.reshape(-1, *x.shape[axes:])  # of the same memory
         flat[encoder.config.rows(stack, encoder.blocks)] = own[...]
-        tensors["image_encoder", stack, *inside] = variable.replace(jnp.asarray(x))
+        tensors["image_encoder", stack, *inside] = variable.replace(jax.device_put(x))
     return nnx.merge(nnx.graphdef(whole), nnx.from_flat_state(list(tensors.items())))
 
 
