@@ -243,30 +243,48 @@ def _rss() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+class Served:
+    """A contender in this process: set up, then a step whenever it is asked for.
+
+    Attributes:
+      ready: its facts, the seconds that setting it up took, and the memory resident then.
+    """
+
+    def __init__(self, target: str, options: dict[str, Any]):
+        start = time.perf_counter()
+        module, function = target.split(":")
+        self._step, facts = getattr(importlib.import_module(module), function)(**options)
+        seconds = time.perf_counter() - start
+        self.ready = {"facts": facts, "setup_seconds": seconds, "rss": _rss()}
+        self._counts_anew = False
+
+    def step(self) -> dict[str, float | None]:
+        """One call: its seconds, and the peak memory so far, in all and since the first call."""
+        start = time.perf_counter()
+        self._step()
+        seconds, peak = time.perf_counter() - start, peak_rss()
+        of_steps = peak if self._counts_anew else None
+        self._counts_anew = self._counts_anew or _reset_peak_rss()
+        return {"seconds": seconds, "peak_rss": peak, "steps_peak_rss": of_steps}
+
+
 def _serve(target: str, options: dict[str, Any]) -> None:
     """A worker's life: set up, then a step for every line that comes in."""
     # Answers have a channel of their own; what libraries print goes where warnings go.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(**fields) -> None:
+    def answer(fields: dict[str, Any]) -> None:
         channel.write(json.dumps(fields) + "\n")
         channel.flush()
 
     # If memory runs out, it is the contender that ends, and no bystander.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    start = time.perf_counter()
-    module, function = target.split(":")
-    step, facts = getattr(importlib.import_module(module), function)(**options)
-    answer(facts=facts, setup_seconds=time.perf_counter() - start, rss=_rss())
-    counts_anew = False
+    served = Served(target, options)
+    answer(served.ready)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        seconds, peak = time.perf_counter() - start, peak_rss()
-        answer(seconds=seconds, peak_rss=peak, steps_peak_rss=peak if counts_anew else None)
-        counts_anew = counts_anew or _reset_peak_rss()
+        answer(served.step())
 
 
 if __name__ == "__main__":

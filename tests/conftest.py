@@ -42,7 +42,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled_folder()
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# Of what tracing makes little is garbage, and looking for it took a fifth of the tests' time.
+gc.set_threshold(50_000)
 
 from jaxtyping import install_import_hook
 
@@ -67,6 +70,7 @@ from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam
 from talora_jax.models.sam import SIZES, Sam
 from talora_jax.tasks import make_task
+from talora_jax.training import setup
 from talora_jax.training.setup import Run, assemble, learnt_file, parent_of
 from talora_jax.weights import hub as hub_lib
 from talora_jax.weights.base_file import Description, write_base
@@ -77,6 +81,12 @@ from weights_convert.official import from_official
 GOLDEN = TESTS / "goldens" / "mtsam_tiny.npz"
 KINDS = {"semantic": "semantic", "depth": "depth", "normal": "normals"}
 MAX_RESIDENT = 1.2e9  # bytes
+
+
+def pytest_collection_finish() -> None:
+    # What is there now stays: the garbage collector need not look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -251,6 +261,16 @@ def config(nano_base, folder, tmp_path_factory):
     return config
 
 
+@pytest.fixture
+def linear(config, monkeypatch):
+    """Makes `config` one of a model that is linear in an image's colours: it starts in no time, and
+    all else is the same."""
+    from tests.kills import make_linear
+
+    monkeypatch.setattr(setup, "make_model", make_linear)
+    config.adapter.kind, config.model.weights = "none", None
+
+
 @pytest.fixture(scope="session")
 def start_python():
     """Starts Python in a process of its own, in which there are so many (fake) devices."""
@@ -287,7 +307,8 @@ def fill() -> Callable[[Callable[[], nnx.Module]], nnx.Module]:
         def draw(path, variable):
             noise = rng.normal(size=variable.shape)
             noise = 1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise
-            return variable.replace(jnp.asarray(noise, variable.dtype))
+            # Of NumPy's array `jnp.asarray` compiles a program for each shape.
+            return variable.replace(jax.device_put(noise.astype(variable.dtype)))
 
         return nnx.merge(graphdef, nnx.map_state(draw, state))
 
@@ -312,7 +333,8 @@ def learn(micro):
         run = assemble(config, mesh, dataset, tasks, parent_of(config))
         rng = np.random.default_rng(seed)
         learnt = jax.tree.map(
-            lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), run.trainable
+            lambda x: jax.device_put(x + rng.normal(0, 0.1, x.shape).astype(np.float32)),
+            jax.device_get(run.trainable),  # NumPy adds, and compiles nothing
         )
         return run, learnt
 

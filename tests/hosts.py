@@ -30,7 +30,6 @@ import numpy as np
 from tests import kills
 
 # isort: split
-from flax import nnx
 
 from talora_jax import config as config_lib
 from talora_jax import hosts, sharding, storage
@@ -491,9 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     flags = () if args.nano else ("--config.adapter.kind=none",)
     if not args.nano:
-        setup.make_model = lambda config, tasks, sam: kills.Linear(
-            {task.name: task.channels for task in tasks}, nnx.Rngs(config.seed)
-        )
+        setup.make_model = kills.make_linear
     root = Path(tempfile.mkdtemp(prefix="talora_jax_hosts_"))
     try:
         groups, wrong = Groups(root, flags), 0

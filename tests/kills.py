@@ -16,6 +16,7 @@ written and read is the same. --nano trains one with adapters all the same.
 import argparse
 import collections
 import dataclasses
+import gc
 import itertools
 import os
 import random
@@ -38,6 +39,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 sys.path.insert(0, str(TESTS))
 
 # With all that a run needs; none of it starts a thread, which a fork would lose.
+import jax
 import jax.numpy as jnp
 import micro  # noqa: F401  # adds the size
 import tensorboardX  # noqa: F401
@@ -110,6 +112,11 @@ class Linear(nnx.Module):
 
     def orthogonality(self, parts):
         return jnp.zeros(())
+
+
+def make_linear(config, tasks, sam) -> Linear:
+    """In place of `setup.make_model`."""
+    return Linear({task.name: task.channels for task in tasks}, nnx.Rngs(config.seed))
 
 
 @dataclasses.dataclass
@@ -200,6 +207,10 @@ def start_process(work: Callable[[], None], out: Path, errors: Path) -> int:
     try:
         for number, file in ((1, out), (2, errors)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+        # Small programs, that many processes need; and what is there now stays.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        gc.freeze()
+        gc.set_threshold(50_000)
         run_command(work)
         status = 0
     except SystemExit as end:
@@ -322,9 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nano", action="store_true")
     args = parser.parse_args(arguments)
     if not args.nano:
-        setup.make_model = lambda config, tasks, sam: Linear(
-            {task.name: task.channels for task in tasks}, nnx.Rngs(config.seed)
-        )
+        setup.make_model = make_linear
     rng = random.Random(args.seed)
     root = Path(tempfile.mkdtemp(prefix="talora_jax_kills_"))
     try:

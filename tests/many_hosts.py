@@ -28,7 +28,6 @@ from tests import hosts, kills
 
 # isort: split
 import pytest
-from flax import nnx
 from jax._src.clusters import cloud_tpu_cluster
 
 from talora_jax.errors import run_command
@@ -307,9 +306,7 @@ def commands(cluster: Cluster) -> bool:
 
 
 def main() -> int:
-    setup.make_model = lambda config, tasks, sam: kills.Linear(
-        {task.name: task.channels for task in tasks}, nnx.Rngs(config.seed)
-    )
+    setup.make_model = kills.make_linear
     root = Path(tempfile.mkdtemp(prefix="talora_jax_many_hosts_"))
     try:
         return 0 if commands(Cluster(root)) else 1

@@ -5,6 +5,7 @@ and one decoder layer, and compiles in half the time: for claims that are not ab
 """
 
 import dataclasses
+import gc
 
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.mask_decoder import MaskDecoderConfig
@@ -28,6 +29,8 @@ NANO = dataclasses.replace(
     encoder=dataclasses.replace(MICRO.encoder, stages=1),
     decoder=dataclasses.replace(MICRO.decoder, depth=1),
 )
+# Of what tracing makes little is garbage: see `conftest.py`.
+gc.set_threshold(50_000)
 SIZES["micro"] = lambda: MICRO
 SIZES["nano"] = lambda: NANO
 

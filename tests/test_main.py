@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from talora_jax.config import flat_fields
+from talora_jax.errors import run_command
 from talora_jax.main import main
 from talora_jax.training.log import read_metrics
 
@@ -33,21 +34,14 @@ def finish(process, *, status=0):
     return out, errors
 
 
-@pytest.fixture
-def wrong(start_main):
-    """Runs a command that must fail and returns what it says, without a traceback."""
-
-    def run(*arguments):
-        _, errors = finish(start_main(*arguments), status=2)
-        _, error, message = errors.partition("error: ")
-        assert error and "Traceback" not in errors, errors
-        return message.strip()
-
-    return run
+def mistake(errors):
+    """What a command that must fail has said, without a traceback."""
+    _, error, message = errors.partition("error: ")
+    assert error and "Traceback" not in errors, errors
+    return message.strip()
 
 
-@pytest.mark.slow
-def test_mistakes_on_the_command_line_are_told_in_one_line(wrong, config, tmp_path):
+def test_mistakes_on_the_command_line_are_told_in_one_line(config, tmp_path, capsys):
     good = flags(config, tmp_path / "run")
     for arguments, told in (
         (["--config=configs/rooms_tinny.py", "--workdir=x"], "no file 'configs/rooms_tinny.py'"),
@@ -58,18 +52,22 @@ def test_mistakes_on_the_command_line_are_told_in_one_line(wrong, config, tmp_pa
         ([*good, f"--config.data.path={tmp_path}/nowhere"], f"{tmp_path}/nowhere"),
         ([*good, "--config.model.weights=sam.pth"], "sam.pth"),
     ):
-        message = wrong(*arguments)
+        with pytest.raises(SystemExit, match="2"):
+            run_command(lambda given=arguments: main(given))
+        message = mistake(capsys.readouterr().err)
         assert told in message and len(message.splitlines()) == 1, message
     assert not (tmp_path / "run").exists()
 
 
-def test_all_mistakes_in_a_folder_are_told_at_once(wrong, config, folder, tmp_path):
+def test_all_mistakes_in_a_folder_are_told_at_once(start_main, config, folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     png = broken / "image" / "003.png"
     png.write_bytes(png.read_bytes()[:200])
     Image.fromarray(np.full((24, 32), 7, np.uint8)).save(broken / "semantic" / "005.png")
-    message = wrong(*flags(config, tmp_path / "run"), f"--config.data.path={broken}")
+    process = start_main(*flags(config, tmp_path / "run"), f"--config.data.path={broken}")
+    _, errors = finish(process, status=2)
+    message = mistake(errors)
     assert "image/003.png" in message and "semantic/005.png" in message and "7" in message
 
 

@@ -25,9 +25,8 @@ from talora_jax.models.msam import MSam, trainable
 from talora_jax.tasks import make_task
 from talora_jax.weights.adapter_file import AdapterFile
 from talora_jax.weights.assemble import save_adapter
-from talora_jax.weights.base_file import Description, read_base, write_base
+from talora_jax.weights.base_file import read_base
 from talora_jax.weights.build import build, load_msam, merged
-from talora_jax.weights.state import tensors_of
 from weights_convert.checkpoint import check_finite, open_checkpoint
 
 CLASSES = ("red", "green", "blue")
@@ -35,14 +34,11 @@ SIZE = (24, 32)
 
 
 @pytest.fixture(scope="module")
-def config(micro_sam, tmp_path_factory):
+def config(nano_base):
     """Of a run that starts from a base, as random as everything else here."""
-    base = tmp_path_factory.mktemp("base") / "base.safetensors"
-    description = Description(micro_sam.config, None, {"file": "sam.pth", "sha256": "…"})
-    write_base(base, tensors_of(nnx.state(micro_sam)), description)
     config = config_lib.default()
-    config.model.size = "micro"
-    config.model.weights = str(base)
+    config.model.size = "nano"
+    config.model.weights = str(nano_base)
     config.adapter.ranks = (4, 4, 2)
     config.adapter.qkv = (True, False, True)
     config.data.image_size = SIZE
@@ -60,7 +56,7 @@ def finished(config, tasks, tmp_path_factory):
     model = model_of(config, tasks)
     graphdef, learnt, frozen = nnx.split(model, trainable(model.adapter), ...)
     rng = np.random.default_rng(0)
-    learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
+    learnt = jax.tree.map(lambda x: np.asarray(x) + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
     workdir = tmp_path_factory.mktemp("finished")
     model = nnx.merge(graphdef, learnt, frozen)
     save(model, workdir, config)
@@ -232,7 +228,7 @@ def test_a_model_whose_last_blocks_are_adapted(config, tasks, images, tmp_path, 
     model = model_of(config, tasks)
     graphdef, learnt, frozen = nnx.split(model, trainable(model.adapter), ...)
     rng = np.random.default_rng(0)
-    learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
+    learnt = jax.tree.map(lambda x: np.asarray(x) + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
     model = nnx.merge(graphdef, learnt, frozen)
     save(model, tmp_path, config)
     out = tmp_path / "out"

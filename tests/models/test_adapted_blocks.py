@@ -153,11 +153,15 @@ def test_operations_are_as_many_as_blocks_times_their_tasks():
 def make(micro, fill):
     """Makes a small mSAM with random numbers in every parameter."""
 
-    def make(kind="talora", blocks=None, encoder=ENCODER, **how):
+    @functools.cache
+    def filled(kind, blocks, encoder, remat):
         decoder = dataclasses.replace(micro.decoder, dim=encoder.out_channels, depth=1)
         sam = dataclasses.replace(micro, encoder=encoder, decoder=decoder)
         config = AdapterConfig(kind, RANKS, blocks=blocks, dropout=0.3)
-        return fill(lambda: MSam(sam, config, CHANNELS, rngs=nnx.Rngs(0), **how))
+        return nnx.split(fill(lambda: MSam(sam, config, CHANNELS, remat=remat, rngs=nnx.Rngs(0))))
+
+    def make(kind="talora", blocks=None, encoder=ENCODER, remat="block_but_attention"):
+        return nnx.merge(*filled(kind, blocks, encoder, remat))
 
     return make
 
@@ -180,7 +184,8 @@ def with_all_adapted(late, make):
     tensors |= dict(nnx.to_flat_state(rest))
     for path, variable in tensors.items():
         if "adapter" in path:
-            tensors[path] = variable.replace(jnp.zeros_like(variable[...]))
+            zeros = np.zeros(variable.shape, variable.dtype)
+            tensors[path] = variable.replace(jax.device_put(zeros))
     for path, own in nnx.to_flat_state(nnx.state(encoder.adapted)):
         stack, *inside = path
         inside = ["attn", *inside] if "adapter" in inside else inside
@@ -188,7 +193,7 @@ def with_all_adapted(late, make):
         x, axes = np.array(variable[...]), len(encoder.config.stacks[stack])
         flat = x.reshape(-1, *x.shape[axes:])  # of the same memory
         flat[encoder.config.rows(stack, encoder.blocks)] = own[...]
-        tensors["image_encoder", stack, *inside] = variable.replace(jnp.asarray(x))
+        tensors["image_encoder", stack, *inside] = variable.replace(jax.device_put(x))
     return nnx.merge(nnx.graphdef(whole), nnx.from_flat_state(list(tensors.items())))
 
 

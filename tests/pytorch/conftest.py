@@ -19,7 +19,7 @@ from weights_convert.__main__ import main
 SIZES = ((1024, 1024), (333, 500))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Peers:
     """One set of weights in three implementations, and the images they see.
 
@@ -162,11 +162,23 @@ def converter():
 
 @pytest.fixture(scope="session")
 def vit_b(tmp_path_factory) -> Peers:
-    return make_peers(tmp_path_factory.mktemp("vit_b"), 768, 12, 12, (2, 5, 8, 11), images=SIZES)
+    """All of it, on one image: a second one takes as long as everything else here."""
+    folder = tmp_path_factory.mktemp("vit_b")
+    return make_peers(folder, 768, 12, 12, (2, 5, 8, 11), images=SIZES[1:])
 
 
-@pytest.fixture(scope="session", params=[(1024, 16), (1280, 16)], ids=["vit_l", "vit_h"])
-def shallow(request, tmp_path_factory) -> Peers:
-    """ViT-L's and ViT-H's widths and heads, two blocks deep."""
-    folder = tmp_path_factory.mktemp("shallow")
-    return make_peers(folder, *request.param, 2, (1,), images=SIZES[1:])
+@pytest.fixture(scope="session")
+def vit_l(tmp_path_factory) -> Peers:
+    """ViT-L's width and heads, two blocks deep."""
+    return make_peers(tmp_path_factory.mktemp("vit_l"), 1024, 16, 2, (1,), images=SIZES)
+
+
+@pytest.fixture(scope="session")
+def vit_h(tmp_path_factory) -> Peers:
+    """ViT-H's width and heads, two blocks deep."""
+    return make_peers(tmp_path_factory.mktemp("vit_h"), 1280, 16, 2, (1,), images=SIZES[1:])
+
+
+@pytest.fixture(scope="session", params=["vit_l", "vit_h"])
+def shallow(request) -> Peers:
+    return request.getfixturevalue(request.param)

@@ -1,7 +1,10 @@
 """Promptable SAM against `segment_anything` and `transformers` with the same weights, float32.
 
-Encoding a 1024-pixel image takes seconds in every framework, so each is encoded once.
+Encoding a 1024-pixel image takes seconds in every framework, so each is encoded once. All prompts
+on images of both shapes are of the decoder, and so of an encoder of two blocks.
 """
+
+import functools
 
 import numpy as np
 import pytest
@@ -26,27 +29,19 @@ def masks():
     return np.random.default_rng(3).normal(0, 5, (2, 256, 256)).astype(np.float32)
 
 
-def official_predictor(sam, image):
+@functools.cache
+def officials(peers):
+    """An official predictor for each image."""
     from segment_anything import SamPredictor
 
-    predictor = SamPredictor(sam)
-    predictor.set_image(image)
-    return predictor
+    predictors = [SamPredictor(peers.official) for _ in peers.images]
+    for predictor, image in zip(predictors, peers.images, strict=True):
+        predictor.set_image(image)
+    return predictors
 
 
-@pytest.fixture(scope="module")
-def official_b(vit_b):
-    """An official predictor for each image."""
-    return [official_predictor(vit_b.official, image) for image in vit_b.images]
-
-
-@pytest.fixture(scope="module")
-def official_shallow(shallow):
-    return [official_predictor(shallow.official, image) for image in shallow.images]
-
-
-def compare_embeddings(peers, officials):
-    for i, official in enumerate(officials):
+def compare_embeddings(peers):
+    for i, official in enumerate(officials(peers)):
         theirs = official.features[0].permute(1, 2, 0).numpy()
         assert 0.5 < theirs.std() < 2
         np.testing.assert_allclose(peers.ours.embedding(i)[0], theirs, rtol=0, atol=1e-4)
@@ -75,8 +70,8 @@ def ask_ours(ours, prompt, image, multimask):
     return ours.predict(**prompt, image=image, multimask=multimask)
 
 
-def compare_masks(peers, officials, prompt, multimask):
-    for i, official in enumerate(officials):
+def compare_masks(peers, prompt, multimask):
+    for i, official in enumerate(officials(peers)):
         logits, iou, low_res = ask_official(official, prompt, multimask)
         prediction = ask_ours(peers.ours, prompt, i, multimask)
         assert 0.2 < low_res.std() < 5
@@ -85,18 +80,20 @@ def compare_masks(peers, officials, prompt, multimask):
         np.testing.assert_allclose(prediction.iou, iou, rtol=0, atol=1e-4)
 
 
-def test_image_embeddings(vit_b, official_b):
-    compare_embeddings(vit_b, official_b)
+def test_vit_b(vit_b):
+    compare_embeddings(vit_b)
+    for multimask in (True, False):
+        compare_masks(vit_b, PROMPTS["points_and_box"], multimask)
 
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_masks_and_iou(vit_b, official_b, prompt, multimask):
-    compare_masks(vit_b, official_b, prompt, multimask)
+def test_masks_and_iou(vit_l, prompt, multimask):
+    compare_masks(vit_l, prompt, multimask)
 
 
 @pytest.mark.parametrize("multimask", [True, False])
-def test_prompts_of_different_kinds_in_one_call(vit_b, official_b, multimask):
+def test_prompts_of_different_kinds_in_one_call(vit_l, multimask):
     """The first prompt of each kind beside the others, on both images, each asked alone there."""
     kinds = PROMPTS.values()
     together = {
@@ -104,30 +101,30 @@ def test_prompts_of_different_kinds_in_one_call(vit_b, official_b, multimask):
         for name in ("points", "labels", "boxes")
     }
     together["masks"] = [masks()[0] if "masks" in kind else None for kind in kinds]
-    found = vit_b.ours.predict_each([together] * len(official_b), multimask=multimask)
-    for official, prediction in zip(official_b, found, strict=True):
+    found = vit_l.ours.predict_each([together] * len(vit_l.images), multimask=multimask)
+    for official, prediction in zip(officials(vit_l), found, strict=True):
         for i, kind in enumerate(kinds):
             _, iou, low_res = ask_official(official, kind, multimask)
             np.testing.assert_allclose(prediction.low_res[i], low_res[0], rtol=0, atol=1e-3)
             np.testing.assert_allclose(prediction.iou[i], iou[0], rtol=0, atol=1e-4)
 
 
-def test_widths_and_heads_of_vit_l_and_vit_h(shallow, official_shallow):
-    compare_embeddings(shallow, official_shallow)
+def test_widths_and_heads_of_vit_l_and_vit_h(shallow):
+    compare_embeddings(shallow)
     for multimask in (True, False):
-        compare_masks(shallow, official_shallow, PROMPTS["points_and_box"], multimask)
+        compare_masks(shallow, PROMPTS["points_and_box"], multimask)
 
 
 @pytest.fixture(scope="module")
-def huggingface_b(vit_b, official_b):
+def huggingface_b(vit_b):
+    return huggingface_embedding(vit_b)
+
+
+def huggingface_embedding(peers):
     """Hugging Face's embedding of the last image, from the official preprocessing."""
-    return huggingface_embedding(vit_b, official_b[-1])
-
-
-def huggingface_embedding(peers, official):
     import torch
 
-    resized = official.transform.apply_image(peers.images[-1])
+    resized = officials(peers)[-1].transform.apply_image(peers.images[-1])
     pixels = torch.as_tensor(resized).permute(2, 0, 1)[None]
     return peers.huggingface.get_image_embeddings(peers.official.preprocess(pixels))
 
@@ -137,17 +134,17 @@ def test_image_embeddings_of_huggingface(vit_b, huggingface_b):
     np.testing.assert_allclose(vit_b.ours.embedding(-1)[0], theirs, rtol=0, atol=1e-4)
 
 
-def test_widths_and_heads_in_huggingface(shallow, official_shallow):
-    theirs = huggingface_embedding(shallow, official_shallow[-1])[0].permute(1, 2, 0).numpy()
+def test_widths_and_heads_in_huggingface(shallow):
+    theirs = huggingface_embedding(shallow)[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(shallow.ours.embedding(-1)[0], theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("name", [name for name in PROMPTS if "mask" not in name])
-def test_masks_and_iou_of_huggingface(vit_b, official_b, huggingface_b, name, multimask):
+def test_masks_and_iou_of_huggingface(vit_b, huggingface_b, name, multimask):
     import torch
 
-    prompt, official = PROMPTS[name], official_b[-1]
+    prompt, official = PROMPTS[name], officials(vit_b)[-1]
     inputs = {}
     if "points" in prompt:
         points = official.transform.apply_coords(np.array(prompt["points"]), official.original_size)
@@ -165,16 +162,15 @@ def test_masks_and_iou_of_huggingface(vit_b, official_b, huggingface_b, name, mu
     np.testing.assert_allclose(prediction.iou, theirs.iou_scores[0], rtol=0, atol=1e-4)
 
 
-def test_mask_prompt_of_huggingface(vit_b, official_b, huggingface_b):
+def test_mask_prompt_of_huggingface(vit_b, huggingface_b):
     import torch
 
+    official = officials(vit_b)[-1]
     mask = masks()[:1]
     with torch.no_grad():
         theirs = vit_b.huggingface(
             input_points=torch.as_tensor(
-                official_b[-1].transform.apply_coords(
-                    np.array(POINTS[:1]), official_b[-1].original_size
-                ),
+                official.transform.apply_coords(np.array(POINTS[:1]), official.original_size),
                 dtype=torch.float32,
             )[None],
             input_labels=torch.as_tensor(LABELS[:1])[None],

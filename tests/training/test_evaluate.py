@@ -18,21 +18,21 @@ PROGRAM = """
 import json, sys
 import jax
 from talora_jax import config as config_lib
+from talora_jax.training import setup
 from talora_jax.training.evaluate import Evaluator, constant_baselines
-from talora_jax.training.setup import prepare
-sys.path.insert(0, "tests")
-import micro
+from tests.kills import make_linear
 
+setup.make_model = make_linear
 config = config_lib.default()
 config.update(json.loads(sys.argv[1]))
-run = prepare(config)
+run = setup.prepare(config)
 with jax.set_mesh(run.mesh):
     print(json.dumps([Evaluator(run).metrics(run.trainable), constant_baselines(run)]))
 """
 
 
 @pytest.fixture
-def edges_config(config):
+def edges_config(config, linear):
     config.tasks = ("edges", "semantic")
     config.weighting.task_weights = (1.0, 1.0)
     return config

@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from talora_jax.data.pipeline import train_iterator
 from talora_jax.errors import Stopped, UserError
@@ -22,22 +21,11 @@ from talora_jax.training.loop import train
 from talora_jax.training.optim import make_schedule
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weights.adapter_file import AdapterFile
-from tests.kills import Linear
 
 
 @pytest.fixture
-def config(config, monkeypatch):
-    """A model that is linear in an image's colours: it starts in no time, and all else is the
-    same."""
-    monkeypatch.setattr(
-        setup,
-        "make_model",
-        lambda config, tasks, sam: Linear(
-            {task.name: task.channels for task in tasks}, nnx.Rngs(config.seed)
-        ),
-    )
+def config(config, linear):
     config.tasks, config.weighting.task_weights = ("semantic", "depth"), (1.0, 1.0)
-    config.adapter.kind, config.model.weights = "none", None
     config.optimizer.learning_rate, config.num_pictures = 0.1, 0
     return config
 

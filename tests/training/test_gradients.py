@@ -17,7 +17,7 @@ from talora_jax.models.msam import shared, trainable
 from talora_jax.tasks import make_task
 from talora_jax.training import checkpoint, gradients
 from talora_jax.training.setup import Run, make_model
-from talora_jax.training.step import init_state
+from talora_jax.training.step import TrainState
 from talora_jax.weighting import gradients as balancing
 
 TASKS = ("depth", "normals", "semantic")
@@ -26,8 +26,7 @@ LAMBDA = 0.01
 KEY = jax.random.key(0)
 
 
-def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
-    """A run of random numbers in every parameter, so that no gradient is zero."""
+def make_config(kind, adapter, parts, blocks):
     config = config_lib.default()
     config.tasks = TASKS
     config.adapter.kind = adapter
@@ -39,14 +38,24 @@ def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
     config.batch_size = 8
     config.accumulate = parts
     config.model.remat = "none"
+    return config
+
+
+def make_tasks():
+    return tuple(make_task(name, class_names=CLASSES) for name in TASKS)
+
+
+@functools.cache
+def random_model(micro, adapter, blocks):
+    """Random numbers in every parameter, so that no gradient is zero: what trains, and the rest."""
+    config = make_config("equal", adapter, 1, blocks)
     sizes = dataclasses.replace(
         micro,
         encoder=dataclasses.replace(micro.encoder, stages=1),
         decoder=dataclasses.replace(micro.decoder, depth=1),
     )
-    tasks = tuple(make_task(name, class_names=CLASSES) for name in TASKS)
     graphdef, learnt, frozen = nnx.split(
-        nnx.eval_shape(lambda: make_model(config, tasks, sizes)),
+        nnx.eval_shape(lambda: make_model(config, make_tasks(), sizes)),
         trainable(AdapterConfig.of(config.adapter)),
         ...,
     )
@@ -56,9 +65,14 @@ def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
         noise = rng.normal(size=variable.shape).astype(np.float32)
         return variable.replace(1 + 0.1 * noise if path[-1] == "scale" else 0.2 * noise)
 
+    return graphdef, nnx.map_state(draw, learnt), nnx.map_state(draw, frozen)
+
+
+def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
+    config = make_config(kind, adapter, parts, blocks)
     dataset = Dataset("random", TASKS, CLASSES, (24, 32), {"train": [0] * 8})
-    learnt, frozen = nnx.map_state(draw, learnt), nnx.map_state(draw, frozen)
-    return Run(config, sharding.make_mesh(*mesh), dataset, tasks, graphdef, learnt, frozen, "")
+    model = random_model(micro, adapter, blocks)
+    return Run(config, sharding.make_mesh(*mesh), dataset, make_tasks(), *model, "")
 
 
 def random_batch():
@@ -80,6 +94,12 @@ def gradient_of(run) -> gradients.Gradient:
         return found(
             {"model": run.trainable, "weighting": params}, state, run.frozen, batch, 0, KEY
         )
+
+
+@functools.cache
+def balanced(micro, kind, adapter, parts, blocks) -> gradients.Gradient:
+    """The gradient on one device."""
+    return gradient_of(make_run(micro, kind, adapter, parts, blocks=blocks))
 
 
 def by_name(state) -> dict[str, np.ndarray]:
@@ -152,7 +172,7 @@ def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts,
         weights = together if is_shared(name, adapter) else own
         total = sum(np.float64(w) * g[name] for w, g in zip(weights, per_task, strict=True))
         expected[name] = total + LAMBDA * regulariser[name]
-    found = gradient_of(make_run(micro, kind, adapter, parts, blocks=blocks))
+    found = balanced(micro, kind, adapter, parts, blocks)
     for name, values, rtol in (("loss", losses, 1e-5), ("weight", together, 1e-3)):
         seen = [found.scalars[f"{task}/{name}"] for task in TASKS]
         np.testing.assert_allclose(seen, values, rtol=rtol)
@@ -196,7 +216,7 @@ np.savez(sys.argv[1], **t.by_name(found.gradient["model"]))
 @pytest.mark.slow
 def test_a_mesh_and_accumulation_change_no_balanced_gradient(micro, start_python, tmp_path):
     process = start_python("-c", PROGRAM, str(tmp_path / "found.npz"), devices=6)
-    one = by_name(gradient_of(make_run(micro, "nash_mtl", "talora")).gradient["model"])
+    one = by_name(balanced(micro, "nash_mtl", "talora", 1, None).gradient["model"])
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert_close(dict(np.load(tmp_path / "found.npz")), one)
@@ -205,12 +225,11 @@ def test_a_mesh_and_accumulation_change_no_balanced_gradient(micro, start_python
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["famo", "nash_mtl"])
 def test_what_balancing_carries_along_is_resumed_exactly(micro, tmp_path, kind):
-    run = make_run(micro, kind, "talora")
-    state = init_state(run)
+    params, weighting = gradients.init_weighting(make_run(micro, kind, "talora"))
+    trains = {"weighting": params, "model": jnp.zeros(3)}
+    state = TrainState(jnp.zeros((), jnp.int32), trains, (), weighting)
     rng = np.random.default_rng(2)
-    carried = jax.tree.map(
-        lambda x: jnp.asarray(10 * rng.random(x.shape), x.dtype), state.weighting
-    )
+    carried = jax.tree.map(lambda x: jnp.asarray(10 * rng.random(x.shape), x.dtype), weighting)
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(1, state._replace(weighting=carried), {})
     checkpoints.close()

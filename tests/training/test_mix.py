@@ -52,12 +52,11 @@ def home(folder, tmp_path):
 
 
 @pytest.fixture
-def mixed(config, home):
+def mixed(config, linear, home):
     config.tasks, config.weighting.kind = TASKS, "uncertainty"
     config.data.update(name="mix", path=str(home / "mix.json"), class_names=None)
     config.batch_size = 2
-    # Without what takes long to compile and is not what this is about.
-    config.adapter.kind, config.num_pictures = "none", 0
+    config.num_pictures = 0
     config.seed = 2  # of which no pixel's two best classes are so near that rounding decides
     return config
 

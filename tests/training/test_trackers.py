@@ -187,7 +187,7 @@ def test_what_is_not_installed_is_told_before_data_are_prepared(config, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_tells_its_tracker_all_that_it_logs(config, installed, tmp_path):
+def test_a_run_tells_its_tracker_all_that_it_logs(config, linear, installed, tmp_path):
     config.tracker = "trackio"
     train(config, tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -43,20 +43,22 @@ def test_answers_are_better_than_none():
     for index in range(6):
         frame = render(random_scene(SEED, "val", index), (192, 256))
         predictor.set_image(frame["image"])
-        for number in np.unique(frame["instance"]):
-            mask = frame["instance"] == number
-            if number < 0 or mask.sum() < 64:
-                continue
-            (x, y), _ = measure.centre(mask)
-            for name, prompt in (
-                ("box", {"boxes": [measure.box_around(mask)]}),
-                ("click", {"points": [[(x + 0.5, y + 0.5)]], "labels": [[1]]}),
-            ):
-                found = predictor.predict(**prompt)
-                answer = found.masks()[0, found.iou[0].argmax()]
+        numbers = [n for n in np.unique(frame["instance"]) if n >= 0]
+        masks = [frame["instance"] == n for n in numbers]
+        masks = [mask for mask in masks if mask.sum() >= 64]
+        centres = [measure.centre(mask)[0] for mask in masks]
+        clicks = [[(x + 0.5, y + 0.5)] for x, y in centres]
+        for name, prompts in (
+            ("box", {"boxes": [measure.box_around(mask) for mask in masks]}),
+            ("click", {"points": clicks, "labels": [[1]] * len(masks)}),
+        ):
+            found = predictor.predict(**prompts)
+            answers = found.masks()[np.arange(len(masks)), found.iou.argmax(-1)]
+            for answer, mask in zip(answers, masks, strict=True):
                 told[name].append((answer & mask).sum() / (answer | mask).sum())
+        for mask, centre in zip(masks, centres, strict=True):
             told["filled"].append(measure.box_filled(mask))
-            told["disc"].append(measure.discs(mask, (x, y), 256))
+            told["disc"].append(measure.discs(mask, centre, 256))
     assert len(told["box"]) > 80
     assert np.mean(told["box"]) > np.mean(told["filled"]) + 0.05
     assert np.mean(told["click"]) > np.mean(told["disc"], axis=0).max() + 0.3

@@ -28,7 +28,9 @@ def train(run, checkpoint, tmp_path):
         model = load_msam(base, adapter, CHANNELS)
         graphdef, learnt, frozen = nnx.split(model, trainable(adapter), ...)
         rng = np.random.default_rng(1)
-        learnt = jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), learnt)
+        learnt = jax.tree.map(
+            lambda x: np.asarray(x) + np.float32(rng.normal(0, 0.1, x.shape)), learnt
+        )
         model = nnx.merge(graphdef, learnt, frozen)
         save_adapter(model, tmp_path / "adapter.safetensors", base)
         return model, base

@@ -7,6 +7,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from talora_jax import export
@@ -14,6 +15,7 @@ from talora_jax.errors import run_command
 from talora_jax.inference.model import load
 from talora_jax.inference.onnx import export as onnx_export
 from talora_jax.inference.prompts import SamPredictor
+from talora_jax.models.sam import Sam
 from talora_jax.weights.build import load_sam
 
 
@@ -81,10 +83,12 @@ def test_prompts_with_masks_beside_prompts_without(onnxruntime, sam_files, shelf
     names = ["low_res", "iou"]
     found = decoder.run(names, given | {"has_mask": np.array([False, True])})
     sam = load_sam(shelf / "sam_nano.safetensors")
+    decode = nnx.jit(Sam.decode, static_argnames="multimask")
     square = jnp.asarray(sam.geometry((60, 80)).points_to_square(points), jnp.float32)
     for row, mask in enumerate((None, masks[None, 1:])):
         part = slice(row, row + 1)
-        expected = sam.decode(
+        expected = decode(
+            sam,
             jnp.asarray(embeddings),
             square[None, part],
             jnp.asarray(labels[None, part]),
