@@ -186,8 +186,8 @@ def _train(
     step, metrics = first_step, {}
     with jax.set_mesh(run.mesh), log.progress(config.steps, first_step) as progress:
         check_interrupt()
-        log.print("compiling the training step, unless it was before")
         with hosts.at_steps(), Stop() as stop:
+            log.print("compiling the training step, unless it was before")
             for step in range(first_step + 1, last_step + 1):
                 batch = shard_batch(next(iterator), run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)
