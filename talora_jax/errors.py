@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import gc
+import io
 import itertools
 import signal
 import sys
@@ -180,6 +181,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     # What is traced stays, millions of objects: Python's own 700 new ones are too few to look for
     # garbage after, which takes a quarter of a start.
     gc.set_threshold(100_000, 20, 20)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a phase says is read at once in a file or through a pipe, too.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         with signals.ending_at_once(signal.SIGTERM), signals.interrupting():
             status = main()

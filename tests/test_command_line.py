@@ -377,3 +377,13 @@ def test_setup_cfg_names_everything_that_is_imported_and_nothing_else(setup_cfg)
     optional = set().union(*(named(lines) for name, lines in extras.items() if name != "test"))
     foreign = {name.replace("_", "-") for name in foreign} - optional
     assert named(setup_cfg["options"]["install_requires"]) == foreign | NEEDED_BY_OTHERS
+
+
+def test_what_a_command_prints_is_read_at_once_through_a_pipe(monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    program = (
+        "import os; from talora_jax.errors import run_command; "
+        "run_command(lambda: (print('evaluating'), os._exit(0)))"
+    )
+    out = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True).stdout
+    assert out == "evaluating\n"
