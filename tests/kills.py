@@ -35,7 +35,6 @@ TESTS = Path(__file__).parent
 # Before JAX starts: what one process has compiled, none compiles again.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 sys.path.insert(0, str(TESTS))
 
 # With all that a run needs; none of it starts a thread, which a fork would lose.
@@ -210,7 +209,6 @@ def start_process(work: Callable[[], None], out: Path, errors: Path) -> int:
         # Small programs, that many processes need; and what is there now stays.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         gc.freeze()
-        gc.set_threshold(50_000)
         run_command(work)
         status = 0
     except SystemExit as end:

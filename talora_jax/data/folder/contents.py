@@ -14,7 +14,7 @@ from talora_jax.data.cityscapes_mtan import CLASS_NAMES_19 as CITYSCAPES
 from talora_jax.data.folder import rasters, readings
 from talora_jax.data.folder.colours import read_table
 from talora_jax.data.folder.decode import orientation, read_image
-from talora_jax.data.folder.streams import SOME_ALIKE, Stream, alike, spread
+from talora_jax.data.folder.streams import Stream, some_of_alike
 from talora_jax.errors import UserError
 from talora_jax.task_names import is_head
 from talora_jax.task_names import kind_of as kind_of_task
@@ -327,8 +327,7 @@ def _colours(root: Path, files: Sequence[Path], paths: Sequence[str]) -> _Readin
     for mask in _values(files[:: max(1, len(files) // _MASKS)], "colours"):
         codes = np.unique(mask).tolist()
         seen |= {(code >> 16, code >> 8 & 255, code & 255) for code in codes}
-    groups = alike(paths, (".txt", ".csv", ".tsv"))
-    for path in (path for group in groups for path in spread(group, SOME_ALIKE)):
+    for path in some_of_alike(paths, (".txt", ".csv", ".tsv")):
         try:
             table = read_table(root / path)
         except UserError:

@@ -51,8 +51,7 @@ def is_described(target: str, settings: Settings | None) -> bool:
 
 def read(folder: str, path: Path, settings: Settings) -> Num[np.ndarray, "H W *c"]:
     """A file of one of the `suffixes` folders, as `talora_jax.data.dataset.Source` has it."""
-    if not path.stat().st_size:
-        raise BadFile("empty (0 bytes)")
+    _check_not_empty(path)
     if folder == "image":
         return read_image(path)
     target, reading = target_of(folder), (settings.read or {}).get(folder)
@@ -77,8 +76,7 @@ def masked(
     if path is None:
         return values
     try:
-        if not path.stat().st_size:
-            raise BadFile("empty (0 bytes)")
+        _check_not_empty(path)
         valid = (settings.read or {}).get(name, YesNo()).values(path, settings) == 1
         if valid.shape != values.shape[:2]:
             (h, w), (height, width) = valid.shape, values.shape[:2]
@@ -88,6 +86,11 @@ def masked(
     values = values.copy()
     values[~valid] = target_of(target).unlabelled
     return values
+
+
+def _check_not_empty(path: Path) -> None:
+    if not path.stat().st_size:
+        raise BadFile("empty (0 bytes)")
 
 
 def _of_head(settings: Settings, reading: Reading | None) -> Settings:

@@ -14,14 +14,12 @@ from talora_jax.data.folder.listing import files_below
 from talora_jax.data.folder.patterns import Pattern, compile_pattern
 from talora_jax.data.folder.streams import (
     MEASURED,
-    SOME_ALIKE,
     SPLIT_WORDS,
     Stream,
-    alike,
     by_folder,
     own_words,
+    some_of_alike,
     split_of_name,
-    spread,
     streams_of,
 )
 from talora_jax.data.folder.validity import is_mask, mask_of, masked_by
@@ -93,6 +91,11 @@ def guess(root: Path) -> Guess:
         versions = by_folder(stream, deep=True)
         kinds |= {id(version): kinds[id(stream)] for version in versions}
         streams += versions
+    masking = [
+        stream
+        for stream in streams
+        if kinds[id(stream)] == _VALIDITY and contents.has_two_values(root, stream)
+    ]
     of_path = {
         path: stream
         for stream in reversed(streams)
@@ -104,7 +107,7 @@ def guess(root: Path) -> Guess:
         stream = of_path.get(path)
         if stream is None or any(stream is image for image in images):
             return stream and "image"
-        if kinds[id(stream)] == _VALIDITY and contents.has_two_values(root, stream):
+        if any(stream is mask for mask in masking):
             return mask_of(stream.may_mask[0])
         return _role(stream, kinds[id(stream)])
 
@@ -123,7 +126,9 @@ def guess(root: Path) -> Guess:
         taken = [image, *(target.stream for target in targets.values())]
         notes = ["which files belong together is taken from a table, see there"]
     elif found:
-        description, targets, taken, notes = _by_names(root, paths, streams, kinds, image, found)
+        description, targets, taken, notes = _by_names(
+            root, paths, streams, kinds, masking, image, found
+        )
     else:
         raise UserError(
             f"{root}: images were found ({printable(images[0].text)}), and no other "
@@ -178,6 +183,7 @@ def _by_names(
     paths: Sequence[str],
     streams: Sequence[Stream],
     kinds: Mapping[int, str],
+    masking: Sequence[Stream],
     image: Stream,
     found: _Found,
 ) -> tuple[dict[str, Any], dict[str, _Candidate], list[Stream], list[str]]:
@@ -190,7 +196,7 @@ def _by_names(
         of_role, more = _heads(root, role, candidates, kinds)
         targets |= of_role
         notes += more
-    masks = _masks(root, image, of_image, streams, kinds, targets)
+    masks = _masks(image, of_image, masking, targets)
     notes += [
         f"{masked_by(name)}: taken for not valid where {printable(mask.stream.text)} is 0; if it "
         f'is so elsewhere, say "read": {{"{name}": {{"invert": true}}}}'
@@ -310,18 +316,14 @@ def _candidate(
 
 
 def _masks(
-    root: Path,
     image: Stream,
     of_image: Mapping[str, str],
-    streams: Sequence[Stream],
-    kinds: Mapping[int, str],
+    masking: Sequence[Stream],
     targets: Mapping[str, _Candidate],
 ) -> dict[str, _Candidate]:
-    """Masks that say where targets are valid, of two values and for each file of the target."""
+    """Masks that say where targets are valid, and are there for each file of the target."""
     found: dict[str, _Candidate] = {}
-    for stream in streams:
-        if kinds[id(stream)] != _VALIDITY or not contents.has_two_values(root, stream):
-            continue
+    for stream in masking:
         for name in stream.may_mask:
             for any_name in (False, True):
                 mask = _candidate(image, of_image, stream, any_name=any_name)
@@ -446,8 +448,7 @@ def _lists(
         if key := image.match(path):
             stems |= {path, "/".join(value for _, value in key if value)}
     found: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    groups = alike(paths, (".txt", ".lst"))
-    for path in (path for group in groups for path in spread(group, SOME_ALIKE)):
+    for path in some_of_alike(paths, (".txt", ".lst")):
         split = split_of_name(path)
         if split is None:
             continue

@@ -265,6 +265,11 @@ def alike(paths: Iterable[str], suffixes: Collection[str]) -> list[list[str]]:
     return list(groups.values())
 
 
+def some_of_alike(paths: Iterable[str], suffixes: Collection[str]) -> list[str]:
+    """Of each group that is `alike`, as many files as tell what all are."""
+    return [path for group in alike(paths, suffixes) for path in spread(group, SOME_ALIKE)]
+
+
 def split_of_name(path: str) -> str | None:
     """The split that a file's name says, as `train_aug.txt` does; None where it says none, or
     several."""
