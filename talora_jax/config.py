@@ -249,10 +249,9 @@ def read(path: Path) -> ml_collections.ConfigDict:
       UserError: there is none, or one that this version does not know.
     """
     try:
-        with storage.reached(path):
-            if not path.exists():
-                raise UserError(f"{path.parent} holds no run: {path} is missing")
-            text = path.read_text(encoding="utf-8")
+        text = storage.text_of(path)
+        if text is None:
+            raise UserError(f"{path.parent} holds no run: {path} is missing")
         fields = json.loads(text, object_pairs_hook=distinct)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(

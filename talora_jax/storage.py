@@ -117,6 +117,17 @@ def reached(path: Path) -> Iterator[None]:
         ) from error
 
 
+def text_of(path: Path) -> str | None:
+    """What a file holds, in UTF-8; None where there is none.
+
+    Raises:
+      UserError: as of `reached`.
+      OSError, ValueError: it cannot be read, or is no text.
+    """
+    with reached(path):
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+
 def _is_of_bucket(error: Exception) -> bool:
     """Whether it came by gcsfs: aiohttp, google.auth and requests have exceptions of their own."""
     frames = traceback.walk_tb(error.__traceback__)

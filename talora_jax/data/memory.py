@@ -73,10 +73,9 @@ def remembered(workdir: Path) -> dict[str, dict[str, Any]] | None:
     """
     path = workdir / FILE_NAME
     try:
-        with storage.reached(path):
-            if not path.exists():
-                return None
-            text = path.read_text(encoding="utf-8")
+        text = storage.text_of(path)
+        if text is None:
+            return None
         before = json.loads(text, object_pairs_hook=distinct)
         if not (isinstance(before, dict) and all(isinstance(v, dict) for v in before.values())):
             raise ValueError("expected objects in an object")
