@@ -157,16 +157,18 @@ def fetched(path: str | Path) -> Path:
     if not is_remote(path):
         return Path(path)
     found = place(path)
+    import fsspec
+
     with reached(found):
         if not found.exists() or found.is_dir():
             return found
-        told = found.stat()
-        return _copied(found, told.length, told.mtime)
+        return _copied(found, fsspec.filesystem(_BUCKETS).ukey(str(found)))
 
 
 @functools.lru_cache
-def _copied(path: Path, length: int, mtime: int) -> Path:
-    """A local copy of an object of this length and time."""
+def _copied(path: Path, version: str) -> Path:
+    """A local copy of an object: length and time to a second, which `stat` gives, may stay when it
+    is written anew."""
     _copies.append(tempfile.TemporaryDirectory(prefix="talora_jax_"))
     copy = Path(_copies[-1].name, path.name)
     with path.open("rb") as source, copy.open("wb") as sink:

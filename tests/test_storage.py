@@ -183,6 +183,15 @@ def test_an_adapter_and_its_base_are_fetched(bucket, shelf, capsys):
         talora_jax.load("gs://bucket/run")
 
 
+def test_what_is_written_anew_is_fetched_anew(bucket):
+    """At once, with as many bytes."""
+    where = "gs://bucket/notes.txt"
+    for content in (b"old", b"new", b"old"):
+        bucket.put("notes.txt", content)
+        copy = storage.fetched(where)
+        assert copy.read_bytes() == content and storage.fetched(where) == copy
+
+
 def test_what_is_not_in_a_bucket_is_told(bucket):
     with pytest.raises(UserError, match="^no base at gs://bucket/base.safetensors"):
         read_base("gs://bucket/base.safetensors")
