@@ -130,7 +130,8 @@ def default() -> ml_collections.ConfigDict:
     model.native_aspect = False
     model.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
     model.param_dtype = "auto"  # of frozen parameters
-    # auto | xla | splash | cudnn, of the encoder's global blocks; see `models.attention_kernels`.
+    # auto | xla | splash | cudnn | tokamax, of the encoder's global blocks; see
+    # `models.attention_kernels`.
     model.attention = "auto"
     # What the backward pass computes again: none | dots | block_but_attention | block, from the
     # fastest to the one that needs the least memory.

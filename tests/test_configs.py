@@ -45,7 +45,7 @@ def test_configs_pass_their_checks_and_are_locked(name):
         ("tasks", ("depth", ["edges"]), r"config.tasks: unknown \['edges'\], expected one of"),
         ("trains", "x" * 3000, "config.trains: unknown 'x{79}…, expected one of tasks, prompts"),
         ("model.size", "vit_x", "config.model.size: unknown 'vit_x'"),
-        ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn"),
+        ("model.attention", "flash", "unknown 'flash', expected one of auto, xla, splash, cudnn, "),
         ("adapter.ranks", (97, 16, 3), "p is 97, expected at least 1 and at most 96 for tiny"),
         ("adapter.blocks", (-5,), r"adapter.blocks is \(-5,\), and the encoder has 4 blocks: exp"),
         ("adapter.blocks", (-2, 0), r"-1 for the last 1\), or that .* last one's, as \(2, 4\)"),

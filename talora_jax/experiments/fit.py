@@ -51,8 +51,8 @@ def settled(config: ml_collections.ConfigDict, device: str) -> ml_collections.Co
             config.model[field] = "bfloat16"
     if accelerators.compiles_for(device):
         config.model.attention = attention_kernels.choose(config.model.attention, "tpu")
-    elif config.model.attention in ("auto", "cudnn"):
-        config.model.attention = "xla"  # cuDNN's kernels cannot be compiled without such a GPU
+    elif config.model.attention in ("auto", "cudnn", "tokamax"):
+        config.model.attention = "xla"  # a GPU's kernels cannot be compiled without it
     if config.mesh.data == -1:
         config.mesh.data = 1
     return config

@@ -11,15 +11,19 @@ The words of `config.model.attention`:
   tile of query rows after the other. The longer heads would need none, but cuDNN has no backward
   pass for heads above 128 on Ampere and Blackwell, and JAX wants values as long as keys, which
   triples the products.
+- `tokamax`: Tokamax's Triton kernels (Pallas) on NVIDIA GPUs, in bfloat16 or float32. They take
+  values shorter than keys, so the relative positions are folded in as for `splash`, and no logit
+  leaves the kernel. It is the extra `tokamax`, for Python 3.12 and newer.
 - `auto`: `splash` on TPUs, for what compiled programs tell (see `choose`); `xla` elsewhere.
 
 Windows are small: they go by `attend` on every platform.
 
-In bfloat16 both kernels round the relative terms of a logit to bfloat16, which `attend` adds in
+In bfloat16 these kernels round the relative terms of a logit to bfloat16, which `attend` adds in
 float32; logits and softmax are in float32 in all of them.
 """
 
 import functools
+import importlib.util
 import math
 from typing import Any
 
@@ -72,23 +76,27 @@ def check(word: str, device: Any, dtype: DTypeLike) -> None:
             f"config.model.attention=splash needs a TPU, but the devices are {device.platform}"
             + instead
         )
-    if word == "cudnn":
+    if word in ("cudnn", "tokamax"):
         version = device.client.platform_version if device.platform == "gpu" else ""
         if "cuda" not in version:
             raise UserError(
-                "config.model.attention=cudnn needs an NVIDIA GPU, but the devices are "
+                f"config.model.attention={word} needs an NVIDIA GPU, but the devices are "
                 f"{device.platform}" + instead
             )
         if float(device.compute_capability) < 8:
             raise UserError(
-                "config.model.attention=cudnn needs compute capability 8.0 (Ampere) or newer, but "
-                f"{device.device_kind} has {device.compute_capability}" + instead
+                f"config.model.attention={word} needs compute capability 8.0 (Ampere) or newer, "
+                f"but {device.device_kind} has {device.compute_capability}" + instead
             )
-        if jnp.dtype(dtype) != jnp.bfloat16:
-            raise UserError(
-                f"config.model.attention=cudnn needs config.model.dtype=bfloat16, not {dtype}"
-                + instead
-            )
+    if word == "cudnn" and jnp.dtype(dtype) != jnp.bfloat16:
+        raise UserError(
+            f"config.model.attention=cudnn needs config.model.dtype=bfloat16, not {dtype}" + instead
+        )
+    if word == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise UserError(
+            "config.model.attention=tokamax needs tokamax, in Python 3.12 or newer: "
+            "pip install 'talora_jax[tokamax]'" + instead
+        )
 
 
 def splash(
@@ -223,6 +231,32 @@ def _cudnn_rows(q, rel_h, k, v, rel_w, *, implementation: str):
     return rearrange(out, "(t b) (r w) k d -> t b k r w d", t=tasks, r=rows)
 
 
+def tokamax(
+    q: Float[Array, "T B K h w d"],
+    k: Float[Array, "T B K h w d"],
+    v: Float[Array, "T B K h w d"],
+    rel_pos_h: Float[Array, "Lh d"],
+    rel_pos_w: Float[Array, "Lw d"],
+) -> Float[Array, "T B K h w d"]:
+    """`attend` on an NVIDIA GPU, by Tokamax."""
+    return _on_each_device(_tokamax, q, k, v, rel_pos_h, rel_pos_w)
+
+
+def _tokamax(q, k, v, rel_pos_h, rel_pos_w):
+    # An extra, and it takes seconds to import.
+    from tokamax import dot_product_attention
+
+    tasks, height = q.shape[0], q.shape[3]
+    q, k = fold_relative_positions(q, k, rel_pos_h, rel_pos_w)
+    out = dot_product_attention(
+        *(rearrange(x, "t b k h w d -> (t b) (h w) k d") for x in (q, k, v)),
+        scale=1.0,  # which q has
+        # Its Mosaic kernels have no float32, and no backward pass on Ampere.
+        implementation="triton",
+    )
+    return rearrange(out, "(t b) (h w) k d -> t b k h w d", t=tasks, h=height)
+
+
 def _on_each_device(kernel, q, k, v, *tables):
     """`kernel` on each device's own grids: XLA cannot divide a kernel among devices by itself."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -242,6 +276,6 @@ def _on_each_device(kernel, q, k, v, *tables):
     )(q, k, v, *tables)
 
 
-KERNELS = {"xla": attend, "splash": splash, "cudnn": cudnn}
+KERNELS = {"xla": attend, "splash": splash, "cudnn": cudnn, "tokamax": tokamax}
 # The words of the config.
 ATTENTION = ("auto", *KERNELS)

@@ -1,6 +1,7 @@
-"""The kernels of accelerators against `attend`: splash interpreted, cuDNN's arithmetic by XLA."""
+"""Accelerators' kernels against `attend`: splash and Tokamax's interpreted, cuDNN's by XLA."""
 
 import functools
+import importlib.util
 import json
 import re
 import types
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from talora_jax import sharding
 from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
@@ -19,6 +21,21 @@ from talora_jax.models.msam import MSam
 
 splash = functools.partial(attention_kernels.splash, interpret=True)
 cudnn = functools.partial(attention_kernels.cudnn, implementation="xla")
+
+
+@pytest.fixture
+def tokamax_interpreted(monkeypatch):
+    """Tokamax's kernels on this machine; skips where it is not installed."""
+    tokamax = pytest.importorskip("tokamax", reason="for Python 3.12 and newer, by itself")
+    from jax.experimental import pallas
+
+    interpreted = functools.partial(pallas.pallas_call, interpret=True)
+    monkeypatch.setattr(pallas, "pallas_call", interpreted)
+    # The interpreter does not know what a branch asks for its place in the grid; of as many queries
+    # as keys none is left out.
+    monkeypatch.setattr(pallas, "when", lambda condition: lambda branch: branch())
+    with tokamax.config.cross_compile(True):
+        yield
 
 
 def arrays(height, width, tasks=2, images=1, heads=2, width_of_head=4):
@@ -55,6 +72,33 @@ def test_a_kernel_is_attend_and_so_are_its_gradients(kernel, grid):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
     for ours, expected in zip(our_gradients, gradients, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+# Blocks of 32, 64 and 128 tokens, the last not full.
+@pytest.mark.parametrize("grid", [(4, 6), (7, 9), (16, 24)])
+def test_tokamax_is_attend_and_so_are_its_gradients(grid, tokamax_interpreted):
+    test_a_kernel_is_attend_and_so_are_its_gradients(attention_kernels.tokamax, grid)
+
+
+def test_tokamax_in_bfloat16_is_near_float32(tokamax_interpreted):
+    test_bfloat16_is_near_float32(attention_kernels.tokamax)
+
+
+# ViT-B's and ViT-L's heads and ViT-H's, of the whole square and of a part.
+@pytest.mark.parametrize(
+    ("width_of_head", "grid", "dtype"),
+    [(64, (64, 64), "bfloat16"), (80, (64, 64), "bfloat16"), (64, (48, 64), "float32")],
+)
+def test_gpus_run_two_kernels_of_tokamax(width_of_head, grid, dtype):
+    tokamax = pytest.importorskip("tokamax", reason="for Python 3.12 and newer, by itself")
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES, auto, abstract_device=gpu)
+    inputs = (x.astype(dtype) for x in arrays(*grid, heads=1, width_of_head=width_of_head))
+    both = jax.jit(functools.partial(with_gradients, attention_kernels.tokamax))
+    with tokamax.config.cross_compile(True), jax.sharding.use_abstract_mesh(mesh):
+        lowered = both.trace(tuple(inputs)).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
 def test_inner_products_of_folded_queries_and_keys_are_the_logits():
@@ -172,15 +216,26 @@ OLD, ROCM = device("gpu", "cuda 12090", "7.5"), device("gpu", "rocm 60000")
         ("cudnn", ROCM, "bfloat16", "an NVIDIA GPU, but the devices are gpu"),
         ("cudnn", OLD, "bfloat16", "compute capability 8.0 .* but a device has 7.5"),
         ("cudnn", CUDA, "float32", "config.model.dtype=bfloat16, not float32"),
+        ("tokamax", TPU, "bfloat16", "an NVIDIA GPU, but the devices are tpu"),
+        ("tokamax", OLD, "float32", "compute capability 8.0 .* but a device has 7.5"),
+        (
+            "tokamax",
+            CUDA,
+            "float32",
+            "tokamax, in Python 3.12 or newer: pip install 'talora_jax.*a",
+        ),
     ],
 )
-def test_kernels_that_cannot_run_are_refused(word, where, dtype, told):
+def test_kernels_that_cannot_run_are_refused(word, where, dtype, told, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"config.model.attention={word} needs {told}"):
         attention_kernels.check(word, where, dtype)
 
 
-def test_kernels_that_can_run_are_not_refused():
+def test_kernels_that_can_run_are_not_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tokamax" or None)
     for word in attention_kernels.ATTENTION:
-        attention_kernels.check(word, CUDA if word == "cudnn" else TPU, "bfloat16")
+        attention_kernels.check(word, CUDA if word in ("cudnn", "tokamax") else TPU, "bfloat16")
     for word in ("auto", "xla"):
         attention_kernels.check(word, CPU, "float32")
+    attention_kernels.check("tokamax", CUDA, "float32")
