@@ -13,5 +13,6 @@ predict          images predicted in batches, and one after the other
 startup          how long a user waits for a first prediction, a first step, a finished run
 evidence         the runs behind docs/evidence.md
 going_on         what an adapter of other data is worth as a start
+gpu              on a GPU in bfloat16: the first three, by each kernel of attention
 tpu              the train step compiled for TPUs that need not be here: memory, communication
 """

@@ -6,7 +6,8 @@
 - The first call compiles, or warms caches up. It is reported apart and is in no median.
 
 A contender is a function named "module:function". Called with its options, it builds what it needs
-and returns a step, which ends when the work is done, and some facts about it.
+and returns a step, which ends when the work is done, and some facts about it. On a device that
+counts its memory the step gives the most bytes that were in use there so far.
 
 A contender's process runs this file, whose imports count as the contender's memory: so they are the
 standard library's alone.
@@ -61,6 +62,7 @@ class Result:
       rss_after_setup: resident memory with imports done and weights loaded.
       peak_rss: the most that was resident in the process's whole life, compiling included.
       steps_peak_rss: the most since the first call ended; None where the system does not tell.
+      device_peak: the most in use on the device, or None.
       error: why there is no more than this.
     """
 
@@ -73,6 +75,7 @@ class Result:
     rss_after_setup: int | None = None
     peak_rss: int | None = None
     steps_peak_rss: int | None = None
+    device_peak: int | None = None
     error: str | None = None
 
     @property
@@ -137,6 +140,13 @@ def ask(target: str, options: dict[str, Any]) -> dict[str, Any]:
     return worker.ready["facts"]
 
 
+def measure_apart(
+    contenders: Sequence[Contender], repeats: int, tell: Callable[[str], None]
+) -> list[Result]:
+    """`measure` of one contender after the other: a device's memory is that of one of them."""
+    return [measure([contender], repeats, tell)[0] for contender in contenders]
+
+
 def measure(
     contenders: Sequence[Contender], repeats: int, tell: Callable[[str], None]
 ) -> list[Result]:
@@ -174,6 +184,7 @@ def measure(
                 result.seconds.append(took["seconds"])
                 result.peak_rss = max(result.peak_rss, took["peak_rss"])
                 result.steps_peak_rss = took["steps_peak_rss"]
+                result.device_peak = took["device_peak"]
                 tell(f"turn {turn + 1} of {repeats}, {result.name}: {took['seconds']:.3f} s")
     finally:
         for worker in workers.values():
@@ -204,6 +215,7 @@ def ratios(results: Sequence[Result]) -> list[dict[str, Any]]:
                         "time_most": time_ratios[-1],
                         "peak_rss": ours.peak_rss / other.peak_rss,
                         "steps_peak_rss": _ratio(ours.steps_peak_rss, other.steps_peak_rss),
+                        "device_peak": _ratio(ours.device_peak, other.device_peak),
                     }
                 )
     return rows
@@ -259,13 +271,19 @@ class Served:
         self._counts_anew = False
 
     def step(self) -> dict[str, float | None]:
-        """One call: its seconds, and the peak memory so far, in all and since the first call."""
+        """One call: its seconds, and the peak memory so far: in all, since the first call, and on
+        the device."""
         start = time.perf_counter()
-        self._step()
+        device_peak = self._step()
         seconds, peak = time.perf_counter() - start, peak_rss()
         of_steps = peak if self._counts_anew else None
         self._counts_anew = self._counts_anew or _reset_peak_rss()
-        return {"seconds": seconds, "peak_rss": peak, "steps_peak_rss": of_steps}
+        return {
+            "seconds": seconds,
+            "peak_rss": peak,
+            "steps_peak_rss": of_steps,
+            "device_peak": device_peak,
+        }
 
 
 def _serve(target: str, options: dict[str, Any]) -> None:

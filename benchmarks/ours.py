@@ -5,6 +5,7 @@ What a contender imports counts as its memory: those of data and of automatic ma
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ from benchmarks.tpu import choose_tasks
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
+from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig, make_adapter
+from talora_jax.models.attention import attend
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoderConfig
@@ -34,7 +37,7 @@ from talora_jax.weights.build import build
 TASKS = ("semantic", "depth", "normals")
 CLASSES = tuple(f"class {i}" for i in range(13))
 
-Contender = tuple[Callable[[], None], dict[str, Any]]
+Contender = tuple[Callable[[], int | None], dict[str, Any]]
 
 
 def describe(size: str, image_size: int | None) -> tuple[None, dict[str, Any]]:
@@ -48,11 +51,21 @@ def describe(size: str, image_size: int | None) -> tuple[None, dict[str, Any]]:
     return None, {"encoder": encoder, "decoder": dataclasses.asdict(sam.decoder)}
 
 
-def encoder(architecture: dict[str, Any]) -> Contender:
-    """The image encoder without adapters, float32, on one padded square."""
+def device() -> tuple[None, dict[str, Any]]:
+    """The first device: its platform, as JAX names it, and its kind."""
+    first = jax.devices()[0]
+    return None, {"platform": first.platform, "kind": first.device_kind}
+
+
+def encoder(
+    architecture: dict[str, Any], dtype: str = "float32", attention: str = "xla"
+) -> Contender:
+    """The image encoder without adapters on one padded square."""
     config = sam_config(architecture).encoder
-    model = build(lambda: ImageEncoder(config, AdapterConfig("none"), 1, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
+    make = functools.partial(ImageEncoder, config, AdapterConfig("none"), 1)
+    how = {"attention": _kernel(attention, dtype), "dtype": dtype}
+    graphdef, state = nnx.split(build(lambda: make(**how, rngs=nnx.Rngs(0))))
+    state = _stored(state, dtype)
     images = jnp.asarray(random_image((config.image_size,) * 2))
 
     @jax.jit
@@ -62,20 +75,58 @@ def encoder(architecture: dict[str, Any]) -> Contender:
     return _finished(lambda: encode(state, images)), _facts(state)
 
 
+def attention_differences(
+    architecture: dict[str, Any], words: Sequence[str], dtype: str
+) -> tuple[None, dict[str, dict[str, float]]]:
+    """How far the kernels of a global block's attention are from float32, by word.
+
+    Returns:
+      No step, and {word: {"output", "gradients"}}: the largest difference of each, divided by the
+      largest number of the array it is in.
+    """
+    config = sam_config(architecture).encoder
+    grid, width = config.grid, config.width // config.heads
+    rng = np.random.default_rng(0)
+    shape = (3, 1, 1, config.heads, grid, grid, width)
+    tables = 0.1 * rng.normal(size=(2, 2 * grid - 1, width))
+    inputs = [jnp.asarray(x, dtype) for x in (*rng.normal(size=shape), *tables)]
+
+    def with_gradients(attend, inputs):
+        out, pull = jax.vjp(attend, *inputs)
+        return out, *pull(jnp.cos(out))
+
+    def difference(ours, exact):
+        return float(jnp.abs(ours.astype(jnp.float32) - exact).max() / jnp.abs(exact).max())
+
+    in_float32 = [x.astype(jnp.float32) for x in inputs]
+    with jax.default_matmul_precision("highest"):
+        exact = jax.jit(functools.partial(with_gradients, attend))(in_float32)
+    differences = {}
+    for word in words:
+        kernel = attention_kernels.KERNELS[_kernel(word, dtype)]
+        found = jax.jit(functools.partial(with_gradients, kernel))(inputs)
+        output, *gradients = map(difference, found, exact)
+        differences[word] = {"output": output, "gradients": max(gradients)}
+    return None, differences
+
+
 def joint_forward(
     architecture: dict[str, Any],
     original: Sequence[int],
     native_aspect: bool = False,
     last_quarter: bool = False,
     tasks: int = len(TASKS),
+    dtype: str = "float32",
+    attention: str = "xla",
 ) -> Contender:
     """All tasks' maps of one image, from its own size and back to it."""
-    config = make_config(original, native_aspect)
+    config = make_config(original, native_aspect, dtype, _kernel(attention, dtype))
     sam = sam_config(architecture)
     if last_quarter:
         config.adapter.blocks = (-(sam.encoder.depth // 4),)
     chosen = choose_tasks(TASKS, tasks, len(CLASSES))
     graphdef, state = nnx.split(build(lambda: make_model(config, chosen, sam)))
+    state = _stored(state, dtype)
     images = jnp.asarray(random_image(original))
 
     @jax.jit
@@ -90,9 +141,11 @@ def training(
     original: Sequence[int],
     native_aspect: bool = False,
     last_quarter: bool = False,
+    dtype: str = "float32",
+    attention: str = "xla",
 ) -> Contender:
     """The project's own train step on one image: forward, losses, backward, Adam."""
-    config = make_config(original, native_aspect)
+    config = make_config(original, native_aspect, dtype, _kernel(attention, dtype))
     sam = sam_config(architecture)
     if last_quarter:
         config.adapter.blocks = (-(sam.encoder.depth // 4),)
@@ -112,6 +165,7 @@ def training(
         with jax.set_mesh(mesh):
             state, scalars = step(state, run.frozen, batch)
             jax.block_until_ready((state, scalars))
+        return _device_peak()
 
     facts = _facts(run.trainable, run.frozen)
     return train, facts | {"trained": _count(run.trainable), "remat": config.model.remat}
@@ -198,12 +252,18 @@ def sam_config(architecture: dict[str, Any]) -> SamConfig:
     return SamConfig(ImageEncoderConfig(**encoder), MaskDecoderConfig(**architecture["decoder"]))
 
 
-def make_config(original: Sequence[int], native_aspect: bool) -> ml_collections.ConfigDict:
-    """The released NYUv2 recipe, one image at a time, in float32."""
+def make_config(
+    original: Sequence[int],
+    native_aspect: bool,
+    dtype: str = "float32",
+    attention: str = "xla",
+) -> ml_collections.ConfigDict:
+    """The released NYUv2 recipe, one image at a time; frozen weights are of `dtype`, too."""
     config = config_lib.default()
     config.tasks = TASKS
     config.data.image_size = tuple(original)
-    config.model.dtype = config.model.param_dtype = "float32"
+    config.model.dtype = config.model.param_dtype = dtype
+    config.model.attention = attention
     config.batch_size = config.eval_batch_size = 1
     config.model.native_aspect = native_aspect
     return config
@@ -242,8 +302,29 @@ def _finished(call: Callable[[], Any]) -> Callable[[], None]:
 
     def step():
         jax.block_until_ready(call())
+        return _device_peak()
 
     return step
+
+
+def _device_peak() -> int | None:
+    stats = jax.devices()[0].memory_stats()  # None on a CPU
+    return stats and stats["peak_bytes_in_use"]
+
+
+def _kernel(attention: str, dtype: str) -> str:
+    """What a word of `config.model.attention` means here.
+
+    Raises:
+      UserError: that kernel cannot run.
+    """
+    attention_kernels.check(attention, jax.devices()[0], dtype)
+    return attention_kernels.choose(attention, jax.default_backend())
+
+
+def _stored(state: nnx.State, dtype: str) -> nnx.State:
+    """Parameters as prediction stores them."""
+    return jax.tree.map(lambda x: x.astype(dtype), state)
 
 
 def _facts(*states: nnx.State) -> dict[str, Any]:

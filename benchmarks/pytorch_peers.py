@@ -32,50 +32,73 @@ CHANNELS = {"semantic": 13, "depth": 1, "normals": 3}
 TASK_WEIGHTS = {"semantic": 1.0, "depth": 1.0, "normals": 4.0}
 RANKS, SCALE, DROPOUT = (32, 32, 4), 0.5, 0.1
 
-Contender = tuple[Callable[[], None], dict[str, Any]]
+Contender = tuple[Callable[[], int | None], dict[str, Any]]
 
 
-def encoder(architecture: dict[str, Any], package: str) -> Contender:
+def encoder(
+    architecture: dict[str, Any], package: str, device: str = "cpu", dtype: str = "float32"
+) -> Contender:
     """The image encoder of `transformers` or `segment_anything` on one padded square."""
     use_all_cores()
-    model = make_encoder(architecture, package).eval()
+    model = make_encoder(architecture, package).eval().to(device, getattr(torch, dtype))
     side = architecture["encoder"]["image_size"]
-    squares = torch.rand(1, 3, side, side)
+    squares = torch.rand(1, 3, side, side).to(device, getattr(torch, dtype))
 
     @torch.inference_mode()
     def step():
         model(squares)
 
-    return step, _facts(model)
+    return _finished(step, device), _facts(model, device)
 
 
-def joint_forward(architecture: dict[str, Any], original: Sequence[int], package: str) -> Contender:
+def joint_forward(
+    architecture: dict[str, Any],
+    original: Sequence[int],
+    package: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Contender:
     """All tasks' maps of one image, from its own size and back to it."""
     use_all_cores()
-    model = MSam(architecture, package).eval()
-    images = torch.rand(1, 3, *original)
+    model = MSam(architecture, package).eval().to(device)
+    model.store(getattr(torch, dtype), all_parameters=True)
+    images = torch.rand(1, 3, *original).to(device)
 
     @torch.no_grad()
     def step():
         model(images)
 
-    return step, _facts(model)
+    return _finished(step, device), _facts(model, device)
 
 
 def training(
-    architecture: dict[str, Any], original: Sequence[int], package: str, by_task: bool
+    architecture: dict[str, Any],
+    original: Sequence[int],
+    package: str,
+    by_task: bool,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Contender:
     """Forward, losses, backward and Adam on one image.
+
+    In bfloat16 it is PyTorch's automatic mixed precision, with frozen weights in bfloat16.
 
     Args:
       by_task: backward after each task's forward pass, which holds the activations of one task;
         else one backward pass after all. The gradients are the same.
     """
     use_all_cores()
-    model = MSam(architecture, package)
-    train = train_step(model, random_batch(original), by_task=by_task)
+    model = MSam(architecture, package).to(device)
+    model.store(getattr(torch, dtype), all_parameters=False)
+    batch = {name: x.to(device) for name, x in random_batch(original).items()}
+    train = train_step(model, batch, by_task=by_task)
+
+    def step():
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            train()
+
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return train, _facts(model) | {"trained": trained}
+    return _finished(step, device), _facts(model, device) | {"trained": trained}
 
 
 def automatic_masks(
@@ -263,6 +286,7 @@ class MSam(nn.Module):
         grid = side // architecture["encoder"]["patch_size"]
         self.channels = channels
         self.side = side
+        self.dtype = torch.float32  # of frozen parameters, and of what the encoder is given
         self.image_encoder = make_encoder(architecture, package)
         for block in self.image_encoder.blocks:
             block.attn.qkv = TuckerQkv(block.attn.qkv, len(channels))
@@ -282,6 +306,13 @@ class MSam(nn.Module):
         squares = self.to_square(images)
         return {task: self.maps(squares, task, images.shape[-2:]) for task in self.channels}
 
+    def store(self, dtype: torch.dtype, *, all_parameters: bool) -> None:
+        """Keeps frozen parameters, or all of them, in this type; positions stay in float32."""
+        for parameter in self.parameters():
+            if all_parameters or not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        self.dtype = dtype
+
     def maps(self, squares: torch.Tensor, task: str, original: Sequence[int]) -> torch.Tensor:
         """One task's maps of one padded square."""
         t = list(self.channels).index(task)
@@ -291,13 +322,13 @@ class MSam(nn.Module):
         first = sum(list(self.channels.values())[:t])
         rows = self.prompt_encoder.no_mask_embed.weight[first : first + self.channels[task]]
         low_res = torch.cat([self.decode(embedding, t, row) for row in rows], dim=1)
-        return self.from_square(low_res, original)
+        return self.from_square(low_res.float(), original)
 
     def decode(self, embedding: torch.Tensor, t: int, no_mask: torch.Tensor) -> torch.Tensor:
         """One output channel: mask token 0, with the no-mask row as the only prompt."""
         masks, _ = self.mask_decoder[t](
             image_embeddings=embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),
+            image_pe=self.prompt_encoder.get_dense_pe().to(embedding.dtype),
             sparse_prompt_embeddings=embedding.new_empty(1, 0, len(no_mask)),
             dense_prompt_embeddings=no_mask.reshape(1, -1, 1, 1).expand(embedding.shape),
             multimask_output=False,
@@ -310,8 +341,9 @@ class MSam(nn.Module):
         x = F.interpolate(
             images, (height, width), mode="bilinear", align_corners=False, antialias=True
         )
-        mean, std = (torch.tensor(x).reshape(3, 1, 1) / 255 for x in (PIXEL_MEAN, PIXEL_STD))
-        return F.pad((x - mean) / std, (0, self.side - width, 0, self.side - height))
+        mean, std = (x.new_tensor(n).reshape(3, 1, 1) / 255 for n in (PIXEL_MEAN, PIXEL_STD))
+        padded = F.pad((x - mean) / std, (0, self.side - width, 0, self.side - height))
+        return padded.to(self.dtype)
 
     def from_square(self, low_res: torch.Tensor, original: Sequence[int]) -> torch.Tensor:
         """Up to the square, crop, to the image's own size."""
@@ -325,7 +357,8 @@ class MSam(nn.Module):
         terms = []
         for qkv in self.qkvs:
             for a in (qkv.td_U1, qkv.td_U2, *qkv.td_G.unbind(-1)):
-                terms.append(torch.linalg.norm(a.T @ a - torch.eye(a.shape[1])))
+                identity = torch.eye(a.shape[1], device=a.device)
+                terms.append(torch.linalg.norm(a.T @ a - identity))
         return torch.stack(terms).mean()
 
     def _resized(self, original: Sequence[int]) -> tuple[int, int]:
@@ -408,9 +441,22 @@ def _trains(name: str) -> bool:
     )
 
 
-def _facts(model: nn.Module) -> dict[str, Any]:
+def _finished(call: Callable[[], Any], device: str) -> Callable[[], int | None]:
+    """On a GPU PyTorch returns before the work is done; a step must not."""
+
+    def step():
+        call()
+        if device != "cuda":
+            return None
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+
+    return step
+
+
+def _facts(model: nn.Module, device: str = "cpu") -> dict[str, Any]:
     return {
         "parameters": sum(np.prod(p.shape, dtype=int).item() for p in model.parameters()),
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
     }

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import talora_jax
-from benchmarks.harness import Contender, Result, cores, measure, ratios
+from benchmarks import harness
+from benchmarks.harness import Contender, Result, cores, ratios
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "torch", "transformers", "segment-anything")
 # What changes how fast a contender is without being an argument of the benchmark.
@@ -32,6 +33,7 @@ def compare(
     contenders: Sequence[Contender],
     work: dict[str, Any],
     more: Callable[[list[Result]], dict[str, Any]] | None = None,
+    measure: Callable[..., list[Result]] = harness.measure,
 ) -> int:
     """Measures, prints tables, writes the JSON; the exit code: 1 if a contender failed.
 
@@ -41,6 +43,7 @@ def compare(
       contenders: in the order of their turns.
       work: what every contender is given to do, for the head of the table and the JSON.
       more: called with the results once the table is printed: what else belongs in the JSON.
+      measure: `harness.measure`, or `harness.measure_apart`.
     """
     if args.repeats < 1:
         sys.exit(f"--repeats is {args.repeats}, expected at least 1")
@@ -124,37 +127,42 @@ def versions() -> dict[str, str]:
 
 
 def _result_table(results: Sequence[Result]) -> Table:
+    on_device = any(r.device_peak is not None for r in results)
     table = Table(
-        caption="GiB resident. base: imports and weights; peak: the process's whole life; steps: "
+        caption="GiB in use on the device"
+        if on_device
+        else "GiB resident. base: imports and weights; peak: the process's whole life; steps: "
         "after the first call"
     )
-    columns = ("", "median s", "min – max s", "first call s", "base", "peak", "steps")
-    for column in columns:
+    memory = ("peak",) if on_device else ("base", "peak", "steps")
+    for column in ("", "median s", "min – max s", "first call s", *memory):
         table.add_column(column, justify="right" if column else "left")
     for r in results:
+        sizes = (r.rss_after_setup, r.peak_rss, r.steps_peak_rss)
         spread = f"{min(r.seconds):.3f} – {max(r.seconds):.3f}" if r.seconds else ""
         table.add_row(
             r.name,
             f"{r.median:.3f}" if r.seconds else "failed",
             spread,
             "" if r.first_seconds is None else f"{r.first_seconds:.2f}",
-            *map(gigabytes, (r.rss_after_setup, r.peak_rss, r.steps_peak_rss)),
+            *map(gigabytes, (r.device_peak,) if on_device else sizes),
         )
     return table
 
 
 def _ratio_table(compared: Sequence[dict[str, Any]]) -> Table:
     table = Table(caption="below 1: the first takes less. Medians of the turns' ratios (min – max)")
-    for column in ("", "time", "", "peak memory", "steps' memory"):
+    memory = {"peak_rss": "peak memory", "steps_peak_rss": "steps' memory"}
+    if any(row["device_peak"] is not None for row in compared):
+        memory = {"device_peak": "the device's memory"}
+    for column in ("", "time", "", *memory.values()):
         table.add_column(column, justify="right" if column else "left")
     for row in compared:
-        steps = row["steps_peak_rss"]
         table.add_row(
             f"{row['ours']} ÷ {row['other']}",
             f"{row['time']:.2f}",
             f"({row['time_least']:.2f} – {row['time_most']:.2f})",
-            f"{row['peak_rss']:.2f}",
-            "" if steps is None else f"{steps:.2f}",
+            *("" if row[name] is None else f"{row[name]:.2f}" for name in memory),
         )
     return table
 

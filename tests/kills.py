@@ -143,7 +143,6 @@ class Place:
         return start_process(self._run, self.root / "out", self.root / "errors")
 
     def _run(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         # Relative: the adapter tells the directory of the records, and is compared.
         place = ["--workdir=run", "--config.data.dir=records", f"--config.data.path={self.data}"]
         # Named from the repository, whose configs they are.
@@ -199,9 +198,17 @@ def start_process(work: Callable[[], None], out: Path, errors: Path) -> int:
         file.write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
+    # Until the command has begun: what an interrupt raises while Python forks is lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS.keys() - {signal.SIGKILL})
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process
+
+    def command() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        work()
+
     status = 1
     try:
         for number, file in ((1, out), (2, errors)):
@@ -209,7 +216,8 @@ def start_process(work: Callable[[], None], out: Path, errors: Path) -> int:
         # Small programs, that many processes need; and what is there now stays.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         gc.freeze()
-        run_command(work)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run_command(command)
         status = 0
     except SystemExit as end:
         status = end.code

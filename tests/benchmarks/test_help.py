@@ -10,7 +10,7 @@ import pytest
 import benchmarks
 
 NAMES = (
-    *("encoder", "joint_forward", "train_step", "adapters", "input", "tpu", "sam_parity"),
+    *("encoder", "joint_forward", "train_step", "adapters", "input", "gpu", "tpu", "sam_parity"),
     *("evidence", "going_on", "automatic_masks", "mask_recall", "predict", "startup"),
 )
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,54 @@ def test_benchmarks_run(name, tmp_path, capsys, monkeypatch):
         assert len(report["training"]["waiting"]) == 2
     else:
         assert len(report["ratios"]) >= 2
+
+
+def test_jobs_of_a_gpu_run_in_bfloat16(tmp_path, capsys, monkeypatch):
+    from benchmarks import gpu
+
+    monkeypatch.setattr(harness, "Worker", Here)
+    jobs = ("encoder", "joint_forward")
+    options = ("--platform", "cpu", "--peers", "transformers", *SMALL[:-1], "1")
+    assert gpu.main([*options, "--jobs", *jobs, "--json", str(tmp_path / "of.json")]) == 0
+    printed = capsys.readouterr().out
+    for job in jobs:
+        report = json.loads((tmp_path / f"of_{job}.json").read_text())
+        assert gpu.JOBS[job] in printed and report["work"]["dtype"] == "bfloat16"
+        names = [row["name"] for row in report["contenders"]]
+        assert names == ["ours, xla", "transformers"]
+        assert all(len(row["seconds"]) == 1 and not row["error"] for row in report["contenders"])
+        # Rounding to eight bits is seen, and no more than that.
+        differences = report["attention"]["xla"]
+        assert 1e-4 < differences["output"] < 0.02 and 1e-4 < differences["gradients"] < 0.05
+    with pytest.raises(SystemExit, match="JAX finds no GPU, but cpu: pip install"):
+        gpu.main([])
+
+
+def test_a_peer_trains_in_bfloat16(architecture):
+    import torch
+
+    from benchmarks import pytorch_peers
+
+    package = "transformers"
+    step, facts = pytorch_peers.training(architecture, ORIGINAL, package, True, dtype="bfloat16")
+    assert step() is None and facts["trained"] > 0
+    model = pytorch_peers.MSam(architecture, package)
+    model.store(torch.bfloat16, all_parameters=False)
+    stored = {parameter.dtype: parameter.requires_grad for parameter in model.parameters()}
+    assert stored == {torch.float32: True, torch.bfloat16: False}
+
+
+def test_memory_of_a_device_stands_in_place_of_the_processes(capsys, monkeypatch):
+    args = arguments.parser("").parse_args([])
+    args.repeats = 1
+    results = [
+        harness.Result(name, name == "ours", {}, 1.0, 1.0, [seconds], 9, 9, 9, size * 2**30)
+        for name, seconds, size in (("ours", 1.0, 1), ("theirs", 2.0, 4))
+    ]
+    assert compare("memory", args, [], {}, measure=lambda *_: results) == 0
+    printed = capsys.readouterr().out
+    assert "GiB in use on the device" in printed and "steps" not in printed
+    assert re.search(r"ours ÷ theirs │ 0.50 │ .* │ +0.25 │", printed)
 
 
 def test_counts_alone_need_no_turns(tmp_path):
