@@ -238,7 +238,11 @@ def tokamax(
     rel_pos_h: Float[Array, "Lh d"],
     rel_pos_w: Float[Array, "Lw d"],
 ) -> Float[Array, "T B K h w d"]:
-    """`attend` on an NVIDIA GPU, by Tokamax."""
+    """`attend` on an NVIDIA GPU, by Tokamax.
+
+    Where the backward pass computes blocks again it runs the forward kernel, too: what the kernels
+    keep for it has no name, as in `splash`.
+    """
     return _on_each_device(_tokamax, q, k, v, rel_pos_h, rel_pos_w)
 
 

@@ -107,22 +107,22 @@ def _equation(graph: Graph, equation, given: list[Value]) -> list[Value]:
 def _scan(graph: Graph, equation, given: list[Value]) -> list[Value]:
     """A loop, one round after the other."""
     params, length = equation.params, equation.params["length"]
-    consts, carries = params["num_consts"], params["num_carry"]
-    fixed, carry, scanned = (
-        given[:consts],
-        given[consts : consts + carries],
-        [
-            graph.full(x, var.aval.shape)
-            for x, var in zip(
-                given[consts + carries :], equation.invars[consts + carries :], strict=True
-            )
-        ],
-    )
+    # Constants, what is carried, and what each round takes an entry of. How many of each, versions
+    # of JAX tell in different ways; what a round sees of the last kind has an axis less.
+    body = params["jaxpr"]
+    unscanned = _alike(equation.invars, body.in_avals)
+    carries = _alike(equation.outvars, body.out_avals)
+    consts = unscanned - carries
+    fixed, carry = given[:consts], given[consts:unscanned]
+    scanned = [
+        graph.full(x, var.aval.shape)
+        for x, var in zip(given[unscanned:], equation.invars[unscanned:], strict=True)
+    ]
     rounds = range(length)[::-1] if params["reverse"] else range(length)
     gathered = {}
     for i in rounds:
         entries = [graph.entry(x, i) for x in scanned]
-        found = _run(graph, params["jaxpr"], [*fixed, *carry, *entries])
+        found = _run(graph, body, [*fixed, *carry, *entries])
         carry, gathered[i] = found[:carries], found[carries:]
     shapes = [var.aval.shape for var in equation.outvars[carries:]]
     return [
@@ -132,3 +132,8 @@ def _scan(graph: Graph, equation, given: list[Value]) -> list[Value]:
             for k, shape in enumerate(shapes)
         ),
     ]
+
+
+def _alike(variables: Sequence, avals: Sequence) -> int:
+    """How many variables of a loop a round sees with as many axes."""
+    return sum(x.aval.ndim == y.ndim for x, y in zip(variables, avals, strict=True))
