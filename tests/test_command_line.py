@@ -371,7 +371,8 @@ def test_setup_cfg_names_everything_that_is_imported_and_nothing_else(setup_cfg)
     foreign = {CALLED.get(name, name) for name in tops - ours - sys.stdlib_module_names}
 
     def named(lines):
-        return {re.match(r"[\w.-]+", line)[0].replace("_", "-") for line in lines.split()}
+        lines = lines.strip().splitlines()
+        return {re.match(r"[\w.-]+", line)[0].replace("_", "-") for line in lines}
 
     extras = setup_cfg["options.extras_require"]
     optional = set().union(*(named(lines) for name, lines in extras.items() if name != "test"))

@@ -256,6 +256,7 @@ def test_jobs_of_a_gpu_run_in_bfloat16(tmp_path, capsys, monkeypatch):
     from benchmarks import gpu
 
     monkeypatch.setattr(harness, "Worker", Here)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which the command sets, and this takes back
     jobs = ("encoder", "joint_forward")
     options = ("--platform", "cpu", "--peers", "transformers", *SMALL[:-1], "1")
     assert gpu.main([*options, "--jobs", *jobs, "--json", str(tmp_path / "of.json")]) == 0
