@@ -29,7 +29,11 @@ _SETTINGS = (
     "numpy.ndarray",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
     "argparse.Namespace",
-    *(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows", "")),
+    *(
+        f"{module}.{kind}Path"
+        for module in ("pathlib", "pathlib._local")  # the second in Python 3.13
+        for kind in ("Posix", "Windows", "PurePosix", "PureWindows", "")
+    ),
     *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
     "types.SimpleNamespace",
 )

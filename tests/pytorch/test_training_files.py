@@ -4,6 +4,8 @@ import argparse
 import datetime
 import os
 import pathlib
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -73,6 +75,18 @@ def test_settings_beside_weights_are_left_and_nothing_of_them_is_made(path):
     read, notes = read_pytorch(path)
     assert_state(read)
     assert notes == ["left args, when, history: no tensors", "left step: single numbers"]
+
+
+def test_a_path_that_another_python_has_saved(path, monkeypatch):
+    """3.13 calls its class otherwise."""
+    folder = type("PosixPath", (), {"__module__": "pathlib._local"})
+    module = types.ModuleType("pathlib._local")
+    module.PosixPath = folder
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.save({**state(), "folder": folder()}, path)
+    read, notes = read_pytorch(path)
+    assert_state(read)
+    assert notes == ["left folder: no tensors"]
 
 
 def test_modules_saved_one_by_one(path):
