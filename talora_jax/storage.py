@@ -83,6 +83,7 @@ def place(path: str | Path) -> Path:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     settings = fsspec.config.conf.setdefault("gcs", {})
     settings["use_listings_cache"] = False  # what other processes write is seen
+    settings["finalize_on_close"] = True  # as epath asks for: one file system, and one login
     # gcsfs and TensorStore would wait for ever for who is silent; so they ask again.
     patient = aiohttp.ClientTimeout(sock_connect=_ANSWER, sock_read=_ANSWER)
     settings.setdefault("requests_timeout", patient)

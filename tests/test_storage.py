@@ -192,6 +192,20 @@ def test_what_is_written_anew_is_fetched_anew(bucket):
         assert copy.read_bytes() == content and storage.fetched(where) == copy
 
 
+def test_one_login_is_enough(bucket, monkeypatch):
+    gcsfs = pytest.importorskip("gcsfs")
+    bucket.put("notes.txt", b"notes")
+    connected, connect = [], gcsfs.GCSFileSystem.__init__
+    monkeypatch.setattr(
+        gcsfs.GCSFileSystem,
+        "__init__",
+        lambda self, *args, **how: connected.append(self) or connect(self, *args, **how),
+    )
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    assert storage.fetched("gs://bucket/notes.txt").read_bytes() == b"notes"
+    assert len(connected) == 1
+
+
 def test_what_is_not_in_a_bucket_is_told(bucket):
     with pytest.raises(UserError, match="^no base at gs://bucket/base.safetensors"):
         read_base("gs://bucket/base.safetensors")
