@@ -12,7 +12,6 @@ GPU to itself, one after the other; memory is the most in use there.
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from typing import Any
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             f"JAX finds no GPU, but {device['platform']}: pip install 'jax[cuda13]', or "
             "--platform cpu to check that everything runs"
         )
-    words = args.attention or _words(args.platform)
+    words = args.attention or device["attention"]
     architecture = arguments.describe(args.size, args.image_size)
     work = {"device": device["kind"], "size": args.size, "dtype": DTYPE}
     differences = ask(
@@ -85,13 +84,6 @@ def main(argv: list[str] | None = None) -> int:
             harness.measure_apart,
         )
     return failed
-
-
-def _words(platform: str) -> list[str]:
-    """The kernels that can run there."""
-    if platform == "cpu":
-        return ["xla"]
-    return ["xla", "cudnn", *(["tokamax"] if importlib.util.find_spec("tokamax") else [])]
 
 
 def _contenders(job: str, words: list[str], args: Any, architecture: dict) -> list[Contender]:

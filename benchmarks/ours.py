@@ -21,6 +21,7 @@ from benchmarks.tpu import choose_tasks
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
+from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import attend
@@ -52,9 +53,11 @@ def describe(size: str, image_size: int | None) -> tuple[None, dict[str, Any]]:
 
 
 def device() -> tuple[None, dict[str, Any]]:
-    """The first device: its platform, as JAX names it, and its kind."""
+    """The first device: its platform, as JAX names it, its kind, and which kernels of attention
+    can run there in bfloat16."""
     first = jax.devices()[0]
-    return None, {"platform": first.platform, "kind": first.device_kind}
+    words = [word for word in attention_kernels.KERNELS if _can_run(word, first)]
+    return None, {"platform": first.platform, "kind": first.device_kind, "attention": words}
 
 
 def encoder(
@@ -320,6 +323,14 @@ def _kernel(attention: str, dtype: str) -> str:
     """
     attention_kernels.check(attention, jax.devices()[0], dtype)
     return attention_kernels.choose(attention, jax.default_backend())
+
+
+def _can_run(word: str, device: jax.Device) -> bool:
+    try:
+        attention_kernels.check(word, device, "bfloat16")
+    except UserError:
+        return False
+    return True
 
 
 def _stored(state: nnx.State, dtype: str) -> nnx.State:

@@ -23,6 +23,7 @@ MAX_LOGITS = 2**24
 # And on a CPU, where tiles are of some heads: 4 MB, which stay in the caches of two cores. ViT-B's
 # windows take a third of the time that they take as a whole.
 CPU_TILE = 2**20
+_IN_FLOAT32 = {"preferred_element_type": jnp.float32}
 
 
 def relative_positions(table: Float[Array, "L d"], size: int) -> Float[Array, "size size d"]:
@@ -155,7 +156,7 @@ def _attend_rows(q, rel_h, k, v, rel_w):
         rearrange(x, "... r w d -> ... (r w) d") for x in (q, to_rows, to_columns)
     )
     k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
-    logits = jnp.einsum("...qd,...nd->...qn", q * scale, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...qd,...nd->...qn", q * scale, k, **_IN_FLOAT32)
     logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
     logits += to_rows[..., :, None]
     logits += to_columns[..., None, :]
@@ -164,8 +165,7 @@ def _attend_rows(q, rel_h, k, v, rel_w):
     highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - highest)
     total = weights.sum(axis=-1, keepdims=True)
-    f32 = {"preferred_element_type": jnp.float32}
-    out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **f32) / total
+    out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
     return rearrange(out.astype(v.dtype), "... (r w) d -> ... r w d", r=rel_h.shape[0])
 
 
@@ -173,10 +173,9 @@ def relative_terms(
     q: Float[Array, "*M r w d"], rel_h: Float[Array, "r h d"], rel_w: Float[Array, "w v d"]
 ) -> tuple[Float[Array, "*M r w h"], Float[Array, "*M r w v"]]:
     """q·Rh and q·Rw in float32: of query rows r with every row and every column of keys."""
-    f32 = {"preferred_element_type": jnp.float32}
     return (
-        jnp.einsum("...rwd,rid->...rwi", q, rel_h, **f32),
-        jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **f32),
+        jnp.einsum("...rwd,rid->...rwi", q, rel_h, **_IN_FLOAT32),
+        jnp.einsum("...rwd,wjd->...rwj", q, rel_w, **_IN_FLOAT32),
     )
 
 

@@ -24,9 +24,16 @@ cudnn = functools.partial(attention_kernels.cudnn, implementation="xla")
 
 
 @pytest.fixture
-def tokamax_interpreted(monkeypatch):
-    """Tokamax's kernels on this machine; skips where it is not installed."""
+def tokamax():
+    """Tokamax asks for no GPU; skips where it is not installed."""
     tokamax = pytest.importorskip("tokamax", reason="for Python 3.12 and newer, by itself")
+    with tokamax.config.cross_compile(True):
+        yield
+
+
+@pytest.fixture
+def tokamax_interpreted(tokamax, monkeypatch):
+    """Tokamax's kernels run on this machine."""
     from jax.experimental import pallas
 
     interpreted = functools.partial(pallas.pallas_call, interpret=True)
@@ -34,8 +41,6 @@ def tokamax_interpreted(monkeypatch):
     # The interpreter does not know what a branch asks for its place in the grid; of as many queries
     # as keys none is left out.
     monkeypatch.setattr(pallas, "when", lambda condition: lambda branch: branch())
-    with tokamax.config.cross_compile(True):
-        yield
 
 
 def arrays(height, width, tasks=2, images=1, heads=2, width_of_head=4):
@@ -89,14 +94,13 @@ def test_tokamax_in_bfloat16_is_near_float32(tokamax_interpreted):
     ("width_of_head", "grid", "dtype"),
     [(64, (64, 64), "bfloat16"), (80, (64, 64), "bfloat16"), (64, (48, 64), "float32")],
 )
-def test_gpus_run_two_kernels_of_tokamax(width_of_head, grid, dtype):
-    tokamax = pytest.importorskip("tokamax", reason="for Python 3.12 and newer, by itself")
+def test_gpus_run_two_kernels_of_tokamax(width_of_head, grid, dtype, tokamax):
     gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
     auto = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES, auto, abstract_device=gpu)
     inputs = (x.astype(dtype) for x in arrays(*grid, heads=1, width_of_head=width_of_head))
     both = jax.jit(functools.partial(with_gradients, attention_kernels.tokamax))
-    with tokamax.config.cross_compile(True), jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh):
         lowered = both.trace(tuple(inputs)).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
 

@@ -288,7 +288,7 @@ def test_a_peer_trains_in_bfloat16(architecture):
     assert stored == {torch.float32: True, torch.bfloat16: False}
 
 
-def test_memory_of_a_device_stands_in_place_of_the_processes(capsys, monkeypatch):
+def test_memory_of_a_device_stands_in_place_of_the_processes(capsys):
     args = arguments.parser("").parse_args([])
     args.repeats = 1
     results = [
