@@ -350,10 +350,8 @@ def _values(
 def _legend(legend: Legend) -> dict[str, Any]:
     match legend:
         case Swatches():
-            rows = zip(legend.names, legend.colours, legend.shares, strict=True)
-            return {
-                "swatches": [[name, _hex(colour), float(share)] for name, colour, share in rows]
-            }
+            rows = zip(legend.entries, legend.colours, strict=True)
+            return {"swatches": [[entry, _hex(colour)] for entry, colour in rows]}
         case Bar():
             stops = legend.colours[np.linspace(0, len(legend.colours) - 1, 12).astype(int)]
             return {

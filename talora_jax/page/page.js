@@ -146,8 +146,8 @@ function legend(told) {
     made.style.background = colour;
     return made;
   };
-  for (const [name, colour, share] of told.swatches ?? []) {
-    box.append(element("span", {}, swatch(colour), `${name} ${Math.round(100 * share)} %`));
+  for (const [entry, colour] of told.swatches ?? []) {
+    box.append(element("span", {}, swatch(colour), entry));
   }
   if (told.bar) {
     const strip = element("div", { className: "bar" });

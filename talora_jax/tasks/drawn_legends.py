@@ -22,7 +22,7 @@ def drawn_legend(legend: Legend | None) -> Image.Image:
 
 
 def _swatches(legend: Swatches) -> Image.Image:
-    entries = [f"{n}  {100 * s:.0f} %" for n, s in zip(legend.names, legend.shares, strict=True)]
+    entries = legend.entries
     widths = [int(font().getlength(entry)) + 2 * LINE for entry in entries]
     # As in text: entries follow each other, and a line that is full is followed by another.
     places, x, y = [], 0, _GAP // 2

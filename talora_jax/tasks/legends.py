@@ -18,6 +18,12 @@ class Swatches:
     colours: UInt8[np.ndarray, "N 3"]
     shares: tuple[float, ...]
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Each name with its share in whole percents; what is there is never 0 %."""
+        named = zip(self.names, self.shares, strict=True)
+        return tuple(f"{name}  {round(100 * share) or '<1'} %" for name, share in named)
+
 
 @dataclasses.dataclass(frozen=True)
 class Bar:

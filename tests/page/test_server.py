@@ -103,7 +103,9 @@ def test_maps_are_what_the_model_predicts(ask, image, shelf, photo):
         np.testing.assert_array_equal(pixels, task.show(prediction[task.name]))
     by_name = {told["name"]: told for told in maps}
     assert by_name["semantic"]["classes"] == ["red", "green", "blue"]
-    assert sum(share for *_, share in by_name["semantic"]["legend"]["swatches"]) == pytest.approx(1)
+    legend = model.tasks[0].legend(prediction["semantic"])
+    swatches = by_name["semantic"]["legend"]["swatches"]
+    assert [entry for entry, _ in swatches] == list(legend.entries)
     assert by_name["depth"]["legend"]["unit"] == "m" and by_name["normals"]["channels"] == 3
 
 

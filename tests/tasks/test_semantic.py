@@ -63,6 +63,14 @@ def test_palette_is_distinct_never_black_and_grows_at_its_end():
     assert distance.min() > 50
 
 
+def test_a_legend_has_every_class_that_occurs_and_none_of_them_fills_nothing():
+    output = np.full((10, 20), 2)
+    output[0, 0] = 0
+    output[1, :3] = 1
+    task = Semantic("semantic", 3, class_names=("wall", "floor", "bed"))
+    assert task.legend(output).entries == ("bed  98 %", "floor  2 %", "wall  <1 %")
+
+
 def test_people_absent_from_an_image_give_nothing(cases):
     task, (maps, target) = cases.task_of("human_parts"), cases.case_of("human_parts")
     alone = cases.summary(task, maps[1:], target[1:])
