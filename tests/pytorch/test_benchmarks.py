@@ -243,9 +243,11 @@ def test_benchmarks_run(name, tmp_path, capsys, monkeypatch):
     if name == "adapters":
         assert report["flops"][0]["adapters_percent"] > 0
     elif name == "automatic_masks":
-        same = report["same"]
-        assert same["ours"] == same["theirs"] == same["equal"] > 0 == same["boxes"]
-        assert report["float64"] == {"ours": same, "segment_anything": same}
+        assert report["float64"].keys() == {"ours", "segment_anything"}
+        for same in (report["same"], *report["float64"].values()):
+            assert same["ours"] == same["theirs"] > 0 == same["boxes"]
+            # Of a pixel on a mask's edge rounding decides, which is not the same on all processors.
+            assert same["worst"] > 0.9999
     elif name == "input":
         assert len(report["training"]["waiting"]) == 2
     else:
