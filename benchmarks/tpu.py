@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks import arguments, report
 from talora_jax.command_line import parse
-from talora_jax.errors import UserError, run_command, short
+from talora_jax.errors import UserError, one_line, run_command, short
 from talora_jax.experiments import accelerators
 
 
@@ -146,6 +146,23 @@ def choose_tasks(names: tuple[str, ...], count: int, num_classes: int) -> tuple[
     return tuple(tasks)
 
 
+def program_text(compiled: Any) -> str:
+    """A compiled program (`jax.stages.Compiled`) as text.
+
+    Raises:
+      UserError: libtpu has written it in a way that JAX does not know.
+    """
+    import jax
+
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"JAX {jax.__version__} cannot read what libtpu has compiled, which may be of another "
+            f"version than goes with it: {accelerators.INSTALL_LIBTPU} ({one_line(error)})"
+        ) from None
+
+
 def measure(config: Any, mesh: Any, tasks: Any, repeats: int, hlo: Path | None) -> Measured:
     """Compiles the step of one config; see `Measured`.
 
@@ -168,7 +185,7 @@ def measure(config: Any, mesh: Any, tasks: Any, repeats: int, hlo: Path | None) 
         run = setup.abstract(config, mesh, tasks, SIZES[config.model.size]())
         step = ahead_of_time.make_step(run)
         runs.append(ahead_of_time.compile_step(step))
-    text = runs[-1].compiled.as_text()
+    text = program_text(runs[-1].compiled)
     if hlo:
         hlo.parent.mkdir(parents=True, exist_ok=True)
         hlo.write_text(text)

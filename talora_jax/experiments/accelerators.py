@@ -70,6 +70,8 @@ ACCELERATORS = {
     "v6e": Accelerator(31.25, "v6e"),
 }
 _MOST_ON_CPU = 512
+# By JAX's own extra: what a newer libtpu compiles, jaxlib cannot always read.
+INSTALL_LIBTPU = "pip install 'jax[tpu]'"
 TOPOLOGIES = (
     f"GENERATION:SHAPE, with generation one of {', '.join(GENERATIONS)} and a shape such as 2x4 "
     "(v5p: 2x2x1), or cpu:DEVICES"
@@ -88,9 +90,7 @@ def split_topology(name: str) -> tuple[str, str]:
     if generation not in sides or not re.fullmatch(wanted, shape):
         raise UserError(f"--topology: unknown {short(name, 80)}, expected {TOPOLOGIES}")
     if generation != "cpu" and not knows_tpus():
-        raise UserError(
-            f"--topology={name} needs libtpu, which is not installed: pip install libtpu"
-        )
+        raise UserError(f"--topology={name} needs libtpu, which is not installed: {INSTALL_LIBTPU}")
     return generation, shape
 
 

@@ -100,7 +100,7 @@ def source(run: Run, device: str) -> str:
     compiled_for = run.mesh.devices.flat[0].device_kind
     told = f"XLA's estimate for what this program runs on ({compiled_for}), not for {device}"
     if accelerators.ACCELERATORS[device].generation:
-        told += "; pip install libtpu compiles for it"
+        told += f"; {accelerators.INSTALL_LIBTPU} compiles for it"
     return told
 
 

@@ -4,11 +4,12 @@ import importlib.util
 import json
 import sys
 
+import jax
 import pytest
 
 from benchmarks import tpu
-from benchmarks.tpu import choose_tasks
-from talora_jax.errors import run_command
+from benchmarks.tpu import choose_tasks, program_text
+from talora_jax.errors import UserError, run_command
 from talora_jax.experiments import accelerators
 from talora_jax.tasks import TASKS
 
@@ -79,4 +80,13 @@ def test_a_mesh_of_another_number_of_devices(start_python):
 def test_a_missing_libtpu_is_named(start_python):
     process = start_python("-m", "benchmarks.tpu", "--topology", "v5e:2x4")
     _, errors = process.communicate(timeout=120)
-    assert errors.splitlines()[-1].endswith("pip install libtpu")
+    assert errors.splitlines()[-1].endswith("pip install 'jax[tpu]'")
+
+
+def test_a_libtpu_that_jax_does_not_go_with_is_named():
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\n*** stack trace ***")
+
+    with pytest.raises(UserError, match=r"cannot read .* libtpu .* pip install 'jax\[tpu\]'"):
+        program_text(Compiled())

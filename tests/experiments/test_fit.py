@@ -35,7 +35,7 @@ def told(micro, monkeypatch):
 
         monkeypatch.setattr(accelerators, "knows_tpus", lambda: False)
         monkeypatch.setattr(fit.ahead_of_time, "compile_step", compile_step)
-        console = Console(width=120)
+        console = Console(width=120, highlight=False, markup=False)
         with console.capture() as capture:
             describe(config, console, device)
         return capture.get()
@@ -49,7 +49,7 @@ def test_a_step_that_fits(told):
     for row in ("3,000.0", "together", "4,100.0", "12,079.6"):  # three quarters of 15 GiB
         assert row in text, text
     assert "It fits t4." in text and "bfloat16" in text
-    assert "pip install libtpu compiles for it" in told(MEMORY, "v5e")
+    assert "pip install 'jax[tpu]' compiles for it" in " ".join(told(MEMORY, "v5e").split())
 
 
 def test_what_to_change_where_it_does_not(told):
