@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -247,6 +248,8 @@ def test_a_killed_sweep_leaves_no_run_behind_and_goes_on(start_python, config, t
         time.sleep(0.01)
     assert not (second / "adapter.safetensors").exists()
 
+    # Runs on the same data stand in one table.
+    shutil.copy(second / "data.json", first)
     process = start()
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, out + errors
