@@ -106,6 +106,7 @@ def test_maps_are_what_the_model_predicts(ask, image, shelf, photo):
     legend = model.tasks[0].legend(prediction["semantic"])
     swatches = by_name["semantic"]["legend"]["swatches"]
     assert [entry for entry, _ in swatches] == list(legend.entries)
+    assert sum(legend.shares) == pytest.approx(1)
     assert by_name["depth"]["legend"]["unit"] == "m" and by_name["normals"]["channels"] == 3
 
 

@@ -205,7 +205,9 @@ COMMANDS = {
     "encoder": SMALL,
     "joint_forward": SMALL,
     "train_step": (*SMALL, "--variants", "--peers", "transformers_by_task", "segment_anything"),
-    "automatic_masks": ("--points-per-side", "4", "--repeats", "2", "--float64"),
+    # In float64 no logit of these masks is nearer to the threshold than 7e-5. With 4 x 4 points one
+    # is at 4e-6, and float32 decides it otherwise from processor to processor.
+    "automatic_masks": ("--points-per-side", "2", "--repeats", "2", "--float64"),
     "adapters": ("--count", "tiny", "--kinds", "talora", *SMALL),
     "input": (
         *("--image-size", "64", "--repeats", "2", "--original", "48", "64", "--frames", "2"),
@@ -243,11 +245,9 @@ def test_benchmarks_run(name, tmp_path, capsys, monkeypatch):
     if name == "adapters":
         assert report["flops"][0]["adapters_percent"] > 0
     elif name == "automatic_masks":
-        assert report["float64"].keys() == {"ours", "segment_anything"}
-        for same in (report["same"], *report["float64"].values()):
-            assert same["ours"] == same["theirs"] > 0 == same["boxes"]
-            # Of a pixel on a mask's edge rounding decides, which is not the same on all processors.
-            assert same["worst"] > 0.9999
+        same = report["same"]
+        assert same["ours"] == same["theirs"] == same["equal"] > 0 == same["boxes"]
+        assert report["float64"] == {"ours": same, "segment_anything": same}
     elif name == "input":
         assert len(report["training"]["waiting"]) == 2
     else:
