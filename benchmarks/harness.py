@@ -276,6 +276,8 @@ class Served:
         start = time.perf_counter()
         device_peak = self._step()
         seconds, peak = time.perf_counter() - start, peak_rss()
+        if not self._counts_anew:
+            peak = max(peak, self.ready["rss"])  # Linux counts its peak some pages late
         of_steps = peak if self._counts_anew else None
         self._counts_anew = self._counts_anew or _reset_peak_rss()
         return {
