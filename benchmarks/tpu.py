@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from talora_jax import config_checks
     from talora_jax.models import attention_kernels
+    from talora_jax.models.image_encoder import choose_remat
 
     jax.config.update("jax_enable_compilation_cache", False)
     meshes = {name: _mesh(args.mesh, _devices(name, args.slices)) for name in args.topology}
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.model[field] = "float32" if device.platform == "cpu" else "bfloat16"
     attention_kernels.check(config.model.attention, device, config.model.dtype)
     config.model.attention = attention_kernels.choose(config.model.attention, device.platform)
+    config.model.remat = choose_remat(config.model.remat, device.platform)
     tasks = choose_tasks(tuple(config.tasks), args.tasks or len(config.tasks), args.classes)
     if len(tasks) != len(config.tasks):
         config.weighting.task_weights = (1.0,) * len(tasks)

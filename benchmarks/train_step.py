@@ -2,13 +2,14 @@
 
 Forward pass, losses, orthogonal regulariser, backward pass and Adam on one image, with NYUv2's
 geometry (see `benchmarks.joint_forward`) and the released recipe: adapters, no-mask rows, decoders
-and the blocks' LayerNorms train. Ours is the project's own train step with the default config,
-whose backward pass computes every block again but for its attention
-(`config.model.remat=block_but_attention`).
+and the blocks' LayerNorms train. Ours is the project's own train step with the default config: it
+goes backward after each task's forward pass, and on a CPU keeps a block's products with frozen
+kernels (`config.model.remat=dots`), on accelerators only its input and what its attention gave
+(`block_but_attention`).
 
 The peers keep all activations, as PyTorch does by default. `…_by_task` goes backward after each
-task's forward pass and so holds one task's activations; the others go backward once after all
-tasks, which at ViT-B may need more than 24 GB and is therefore not measured unless asked for.
+task's forward pass and so holds one task's activations, as ours; the others go backward once after
+all tasks, which at ViT-B may need more than 24 GB and is therefore not measured unless asked for.
 
     python -m benchmarks.train_step               ViT-B
     python -m benchmarks.train_step --size tiny   a quick check that everything runs

@@ -133,9 +133,10 @@ def default() -> ml_collections.ConfigDict:
     # auto | xla | splash | cudnn | tokamax, of the encoder's global blocks; see
     # `models.attention_kernels`.
     model.attention = "auto"
-    # What the backward pass computes again: none | dots | block_but_attention | block, from the
-    # fastest to the one that needs the least memory.
-    model.remat = "block_but_attention"
+    # What the backward pass computes again: none | dots | block_but_attention | block, from the one
+    # that keeps the most to the one that keeps the least; auto: dots on a CPU, else
+    # block_but_attention.
+    model.remat = "auto"
 
     config.adapter = adapter = ml_collections.ConfigDict()
     adapter.kind = "talora"  # talora | lora_shared | lora_per_task | none | full

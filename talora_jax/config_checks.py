@@ -152,7 +152,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "optimizer.kind": OPTIMIZERS,
         "model.size": sam.SIZES,
         "model.attention": attention_kernels.ATTENTION,
-        "model.remat": image_encoder.REMAT,
+        "model.remat": ("auto", *image_encoder.REMAT),
         "model.dtype": DTYPES,
         "model.param_dtype": DTYPES,
         "adapter.kind": adapters.KINDS,

@@ -11,7 +11,8 @@ from talora_jax import sharding
 from talora_jax.errors import UserError
 from talora_jax.experiments import accelerators
 from talora_jax.models import attention_kernels
-from talora_jax.models.image_encoder import ImageEncoderConfig
+from talora_jax.models.encoder_config import ImageEncoderConfig
+from talora_jax.models.image_encoder import choose_remat
 from talora_jax.training import ahead_of_time
 from talora_jax.training.setup import Run
 
@@ -49,8 +50,10 @@ def settled(config: ml_collections.ConfigDict, device: str) -> ml_collections.Co
     for field in ("dtype", "param_dtype"):
         if config.model[field] == "auto":
             config.model[field] = "bfloat16"
-    if accelerators.compiles_for(device):
-        config.model.attention = attention_kernels.choose(config.model.attention, "tpu")
+    platform = "tpu" if accelerators.compiles_for(device) else "gpu"
+    config.model.remat = choose_remat(config.model.remat, platform)
+    if platform == "tpu":
+        config.model.attention = attention_kernels.choose(config.model.attention, platform)
     elif config.model.attention in ("auto", "cudnn", "tokamax"):
         config.model.attention = "xla"  # a GPU's kernels cannot be compiled without it
     if config.mesh.data == -1:

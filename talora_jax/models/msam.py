@@ -152,6 +152,12 @@ class MSam(nnx.Module):
         """How an image of this (H, W) is encoded."""
         return self.config.encoder.geometry(size, native_aspect=self.native_aspect)
 
+    def takes_turns(self, images: int, size: tuple[int, int]) -> bool:
+        """Whether so many images of this (H, W) are encoded for one task after the other."""
+        height, width = self.geometry(size).padded
+        tokens = images * height * width // self.config.encoder.patch_size**2
+        return self.image_encoder.takes_turns(tokens)
+
     def to_padded(self, images: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B Y X 3"]:
         """Images, RGB in [0, 1], as the encoder takes them: resized, normalised, padded."""
         geometry = self.geometry(images.shape[1:3])

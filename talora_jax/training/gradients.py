@@ -4,6 +4,10 @@ A task's loss is a sum over labelled pixels divided by their count in the whole 
 `config.accumulate` = n the batch is computed in n parts; since losses and their gradients add up,
 the result is exactly that of one pass. λ times the orthogonal regulariser's gradient comes on top,
 not balanced.
+
+Balanced gradients are made of the tasks' own, and so are those of weighted losses where tasks are
+encoded one after the other: a task then goes backward before the next one goes forward, and what a
+forward pass leaves for its backward pass is that of one task, however many there are.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +21,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.msam import MSam, shared, task_axis
+from talora_jax.models.msam import shared, task_axis
 from talora_jax.training.setup import Run
+from talora_jax.training.task_gradients import (
+    Batch,
+    Parts,
+    TaskGradients,
+    losses_of,
+    task_gradients,
+)
 from talora_jax.weighting import gradients as balancing
 from talora_jax.weighting.losses import Weighting, make_weighting
 
-Batch = dict[str, Array]
 Sum = TypeVar("Sum")
 
 
@@ -65,22 +75,40 @@ def make_gradient(run: Run) -> GradientOf:
 
 def _make_weighted(run: Run) -> GradientOf:
     """The gradient of Σ_t w_t L_t + c + λ R."""
+    together, in_turn = _make_weighted_together(run), _make_weighted_in_turn(run)
+
+    def gradient_of(trainable, state, frozen, batch, step, key):
+        model = nnx.merge(run.graphdef, trainable["model"], frozen)
+        images, *size = batch["image"].shape[:3]
+        takes_turns = model.takes_turns(images // run.config.accumulate, tuple(size))
+        found = (in_turn if takes_turns else together)(trainable, state, frozen, batch, step, key)
+        # Of a task without a label in the batch there is nothing to learn how much it weighs.
+        labelled = _labelled(run, batch) > 0
+        found.gradient["weighting"] = {
+            name: jnp.where(labelled, x, 0) for name, x in found.gradient["weighting"].items()
+        }
+        return found
+
+    return gradient_of
+
+
+def _make_weighted_together(run: Run) -> GradientOf:
+    """One pass forward for all tasks, and one backward."""
     config = run.config
     weighting = _weighting(run)
 
     def gradient_of(trainable, state, frozen, batch, step, key):
         weighting_key, dropout_key = jax.random.split(key)
-        labelled = _labelled(run, batch)
-        counts = jnp.maximum(labelled, 1)
+        counts = _counts(run, batch)
 
-        def losses_of(model, part, key):
+        def part_losses(model, part, key):
             model = nnx.merge(run.graphdef, model, frozen)
-            return _losses(run, model(part["image"], key=key), part, counts)
+            return losses_of(run, model(part["image"], key=key), part, counts)
 
         known = None
         if weighting.looks_at_losses and config.accumulate > 1:
             known = accumulate(
-                lambda part, key: losses_of(trainable["model"], part, key),
+                lambda part, key: part_losses(trainable["model"], part, key),
                 batch,
                 dropout_key,
                 config.accumulate,
@@ -92,7 +120,7 @@ def _make_weighted(run: Run) -> GradientOf:
 
         def objective(trainable, part, key):
             """One part's share of the objective, and its share of each task's loss."""
-            losses = losses_of(trainable["model"], part, key)
+            losses = part_losses(trainable["model"], part, key)
             weights, constant = weights_of(trainable["weighting"], losses)
             model = nnx.merge(run.graphdef, trainable["model"], frozen)
             orthogonal = model.orthogonality(config.orthogonal_parts)
@@ -106,129 +134,103 @@ def _make_weighted(run: Run) -> GradientOf:
             dropout_key,
             config.accumulate,
         )
-        # Of a task without a label in the batch there is nothing to learn how much it weighs.
-        gradient["weighting"] = {
-            name: jnp.where(labelled > 0, x, 0) for name, x in gradient["weighting"].items()
-        }
         state = weighting.update(state, losses, step)
         return Gradient(gradient, _scalars(run, losses, weights, orthogonal, value), state)
 
     return gradient_of
 
 
-def _make_balanced(run: Run) -> GradientOf:
-    """The balanced gradient of what tasks share, each task's own of the rest."""
-    config = run.config
-    adapter = AdapterConfig.of(config.adapter)
-    method = balancing.make_balancing(config.weighting)
-    channels = [task.channels for task in run.tasks]
+def _make_weighted_in_turn(run: Run) -> GradientOf:
+    """Each task goes backward before the next one goes forward."""
+    weighting = _weighting(run)
 
     def gradient_of(trainable, state, frozen, batch, step, key):
-        method_key, dropout_key = jax.random.split(key)
-        counts = jnp.maximum(_labelled(run, batch), 1)
-        # Rows and pairs of the adapters belong to one task each, like the decoders.
-        parts = Parts(
-            *nnx.split_state(
-                trainable["model"], shared(adapter), nnx.PathContains("image_encoder"), ...
-            )
-        )
-        losses, jacobian, own_gradient = accumulate(
-            lambda part, key: _by_task(run, parts, frozen, part, counts, key),
-            batch,
-            dropout_key,
-            config.accumulate,
-        )
+        weighting_key, dropout_key = jax.random.split(key)
+        parts, found = _task_gradients(run, trainable["model"], frozen, batch, dropout_key)
+
+        def weigh(params):
+            weights, constant = weighting.weights(params, state, found.losses, weighting_key)
+            return weights @ found.losses + constant, (weights, constant)
+
+        slopes, (weights, constant) = jax.grad(weigh, has_aux=True)(trainable["weighting"])
         with jax.default_matmul_precision("highest"):
-            balanced = method.combine(jacobian, losses, state, step, method_key)
-        own_gradient = _scale_by_task(adapter, own_gradient, balanced.own_weights, channels)
-
-        def orthogonality(common):
-            model = _merge(run, parts._replace(common=common), frozen)
-            return model.orthogonality(config.orthogonal_parts)
-
-        orthogonal, pull = jax.value_and_grad(orthogonality)(parts.common)
-        common_gradient = jax.tree.map(
-            lambda g, r: g + config.orthogonal_weight * r, balanced.gradient, pull
+            gradient = balancing.weighted_sum(weights, found.jacobian)
+        weighted = balancing.Balanced(
+            gradient, weights, weights, weighting.update(state, found.losses, step)
         )
-        value = balanced.weights @ losses + config.orthogonal_weight * orthogonal
-        return Gradient(
-            {"model": nnx.merge_state(common_gradient, own_gradient), "weighting": {}},
-            _scalars(run, losses, balanced.weights, orthogonal, value),
-            balanced.state,
-        )
+        return _put_together(run, parts, frozen, found, weighted, slopes, constant)
 
     return gradient_of
 
 
-class Parts(NamedTuple):
-    """What trains: what tasks share in the encoder, each task's own there, decoders and rows."""
+def _make_balanced(run: Run) -> GradientOf:
+    """The balanced gradient of what tasks share, each task's own of the rest."""
+    method = balancing.make_balancing(run.config.weighting)
 
-    common: nnx.State
-    own: nnx.State
-    heads: nnx.State
+    def gradient_of(trainable, state, frozen, batch, step, key):
+        method_key, dropout_key = jax.random.split(key)
+        parts, found = _task_gradients(run, trainable["model"], frozen, batch, dropout_key)
+        with jax.default_matmul_precision("highest"):
+            balanced = method.combine(found.jacobian, found.losses, state, step, method_key)
+        return _put_together(run, parts, frozen, found, balanced)
+
+    return gradient_of
 
 
-def _merge(run: Run, parts: Parts, frozen: nnx.State) -> MSam:
-    return nnx.merge(run.graphdef, *parts, frozen)
+def _task_gradients(
+    run: Run, trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""]
+) -> tuple[Parts, TaskGradients]:
+    """What trains, in parts, and each task's gradient over the whole batch."""
+    # Rows and pairs of the adapters belong to one task each, like the decoders.
+    common = shared(AdapterConfig.of(run.config.adapter))
+    parts = Parts(*nnx.split_state(trainable, common, nnx.PathContains("image_encoder"), ...))
+    counts = _counts(run, batch)
+    found = accumulate(
+        lambda part, key: task_gradients(run, parts, frozen, part, counts, key),
+        batch,
+        key,
+        run.config.accumulate,
+    )
+    return parts, found
 
 
-def _by_task(
+def _put_together(
     run: Run,
     parts: Parts,
     frozen: nnx.State,
-    batch: Batch,
-    counts: Float[Array, "T"],
-    key: Key[Array, ""],
-) -> tuple[Float[Array, "T"], balancing.Jacobian, nnx.State]:
-    """The losses, each one's gradient by what tasks share, and by what each task has alone.
+    found: TaskGradients,
+    balanced: balancing.Balanced,
+    weighting_gradient: PyTree = (),
+    constant: Float[Array, ""] | float = 0.0,
+) -> Gradient:
+    """A step's gradient: the regulariser's on top, each task's own times its weight.
 
-    One pass forward and one backward serve all tasks. A task's map depends on its own embedding,
-    decoder and rows alone, so the pullback of Σ_t L_t through the decoders gives all their
-    gradients and, row by row, the gradient of every loss by its embedding. The encoder then is
-    pulled back once, with the shared parameters' gradients kept apart by task: [T, ...].
+    Args:
+      weighting_gradient, constant: of weighted losses, by what the weighting trains, and c.
     """
+    config = run.config
+    channels = [task.channels for task in run.tasks]
+    adapter = AdapterConfig.of(config.adapter)
+    own_gradient = _scale_by_task(adapter, found.own, balanced.own_weights, channels)
 
-    def decode(embeddings, heads):
-        model = _merge(run, parts._replace(heads=heads), frozen)
-        size = batch["image"].shape[1:3]
-        low_res = model.decode(embeddings, model.tasks)
-        maps = {name: model.from_padded(x, size) for name, x in low_res.items()}
-        losses = _losses(run, maps, batch, counts)
-        return losses.sum(), losses
+    def orthogonality(common):
+        model = parts._replace(common=common).merge(run, frozen)
+        return model.orthogonality(config.orthogonal_parts)
 
-    embeddings, pull = _embed_by_task(run, parts, frozen, batch["image"], key)
-    by_embeddings_and_heads = jax.grad(decode, argnums=(0, 1), has_aux=True)
-    (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, parts.heads)
-    jacobian, own_gradient = pull(slopes)
-    return losses, jacobian, nnx.merge_state(own_gradient, heads_gradient)
-
-
-def _embed_by_task(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    images: Float[Array, "B H W 3"],
-    key: Key[Array, ""],
-) -> tuple[Float[Array, "T B h w D"], Callable]:
-    """Embeddings, and their pullback to (a Jacobian of what is shared, each task's own)."""
-    num_tasks = len(run.tasks)
-
-    def embed(common, own, task, key):
-        model = _merge(run, Parts(common, own, parts.heads), frozen)
-        return model.image_encoder(model.to_padded(images), (task,), key=key)[0]
-
-    # The mesh's `task` axis shares what vmap lays side by side.
-    if AdapterConfig.of(run.config.adapter).per_task:
-        # Every task is encoded for itself anyway. With a copy of the shared parameters for each,
-        # this costs what an ordinary step does.
-        places = jnp.arange(num_tasks), jax.random.split(key, num_tasks)
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), parts.common)
-        side_by_side = jax.vmap(embed, in_axes=(0, None, 0, 0), spmd_axis_name="task")
-        return jax.vjp(lambda *trained: side_by_side(*trained, *places), copies, parts.own)
-    # One encoding serves all; it is pulled back for each of them.
-    embedding, pull = jax.vjp(lambda *trained: embed(*trained, 0, key), parts.common, parts.own)
-    embeddings = jnp.broadcast_to(embedding, (num_tasks, *embedding.shape))
-    return embeddings, jax.vmap(pull, out_axes=(0, None), spmd_axis_name="task")
+    orthogonal, slopes = jax.value_and_grad(orthogonality)(parts.common)
+    common_gradient = jax.tree.map(
+        lambda g, r: g + config.orthogonal_weight * r, balanced.gradient, slopes
+    )
+    losses, weights = found.losses, balanced.weights
+    value = weights @ losses + constant + config.orthogonal_weight * orthogonal
+    return Gradient(
+        {
+            "model": nnx.merge_state(common_gradient, own_gradient),
+            "weighting": dict(weighting_gradient),
+        },
+        _scalars(run, losses, weights, orthogonal, value),
+        balanced.state,
+    )
 
 
 def _weighting(run: Run) -> Weighting:
@@ -256,10 +258,9 @@ def _labelled(run: Run, batch: Batch) -> Float[Array, "T"]:
     return jnp.stack([task.count(batch[task.name]) for task in run.tasks])
 
 
-def _losses(run: Run, maps: Batch, part: Batch, counts: Float[Array, "T"]) -> Float[Array, "T"]:
-    """A part's share of each task's loss."""
-    sums = [task.loss(maps[task.name], part[task.name])[0] for task in run.tasks]
-    return jnp.stack(sums) / counts
+def _counts(run: Run, batch: Batch) -> Float[Array, "T"]:
+    """What each task's loss is divided by."""
+    return jnp.maximum(_labelled(run, batch), 1)
 
 
 def accumulate(

@@ -15,6 +15,7 @@ from talora_jax.data.transforms import Augment
 from talora_jax.errors import Refusals, UserError, tell_together
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.image_encoder import choose_remat
 from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
@@ -252,7 +253,7 @@ def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: 
         pixel_normalisation=config.model.pixel_normalisation,
         native_aspect=config.model.native_aspect,
         attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
-        remat=config.model.remat,
+        remat=choose_remat(config.model.remat, jax.default_backend()),
         dtype=resolve_dtype(config.model.dtype),
     )
 

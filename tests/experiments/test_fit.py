@@ -79,6 +79,15 @@ def test_what_to_change_where_it_does_not(told):
     assert not any(word in text for word in ("accumulate=", "remat=", "native_aspect=", "FRACTION"))
 
 
+@pytest.mark.parametrize("device", ["t4", "v5e"])
+def test_auto_is_what_it_means_on_the_device(device, monkeypatch):
+    monkeypatch.setattr(accelerators, "knows_tpus", lambda: True)
+    found = fit.settled(config_lib.default(), device).model
+    assert (found.dtype, found.param_dtype) == ("bfloat16", "bfloat16")
+    assert found.remat == "block_but_attention"
+    assert found.attention == {"t4": "xla", "v5e": "splash"}[device]
+
+
 def test_a_step_on_images_of_any_size_cannot_be_told(told, folder):
     fields = {"data.name": "folder", "data.path": str(folder), "data.image_size": None}
     with pytest.raises(

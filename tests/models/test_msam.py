@@ -260,6 +260,20 @@ def test_the_backward_pass_is_left_less_by_every_word_of_remat_and_by_bfloat16(k
     assert kept(dtype=jnp.bfloat16) < kept()
 
 
+def test_what_is_kept_is_chosen_for_the_machine():
+    words = {
+        platform: image_encoder.choose_remat("auto", platform) for platform in ("cpu", "gpu", "tpu")
+    }
+    assert words == {
+        "cpu": "dots",
+        "gpu": "block_but_attention",
+        "tpu": "block_but_attention",
+    }
+    assert [image_encoder.choose_remat(word, "cpu") for word in image_encoder.REMAT] == list(
+        image_encoder.REMAT
+    )
+
+
 @pytest.mark.slow
 def test_tasks_one_after_the_other_are_tasks_together(make, monkeypatch):
     batch = jnp.stack(images((48, 64), (48, 64)))

@@ -12,6 +12,7 @@ from flax import nnx
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
+from talora_jax.models import image_encoder
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.msam import shared, trainable
 from talora_jax.tasks import make_task
@@ -26,12 +27,12 @@ LAMBDA = 0.01
 KEY = jax.random.key(0)
 
 
-def make_config(kind, adapter, parts, blocks):
+def make_config(kind, adapter, parts, blocks, dropout=0.0):
     config = config_lib.default()
     config.tasks = TASKS
     config.adapter.kind = adapter
     config.adapter.ranks = (4, 3, 2)
-    config.adapter.dropout = 0.0
+    config.adapter.dropout = dropout
     config.adapter.blocks = blocks
     config.weighting.kind = kind
     config.orthogonal_weight = LAMBDA
@@ -68,8 +69,8 @@ def random_model(micro, adapter, blocks):
     return graphdef, nnx.map_state(draw, learnt), nnx.map_state(draw, frozen)
 
 
-def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None):
-    config = make_config(kind, adapter, parts, blocks)
+def make_run(micro, kind, adapter, parts=1, mesh=(1, 1, 1), blocks=None, dropout=0.0):
+    config = make_config(kind, adapter, parts, blocks, dropout)
     dataset = Dataset("random", TASKS, CLASSES, (24, 32), {"train": [0] * 8})
     model = random_model(micro, adapter, blocks)
     return Run(config, sharding.make_mesh(*mesh), dataset, make_tasks(), *model, "")
@@ -86,19 +87,30 @@ def random_batch():
     }
 
 
-def gradient_of(run) -> gradients.Gradient:
+def compiled_gradient(run):
+    """The compiled program, and what it takes."""
     params, state = gradients.init_weighting(run)
+    trainable = {"model": run.trainable, "weighting": params}
     with jax.set_mesh(run.mesh):
         batch = sharding.shard_batch(random_batch(), run.mesh)
-        found = jax.jit(gradients.make_gradient(run))
-        return found(
-            {"model": run.trainable, "weighting": params}, state, run.frozen, batch, 0, KEY
-        )
+        arguments = trainable, state, run.frozen, batch, 0, KEY
+        return jax.jit(gradients.make_gradient(run)).lower(*arguments).compile(), arguments
+
+
+def gradient_of(run) -> gradients.Gradient:
+    program, arguments = compiled_gradient(run)
+    return program(*arguments)
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Tasks take turns, as those of large images do."""
+    monkeypatch.setattr(image_encoder, "FILLING", 1)
 
 
 @functools.cache
 def balanced(micro, kind, adapter, parts, blocks) -> gradients.Gradient:
-    """The gradient on one device."""
+    """The gradient on one device, of all tasks together."""
     return gradient_of(make_run(micro, kind, adapter, parts, blocks=blocks))
 
 
@@ -165,6 +177,20 @@ def assert_close(found, expected):
     ],
 )
 def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts, blocks):
+    check_combination(micro, kind, adapter, blocks, balanced(micro, kind, adapter, parts, blocks))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "parts", "blocks"),
+    [("nash_mtl", 1, None), ("nash_mtl", 2, (-1,)), ("famo", 2, None)],
+)
+def test_so_it_is_where_tasks_take_turns(micro, in_turn, kind, parts, blocks):
+    found = gradient_of(make_run(micro, kind, "talora", parts, blocks=blocks))
+    check_combination(micro, kind, "talora", blocks, found)
+
+
+def check_combination(micro, kind, adapter, blocks, found):
     losses, per_task, regulariser = task_gradients(micro, adapter, blocks)
     together, own = expected_weights(kind, losses, per_task, adapter)
     expected = {}
@@ -172,12 +198,40 @@ def test_a_gradient_is_the_combination_of_the_tasks(micro, kind, adapter, parts,
         weights = together if is_shared(name, adapter) else own
         total = sum(np.float64(w) * g[name] for w, g in zip(weights, per_task, strict=True))
         expected[name] = total + LAMBDA * regulariser[name]
-    found = balanced(micro, kind, adapter, parts, blocks)
     for name, values, rtol in (("loss", losses, 1e-5), ("weight", together, 1e-3)):
         seen = [found.scalars[f"{task}/{name}"] for task in TASKS]
         np.testing.assert_allclose(seen, values, rtol=rtol)
     assert np.ptp(together) > 0.01
     assert_close(by_name(found.gradient["model"]), expected)
+
+
+@pytest.mark.slow
+def test_turns_change_nothing_of_dropout_and_trained_weights(micro, monkeypatch):
+    def found(filling):
+        monkeypatch.setattr(image_encoder, "FILLING", filling)
+        run = make_run(micro, "uncertainty", "lora_per_task", 2, dropout=0.3)
+        return gradient_of(run)
+
+    together, in_turn = found(10**9), found(1)
+    assert_close(by_name(in_turn.gradient["model"]), by_name(together.gradient["model"]))
+    assert in_turn.scalars.keys() == together.scalars.keys()
+    for name, value in together.scalars.items():
+        np.testing.assert_allclose(in_turn.scalars[name], value, rtol=1e-5, err_msg=name)
+    losses = np.array([in_turn.scalars[f"{task}/loss"] for task in TASKS])
+    for gradient in (together, in_turn):
+        # By s of L exp(-s) / 2 + s / 2, at s = -0.5.
+        slopes = gradient.gradient["weighting"]["log_variance"]
+        np.testing.assert_allclose(slopes, (1 - losses * np.exp(0.5)) / 2, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_activations_are_those_of_one_task_where_tasks_take_turns(micro, monkeypatch):
+    def temporaries(filling):
+        monkeypatch.setattr(image_encoder, "FILLING", filling)
+        program, _ = compiled_gradient(make_run(micro, "equal", "talora"))
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1) < 0.5 * temporaries(10**9)
 
 
 @pytest.mark.parametrize("adapter", ["talora", "lora_per_task"])

@@ -95,6 +95,9 @@ class Toy(nnx.Module):
         maps = jnp.split(images @ self.kernels[...], self.ends, axis=-1)
         return dict(zip(self.tasks, maps, strict=True))
 
+    def takes_turns(self, images, size):
+        return False
+
     def orthogonality(self, parts):
         return jnp.zeros(())
 

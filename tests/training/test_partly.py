@@ -30,6 +30,9 @@ class Toy(nnx.Module):
         maps = jnp.split(images @ self.kernels[...], ends, axis=-1)
         return dict(zip(TASKS, maps, strict=True))
 
+    def takes_turns(self, images, size):
+        return False
+
     def orthogonality(self, parts):
         return jnp.zeros(())
 

@@ -14,6 +14,7 @@ from talora_jax.data.masks import AskedMasks
 from talora_jax.errors import UserError
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
+from talora_jax.models.image_encoder import choose_remat
 from talora_jax.models.keys import Keys
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task, make_task
@@ -128,7 +129,7 @@ def make_learner(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> 
         len(config.prompts.domains),
         native_aspect=config.model.native_aspect,
         attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
-        remat=config.model.remat,
+        remat=choose_remat(config.model.remat, jax.default_backend()),
         dtype=dtype,
         rngs=rngs,
     )
