@@ -162,9 +162,8 @@ class Adapter(nnx.Module):
         if key is not None and self.config.dropout > 0:
             # A task's mask is its own, whatever tasks it is computed with.
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(task_ids)
-            draw = functools.partial(jax.random.bernoulli, p=1 - self.config.dropout)
-            keep = jax.vmap(lambda key: draw(key, shape=x.shape[1:]))(keys)
-            x = jnp.where(keep, x / (1 - self.config.dropout), 0).astype(x.dtype)
+            drop = functools.partial(_drop, rate=self.config.dropout)
+            x = jax.vmap(drop)(keys, x)
         return self.config.scale * self.apply(x, task_ids)
 
     def out_rows(self, enabled: Float[Array, "*s k r"]) -> Float[Array, "*s k3 r"]:
@@ -307,6 +306,19 @@ def make_adapter(
     """The adapter of one block; None for the kinds without one."""
     adapter = KINDS[config.kind]
     return None if adapter is None else adapter(config, width, num_tasks, rngs=rngs)
+
+
+def _drop(key: PRNGKeyArray, x: Float[Array, "*b d"], *, rate: float) -> Float[Array, "*b d"]:
+    """Dropout: zero with probability `rate`, to 2⁻¹⁷, else divided by the probability of not.
+
+    An entry takes 16 random bits, half a word of what the generator gives: on a CPU the numbers in
+    [0, 1) of `jax.random.bernoulli` take up to ten times as long, 6 % of a train step.
+    """
+    *leading, width = x.shape
+    words = jax.random.bits(key, (*leading, -(-width // 2)), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*leading, -1)[..., :width]
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    return jnp.where(bits >= dropped, x / (1 - dropped / 2**16), 0).astype(x.dtype)
 
 
 def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:

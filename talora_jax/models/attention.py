@@ -156,7 +156,7 @@ def _attend_rows(q, rel_h, k, v, rel_w):
         rearrange(x, "... r w d -> ... (r w) d") for x in (q, to_rows, to_columns)
     )
     k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
-    logits = jnp.einsum("...qd,...nd->...qn", q * scale, k, **_IN_FLOAT32)
+    logits = _inner_products(q * scale, k)
     logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
     logits += to_rows[..., :, None]
     logits += to_columns[..., None, :]
@@ -167,6 +167,30 @@ def _attend_rows(q, rel_h, k, v, rel_w):
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
     return rearrange(out.astype(v.dtype), "... (r w) d -> ... r w d", r=rel_h.shape[0])
+
+
+@jax.custom_vjp
+def _inner_products(q: Float[Array, "*M q d"], k: Float[Array, "*M n d"]) -> Float[Array, "*M q n"]:
+    """q·k in float32.
+
+    JAX's gradient by k is a product [n, d], which XLA's kernels for CPUs compute at a third of the
+    rate of [d, n]: with the latter a global block's backward pass takes 0.8 of the time.
+    """
+    return jnp.einsum("...qd,...nd->...qn", q, k, **_IN_FLOAT32)
+
+
+def _inner_products_forward(q, k):
+    return _inner_products(q, k), (q, k)
+
+
+def _inner_products_backward(kept, slope):
+    q, k = kept
+    by_q = jnp.einsum("...qn,...nd->...qd", slope, k, **_IN_FLOAT32)
+    by_k = jnp.einsum("...qd,...qn->...dn", q, slope, **_IN_FLOAT32)
+    return by_q.astype(q.dtype), jnp.swapaxes(by_k, -1, -2).astype(k.dtype)
+
+
+_inner_products.defvjp(_inner_products_forward, _inner_products_backward)
 
 
 def relative_terms(
