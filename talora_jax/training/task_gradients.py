@@ -5,7 +5,7 @@ before the next one does: activations are one task's. Else one pass forward and 
 all tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,23 +49,27 @@ class TaskGradients(NamedTuple):
 
 
 def losses_of(
-    run: Run,
-    maps: dict[str, Float[Array, "B H W C"]],
-    part: Batch,
-    counts: Float[Array, "T"],
-    tasks: Sequence[int] | None = None,
-) -> Float[Array, "n"]:
-    """A part's share of the losses, of all tasks or of those with these numbers.
+    run: Run, maps: dict[str, Float[Array, "B H W C"]], part: Batch, counts: Float[Array, "T"]
+) -> Float[Array, "T"]:
+    """A part's share of each task's loss.
 
     Args:
-      maps: raw ones, of these tasks.
+      maps: raw ones.
       counts: labelled pixels of each task in the whole batch, at least 1.
     """
-    tasks = range(len(run.tasks)) if tasks is None else tasks
-    names = {t: run.tasks[t].name for t in tasks}
-    return jnp.stack(
-        [run.tasks[t].loss(maps[name], part[name])[0] / counts[t] for t, name in names.items()]
-    )
+    losses = [_loss_of(run, t, maps[task.name], part, counts) for t, task in enumerate(run.tasks)]
+    return jnp.stack(losses)
+
+
+def _loss_of(
+    run: Run,
+    number: int,
+    maps: Float[Array, "B H W C"],
+    part: Batch,
+    counts: Float[Array, "T"],
+) -> Float[Array, ""]:
+    task = run.tasks[number]
+    return task.loss(maps, part[task.name])[0] / counts[number]
 
 
 def task_gradients(
@@ -150,8 +154,7 @@ def _heads_gradient(
     def loss_of(number):
         def loss(maps):
             maps = jnp.moveaxis(maps[: widths[number]], 0, -1)
-            maps = {run.tasks[number].name: model.from_padded(maps, size)}
-            return losses_of(run, maps, part, counts, [number])[0]
+            return _loss_of(run, number, model.from_padded(maps, size), part, counts)
 
         return jax.value_and_grad(loss)
 
@@ -192,8 +195,10 @@ def _together(
     """
 
     def decode(embeddings, heads):
-        tasks = range(len(run.tasks))
-        maps = _decode(run, parts._replace(heads=heads), frozen, embeddings, part, tasks)
+        model = parts._replace(heads=heads).merge(run, frozen)
+        size = part["image"].shape[1:3]
+        low_res = model.decode(embeddings, model.tasks)
+        maps = {name: model.from_padded(x, size) for name, x in low_res.items()}
         losses = losses_of(run, maps, part, counts)
         return losses.sum(), losses
 
@@ -202,21 +207,6 @@ def _together(
     (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, parts.heads)
     jacobian, own_gradient = pull(slopes)
     return TaskGradients(losses, jacobian, nnx.merge_state(own_gradient, heads_gradient))
-
-
-def _decode(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    embeddings: Float[Array, "n B h w D"],
-    part: Batch,
-    tasks: Sequence[int],
-) -> dict[str, Float[Array, "B H W C"]]:
-    """Raw maps of embeddings, one for each of these tasks, at the images' own size."""
-    model = parts.merge(run, frozen)
-    size = part["image"].shape[1:3]
-    low_res = model.decode(embeddings, [model.tasks[t] for t in tasks])
-    return {name: model.from_padded(x, size) for name, x in low_res.items()}
 
 
 def _embed_by_task(
