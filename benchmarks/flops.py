@@ -8,6 +8,7 @@ does not depend on how a compiler fuses the rest.
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -24,18 +25,26 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
     return jaxpr_flops(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
-def jaxpr_flops(jaxpr: Jaxpr) -> int:
-    """The operations of one run of a jaxpr; see `count_flops`."""
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+def jaxpr_flops(jaxpr: Jaxpr, rounds: Fraction | None = None) -> int:
+    """The operations of one run of a jaxpr; see `count_flops`.
+
+    Args:
+      rounds: how many a while loop with products makes, on average over its runs.
+    """
+    return int(_flops(jaxpr, rounds))
 
 
-def _equation(equation: JaxprEqn) -> int:
+def _flops(jaxpr: Jaxpr, rounds: Fraction | None) -> int | Fraction:
+    return sum(_equation(equation, rounds) for equation in jaxpr.eqns)
+
+
+def _equation(equation: JaxprEqn, rounds: Fraction | None) -> int | Fraction:
     name = equation.primitive.name
     if name == "dot_general":
         return _dot_general(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
-    inner = [jaxpr_flops(jaxpr) for jaxpr in _jaxprs(equation)]
+    inner = [_flops(jaxpr, rounds) for jaxpr in _jaxprs(equation)]
     if name == "scan":
         return equation.params["length"] * sum(inner)
     if name == "cond":
@@ -45,7 +54,9 @@ def _equation(equation: JaxprEqn) -> int:
     if name == "pallas_call":
         return math.prod(equation.params["grid_mapping"].grid) * sum(inner)
     if name == "while" and any(inner):
-        raise ValueError("cannot tell how often the products inside a `while` are computed")
+        if rounds is None:
+            raise ValueError("cannot tell how often the products inside a `while` are computed")
+        return rounds * sum(inner)
     return sum(inner)
 
 

@@ -22,6 +22,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,10 @@ def measure(config: Any, mesh: Any, tasks: Any, repeats: int, hlo: Path | None) 
         temporaries=memory.temporaries,
         peak=memory.peak,
         program=memory.program,
-        flops=jaxpr_flops(runs[-1].jaxpr),
+        # The while loops of a step are over the channels of a task, once for each task.
+        flops=jaxpr_flops(
+            runs[-1].jaxpr, Fraction(sum(task.channels for task in tasks), len(tasks))
+        ),
         collectives=collectives,
         reduced_ratio=collectives.get("all-reduce", {"bytes": 0})["bytes"] / step.trainable_bytes,
         trace_seconds=[run.trace_seconds for run in runs],

@@ -342,8 +342,8 @@ def choose_remat(word: str, platform: str) -> str:
     """Which of `REMAT` a word of the config means on a platform, as JAX names it.
 
     `auto` is `dots` on a CPU, whose time goes into products and whose memory is large: a step of
-    ViT-B takes 0.87 of the time. Elsewhere it is `block_but_attention`, which
-    keeps a fifth as much.
+    ViT-B takes 0.87 of the time. Elsewhere it is `block_but_attention`, which keeps a fifth as
+    much.
     """
     if word == "auto":
         return "dots" if platform == "cpu" else "block_but_attention"

@@ -1,12 +1,13 @@
 """The operation counter against counts made by hand."""
 
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.flops import count_flops
+from benchmarks.flops import count_flops, jaxpr_flops
 from benchmarks.ours import adapter_flops, describe
 from talora_jax.models.attention_kernels import splash
 
@@ -80,6 +81,8 @@ def test_an_unbounded_loop_is_refused_if_it_multiplies():
 
     with pytest.raises(ValueError, match="inside a `while`"):
         count_flops(unbounded, A, S)
+    told = jaxpr_flops(jax.make_jaxpr(unbounded)(A, S).jaxpr, rounds=Fraction(5, 2))
+    assert told == 2.5 * SQUARE
     assert count_flops(lambda x: jax.lax.while_loop(lambda n: n < 9, lambda n: n + 1, 0), A) == 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.flops import jaxpr_flops
 from talora_jax import config as config_lib
 from talora_jax import sharding
 from talora_jax.data.dataset import Dataset
@@ -232,6 +234,21 @@ def test_activations_are_those_of_one_task_where_tasks_take_turns(micro, monkeyp
         return program.memory_analysis().temp_size_in_bytes
 
     assert temporaries(1) < 0.5 * temporaries(10**9)
+
+
+def test_turns_compute_what_a_step_of_all_tasks_does(micro, monkeypatch):
+    """But that channels are decoded again, where the model here keeps all."""
+
+    def operations(filling):
+        monkeypatch.setattr(image_encoder, "FILLING", filling)
+        run = make_run(micro, "equal", "talora")
+        trainable = {"model": run.trainable, "weighting": {}}
+        arguments = trainable, {}, run.frozen, random_batch(), 0, KEY
+        with jax.set_mesh(run.mesh):
+            jaxpr = jax.make_jaxpr(gradients.make_gradient(run))(*arguments).jaxpr
+        return jaxpr_flops(jaxpr, Fraction(1 + 3 + 2, len(TASKS)))
+
+    assert 1 < operations(1) / operations(10**9) < 1.2
 
 
 @pytest.mark.parametrize("adapter", ["talora", "lora_per_task"])
