@@ -26,11 +26,11 @@ from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig, make_adapter
 from talora_jax.models.attention import attend
 from talora_jax.models.encoder_config import ImageEncoderConfig
-from talora_jax.models.image_encoder import ImageEncoder, choose_remat
+from talora_jax.models.image_encoder import ImageEncoder
 from talora_jax.models.mask_decoder import MaskDecoderConfig
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
-from talora_jax.training.setup import assemble, make_model
+from talora_jax.training.setup import assemble, how_to_compute, make_model
 from talora_jax.training.step import init_state, make_train_step
 from talora_jax.weights.build import build
 
@@ -170,8 +170,8 @@ def training(
             jax.block_until_ready((state, scalars))
         return _device_peak()
 
-    remat = choose_remat(config.model.remat, jax.default_backend())
     facts = _facts(run.trainable, run.frozen)
+    remat = how_to_compute(config)["remat"]
     return train, facts | {"trained": _count(run.trainable), "remat": remat}
 
 

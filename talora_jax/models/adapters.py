@@ -312,7 +312,7 @@ def _drop(key: PRNGKeyArray, x: Float[Array, "*b d"], *, rate: float) -> Float[A
     """Dropout: zero with probability `rate`, to 2⁻¹⁷, else divided by the probability of not.
 
     An entry takes 16 random bits, half a word of what the generator gives: on a CPU the numbers in
-    [0, 1) of `jax.random.bernoulli` take up to ten times as long, 6 % of a train step.
+    [0, 1) of `jax.random.bernoulli` take seven times as long.
     """
     *leading, width = x.shape
     words = jax.random.bits(key, (*leading, -(-width // 2)), jnp.uint32)

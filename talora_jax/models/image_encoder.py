@@ -32,7 +32,7 @@ from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
-# kernels; all of a block but what its attention gave; all of a block. `auto`: see `choose_remat`.
+# kernels; all of a block but what its attention gave; all of a block.
 REMAT = ("none", "dots", "block_but_attention", "block")
 Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.

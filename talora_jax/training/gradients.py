@@ -25,9 +25,9 @@ from talora_jax.models.msam import shared, task_axis
 from talora_jax.training.setup import Run
 from talora_jax.training.task_gradients import (
     Batch,
+    Given,
     Parts,
     TaskGradients,
-    losses_of,
     task_gradients,
 )
 from talora_jax.weighting import gradients as balancing
@@ -102,8 +102,8 @@ def _make_weighted_together(run: Run) -> GradientOf:
         counts = _counts(run, batch)
 
         def part_losses(model, part, key):
-            model = nnx.merge(run.graphdef, model, frozen)
-            return losses_of(run, model(part["image"], key=key), part, counts)
+            given = Given(run, frozen, part, counts, key)
+            return given.losses(given.merge(model)(part["image"], key=key))
 
         known = None
         if weighting.looks_at_losses and config.accumulate > 1:
@@ -186,7 +186,7 @@ def _task_gradients(
     parts = Parts(*nnx.split_state(trainable, common, nnx.PathContains("image_encoder"), ...))
     counts = _counts(run, batch)
     found = accumulate(
-        lambda part, key: task_gradients(run, parts, frozen, part, counts, key),
+        lambda part, key: task_gradients(Given(run, frozen, part, counts, key), parts),
         batch,
         key,
         run.config.accumulate,
@@ -214,7 +214,7 @@ def _put_together(
     own_gradient = _scale_by_task(adapter, found.own, balanced.own_weights, channels)
 
     def orthogonality(common):
-        model = parts._replace(common=common).merge(run, frozen)
+        model = nnx.merge(run.graphdef, *parts._replace(common=common), frozen)
         return model.orthogonality(config.orthogonal_parts)
 
     orthogonal, slopes = jax.value_and_grad(orthogonality)(parts.common)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
@@ -251,11 +252,19 @@ def make_model(config: ml_collections.ConfigDict, tasks: tuple[Task, ...], sam: 
         {task.name: task.channels for task in tasks},
         seed=config.seed,
         pixel_normalisation=config.model.pixel_normalisation,
-        native_aspect=config.model.native_aspect,
-        attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
-        remat=choose_remat(config.model.remat, jax.default_backend()),
-        dtype=resolve_dtype(config.model.dtype),
+        **how_to_compute(config),
     )
+
+
+def how_to_compute(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """native_aspect, attention, remat and dtype as models take them: `auto` suits this machine."""
+    platform = jax.default_backend()
+    return {
+        "native_aspect": config.model.native_aspect,
+        "attention": attention_kernels.choose(config.model.attention, platform),
+        "remat": choose_remat(config.model.remat, platform),
+        "dtype": resolve_dtype(config.model.dtype),
+    }
 
 
 def sizes(config: ml_collections.ConfigDict) -> SamConfig:

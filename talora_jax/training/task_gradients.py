@@ -29,9 +29,39 @@ class Parts(NamedTuple):
     own: nnx.State
     heads: nnx.State
 
-    def merge(self, run: Run, frozen: nnx.State) -> MSam:
-        """The model that these are parts of."""
-        return nnx.merge(run.graphdef, *self, frozen)
+
+class Given(NamedTuple):
+    """What a part of a batch is computed from, but for what trains.
+
+    Attributes:
+      part: the part.
+      counts: labelled pixels of each task in the whole batch, at least 1.
+      key: for dropout.
+    """
+
+    run: Run
+    frozen: nnx.State
+    part: Batch
+    counts: Float[Array, "T"]
+    key: Key[Array, ""]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return self.part["image"].shape[1:3]
+
+    def merge(self, *trainable: nnx.State) -> MSam:
+        """The model, with what trains as one state or as `Parts`."""
+        return nnx.merge(self.run.graphdef, *trainable, self.frozen)
+
+    def loss(self, number: int, maps: Float[Array, "B H W C"]) -> Float[Array, ""]:
+        """The part's share of a task's loss, of raw maps."""
+        task = self.run.tasks[number]
+        return task.loss(maps, self.part[task.name])[0] / self.counts[number]
+
+    def losses(self, maps: dict[str, Float[Array, "B H W C"]]) -> Float[Array, "T"]:
+        """The part's share of each task's loss, of raw maps."""
+        return jnp.stack([self.loss(t, maps[task.name]) for t, task in enumerate(self.run.tasks)])
 
 
 class TaskGradients(NamedTuple):
@@ -48,86 +78,35 @@ class TaskGradients(NamedTuple):
     own: nnx.State
 
 
-def losses_of(
-    run: Run, maps: dict[str, Float[Array, "B H W C"]], part: Batch, counts: Float[Array, "T"]
-) -> Float[Array, "T"]:
-    """A part's share of each task's loss.
-
-    Args:
-      maps: raw ones.
-      counts: labelled pixels of each task in the whole batch, at least 1.
-    """
-    losses = [_loss_of(run, t, maps[task.name], part, counts) for t, task in enumerate(run.tasks)]
-    return jnp.stack(losses)
+def task_gradients(given: Given, parts: Parts) -> TaskGradients:
+    """The losses and gradients of a part of a batch."""
+    takes_turns = given.merge(*parts).takes_turns(len(given.part["image"]), given.size)
+    return (_in_turn if takes_turns else _together)(given, parts)
 
 
-def _loss_of(
-    run: Run,
-    number: int,
-    maps: Float[Array, "B H W C"],
-    part: Batch,
-    counts: Float[Array, "T"],
-) -> Float[Array, ""]:
-    task = run.tasks[number]
-    return task.loss(maps, part[task.name])[0] / counts[number]
-
-
-def task_gradients(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    part: Batch,
-    counts: Float[Array, "T"],
-    key: Key[Array, ""],
-) -> TaskGradients:
-    """The losses and gradients of a part of a batch.
-
-    Args:
-      counts: labelled pixels of each task in the whole batch, at least 1.
-      key: for dropout.
-    """
-    batch_size, *size = part["image"].shape[:3]
-    takes_turns = parts.merge(run, frozen).takes_turns(batch_size, tuple(size))
-    find = _in_turn if takes_turns else _together
-    return find(run, parts, frozen, part, counts, key)
-
-
-def _in_turn(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    part: Batch,
-    counts: Float[Array, "T"],
-    key: Key[Array, ""],
-) -> TaskGradients:
+def _in_turn(given: Given, parts: Parts) -> TaskGradients:
     """One task after the other, in one program whatever the tasks."""
-    model = parts.merge(run, frozen)
+    model = given.merge(*parts)
     # No gradient goes through it: what trains in the encoder comes after.
-    trunk = model.image_encoder.trunk(model.to_padded(part["image"]))
+    trunk = model.image_encoder.trunk(model.to_padded(given.part["image"]))
 
     def add_task(own_sum, task):
         def embed(common, own):
-            encoder = Parts(common, own, parts.heads).merge(run, frozen).image_encoder
-            return encoder.from_trunk(trunk, (task,), key=key)[0]
+            encoder = given.merge(common, own, parts.heads).image_encoder
+            return encoder.from_trunk(trunk, (task,), key=given.key)[0]
 
         embedding, pull = jax.vjp(embed, parts.common, parts.own)
-        loss, slope, heads = _heads_gradient(run, parts, frozen, embedding, task, part, counts)
+        loss, slope, heads = _heads_gradient(given, parts, embedding, task)
         row, own = pull(slope)
         return jax.tree.map(jnp.add, own_sum, (own, heads)), (loss, row)
 
     zeros = jax.tree.map(jnp.zeros_like, (parts.own, parts.heads))
-    own, (losses, jacobian) = jax.lax.scan(add_task, zeros, jnp.arange(len(run.tasks)))
+    own, (losses, jacobian) = jax.lax.scan(add_task, zeros, jnp.arange(len(given.run.tasks)))
     return TaskGradients(losses, jacobian, nnx.merge_state(*own))
 
 
 def _heads_gradient(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    embedding: Float[Array, "B h w D"],
-    task: Int[Array, ""],
-    part: Batch,
-    counts: Float[Array, "T"],
+    given: Given, parts: Parts, embedding: Float[Array, "B h w D"], task: Int[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, "B h w D"], nnx.State]:
     """A task's loss, and its gradient by its embedding and by `Parts.heads`.
 
@@ -135,15 +114,14 @@ def _heads_gradient(
     traced, and so is how many channels it has: one decoder is compiled. Only the resize of its maps
     and its loss are compiled for every task.
     """
-    model = parts.merge(run, frozen)
-    size = part["image"].shape[1:3]
+    model = given.merge(*parts)
     positions = model.grid_positions(*embedding.shape[1:3])
     widths = np.array(model.channels)
     first, channels = (jnp.array(x)[task] for x in (widths.cumsum() - widths, widths))
 
     def chosen(heads):
         """The task's decoder, and the rows of all."""
-        model = parts._replace(heads=heads).merge(run, frozen)
+        model = given.merge(*parts._replace(heads=heads))
         decoder = jax.tree.map(lambda x: x[task], nnx.state(model.mask_decoders))
         return decoder, model.no_mask_embed[...]
 
@@ -154,7 +132,7 @@ def _heads_gradient(
     def loss_of(number):
         def loss(maps):
             maps = jnp.moveaxis(maps[: widths[number]], 0, -1)
-            return _loss_of(run, number, model.from_padded(maps, size), part, counts)
+            return given.loss(number, model.from_padded(maps, given.size))
 
         return jax.value_and_grad(loss)
 
@@ -178,14 +156,7 @@ def _heads_gradient(
     return loss, slope.astype(embedding.dtype), *pull_heads(tuple(slopes_of_heads))
 
 
-def _together(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    part: Batch,
-    counts: Float[Array, "T"],
-    key: Key[Array, ""],
-) -> TaskGradients:
+def _together(given: Given, parts: Parts) -> TaskGradients:
     """One pass forward and one backward.
 
     A task's map depends on its own embedding, decoder and rows alone, so the pullback of Σ_t L_t
@@ -195,36 +166,29 @@ def _together(
     """
 
     def decode(embeddings, heads):
-        model = parts._replace(heads=heads).merge(run, frozen)
-        size = part["image"].shape[1:3]
+        model = given.merge(*parts._replace(heads=heads))
         low_res = model.decode(embeddings, model.tasks)
-        maps = {name: model.from_padded(x, size) for name, x in low_res.items()}
-        losses = losses_of(run, maps, part, counts)
+        maps = {name: model.from_padded(x, given.size) for name, x in low_res.items()}
+        losses = given.losses(maps)
         return losses.sum(), losses
 
-    embeddings, pull = _embed_by_task(run, parts, frozen, part["image"], key)
+    embeddings, pull = _embed_by_task(given, parts)
     by_embeddings_and_heads = jax.grad(decode, argnums=(0, 1), has_aux=True)
     (slopes, heads_gradient), losses = by_embeddings_and_heads(embeddings, parts.heads)
     jacobian, own_gradient = pull(slopes)
     return TaskGradients(losses, jacobian, nnx.merge_state(own_gradient, heads_gradient))
 
 
-def _embed_by_task(
-    run: Run,
-    parts: Parts,
-    frozen: nnx.State,
-    images: Float[Array, "B H W 3"],
-    key: Key[Array, ""],
-) -> tuple[Float[Array, "T B h w D"], Callable]:
+def _embed_by_task(given: Given, parts: Parts) -> tuple[Float[Array, "T B h w D"], Callable]:
     """Embeddings, and their pullback to (a Jacobian of what is shared, each task's own)."""
-    num_tasks = len(run.tasks)
+    num_tasks = len(given.run.tasks)
 
     def embed(common, own, task):
-        model = Parts(common, own, parts.heads).merge(run, frozen)
-        return model.image_encoder(model.to_padded(images), (task,), key=key)[0]
+        model = given.merge(common, own, parts.heads)
+        return model.image_encoder(model.to_padded(given.part["image"]), (task,), key=given.key)[0]
 
     # The mesh's `task` axis shares what vmap lays side by side.
-    if AdapterConfig.of(run.config.adapter).per_task:
+    if AdapterConfig.of(given.run.config.adapter).per_task:
         # Every task is encoded for itself anyway. With a copy of the shared parameters for each,
         # this costs what an ordinary step does.
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), parts.common)

@@ -12,15 +12,13 @@ from talora_jax import hosts, sharding
 from talora_jax.data import Dataset, open_dataset
 from talora_jax.data.masks import AskedMasks
 from talora_jax.errors import UserError
-from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.image_encoder import choose_remat
 from talora_jax.models.keys import Keys
 from talora_jax.models.sam import Sam
 from talora_jax.tasks import Task, make_task
 from talora_jax.training import agreement
 from talora_jax.training.prompted.learner import FINE, Learner, trainable
-from talora_jax.training.setup import Run, abstract_of, sizes, start
+from talora_jax.training.setup import Run, abstract_of, how_to_compute, sizes, start
 from talora_jax.weights.assemble import resolve_dtype
 from talora_jax.weights.base_file import (
     FILE_NAME,
@@ -122,18 +120,15 @@ def auxiliary_tasks(
 def make_learner(config: ml_collections.ConfigDict, tasks: tuple[Task, ...]) -> Learner:
     """What trains, with random parameters; cheap under `nnx.eval_shape`."""
     rngs = Keys(jax.random.key(config.seed, impl="rbg"))
-    dtype = resolve_dtype(config.model.dtype)
+    how = how_to_compute(config)
     sam = Sam(
         sizes(config),
         AdapterConfig.of(config.adapter),
         len(config.prompts.domains),
-        native_aspect=config.model.native_aspect,
-        attention=attention_kernels.choose(config.model.attention, jax.default_backend()),
-        remat=choose_remat(config.model.remat, jax.default_backend()),
-        dtype=dtype,
+        **how,
         rngs=rngs,
     )
-    return Learner(sam, {task.name: task.channels for task in tasks}, dtype=dtype, rngs=rngs)
+    return Learner(sam, {task.name: task.channels for task in tasks}, dtype=how["dtype"], rngs=rngs)
 
 
 def asked_masks(config: ml_collections.ConfigDict, dataset: Dataset, split: str) -> AskedMasks:
