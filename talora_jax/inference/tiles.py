@@ -16,18 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
 from talora_jax.models.geometry import PIXEL_MEAN, PIXEL_STD, Geometry
 from talora_jax.tasks import Task
 
-TILE = 256
+# All channels of a tile stay in a processor's cache, and common sizes are whole tiles or nearly.
+TILE = 160
 # Rows of a map that a row of an image is made of: it lies between two rows of the resized image,
 # each of which lies between two of the map, whose rows are no closer.
 _TAPS = 3
-# Of a tile's rows, computed one after the other: all channels of one stay in a processor's cache.
-_BLOCKS = 8
 
 
 def to_padded(
@@ -104,20 +102,13 @@ def _columns(maps, columns):
 @functools.partial(jax.jit, static_argnames=("tasks", "probabilities"))
 def _outputs(tasks, strip, first, weights, probabilities):
     ends = list(itertools.accumulate(task.channels for task in tasks))
-
-    def block(rows):
-        first, weights = rows
-        # Pixels in a row lie side by side.
-        x = sum(weights[:, k, None, None] * strip[first + k] for k in range(_TAPS))
-        # A list: of a dictionary `jit` would not keep the order.
-        return [
-            task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities)
-            for task, part in zip(tasks, jnp.split(x, ends[:-1], axis=1), strict=True)
-        ]
-
-    in_blocks = (rearrange(x, "(n y) ... -> n y ...", n=_BLOCKS) for x in (first, weights))
-    found = jax.lax.map(block, tuple(in_blocks))
-    return jax.tree.map(lambda x: rearrange(x, "n y ... -> (n y) ..."), found)
+    # Pixels in a row lie side by side.
+    x = sum(weights[:, k, None, None] * strip[first + k] for k in range(_TAPS))
+    # A list: of a dictionary `jit` would not keep the order.
+    return [
+        task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities)
+        for task, part in zip(tasks, jnp.split(x, ends[:-1], axis=1), strict=True)
+    ]
 
 
 def _tiles(size: int) -> Iterator[slice]:

@@ -16,7 +16,6 @@ import io
 import itertools
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +37,7 @@ from talora_jax.inference.pictures import picture
 from talora_jax.rgb import read_rgb, suffixes
 from talora_jax.task_names import in_paths
 from talora_jax.tasks import Task
-from talora_jax.tasks.png import Png
+from talora_jax.tasks.png import Png, encoded
 from talora_jax.weights.header import tensors_sha256
 
 Row = TypeVar("Row")
@@ -386,10 +385,8 @@ def write_all(files: Mapping[Path, Content]) -> None:
 def _encoded(content: Png | Image.Image | np.ndarray) -> bytes:
     if isinstance(content, Png):
         return content.encode()
-    file = io.BytesIO()
     if isinstance(content, Image.Image):
-        # Of a photograph little repeats: to look for more than runs takes twice as long, for 10 %.
-        content.save(file, "png", compress_type=zlib.Z_RLE)
-    else:
-        np.save(file, content, allow_pickle=False)
+        return encoded(content)
+    file = io.BytesIO()
+    np.save(file, content, allow_pickle=False)
     return file.getvalue()

@@ -29,6 +29,7 @@ from talora_jax.models.sam import Sam
 from talora_jax.rgb import as_rgb
 from talora_jax.tasks import Semantic, Task, palette
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
+from talora_jax.tasks.png import encoded
 from talora_jax.weights.adapter_file import AdapterFile, find
 
 # Pixels of an image: more are refused, unread; a longer side than this is made shorter.
@@ -152,7 +153,7 @@ class Answers:
         Raises:
           NotThere: it is not held.
         """
-        return png(self._of(key).image)
+        return encoded(Image.fromarray(self._of(key).image))
 
     def maps(self, key: str, number: int) -> list[dict[str, Any]]:
         """Of every task its picture, its legend and how its values are to be read.
@@ -180,7 +181,7 @@ class Answers:
           NotThere: there is no such image, model or task.
         """
         found, prediction = self._task(key, number, task)
-        return png(found.show(prediction[task]))
+        return encoded(Image.fromarray(found.show(prediction[task])))
 
     def values(self, key: str, number: int, task: str) -> bytes:
         """A task's map, row by row, in little-endian of the dtype that `maps` names.
@@ -332,14 +333,6 @@ class _Prompted:
         )
 
 
-def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A picture as a file."""
-    file = io.BytesIO()
-    # Fast, for one machine that sends it to itself.
-    Image.fromarray(pixels).save(file, "png", compress_level=1)
-    return file.getvalue()
-
-
 def _values(
     output: Shaped[np.ndarray, "H W *C"],
 ) -> Float[np.ndarray, "H W *C"] | Int[np.ndarray, "H W"]:
@@ -361,7 +354,8 @@ def _legend(legend: Legend) -> dict[str, Any]:
                 "unit": legend.unit,
             }
         case Key():
-            return {"picture": _base64(png(legend.picture)), "lines": list(legend.lines)}
+            picture = _base64(encoded(Image.fromarray(legend.picture)))
+            return {"picture": picture, "lines": list(legend.lines)}
 
 
 def _hex(colour: Shaped[np.ndarray, "3"]) -> str:

@@ -1,5 +1,7 @@
 """Legends as pictures."""
 
+import functools
+
 from PIL import Image, ImageDraw, ImageFont
 
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
@@ -67,6 +69,7 @@ def _key(legend: Key) -> Image.Image:
     return canvas
 
 
+@functools.cache  # it is decoded anew whenever it is loaded, and has its glyphs to draw again
 def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """That of all text in pictures."""
     return ImageFont.load_default(_FONT_SIZE)

@@ -2,15 +2,13 @@
 
 import dataclasses
 import io
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-# Of the usual 6 the time is two and a half times as long, the file 5 % smaller.
-COMPRESS_LEVEL = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +33,18 @@ class Png:
         info = PngInfo()
         for key, value in self.text.items():
             info.add_text(key, value)
-        content = io.BytesIO()
-        image.save(content, "png", pnginfo=info, compress_level=COMPRESS_LEVEL)
-        return content.getvalue()
+        return encoded(image, info)
+
+
+def encoded(image: Image.Image, info: PngInfo | None = None) -> bytes:
+    """A PNG file's content.
+
+    Of values and pictures little repeats but runs: to look for more takes 1.4 to 2 times as long,
+    and files of labels, normals and panels get no smaller, those of depth 18 %.
+    """
+    content = io.BytesIO()
+    image.save(content, "png", pnginfo=info, compress_type=zlib.Z_RLE)
+    return content.getvalue()
 
 
 def scaled(values: np.ndarray, scale: int | float, text: Mapping[str, str]) -> Png:
