@@ -94,7 +94,8 @@ def write_json(args: argparse.Namespace, report: dict[str, Any], console: Consol
     if args.json:
         arguments = {k: v for k, v in vars(args).items() if k != "json"}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report | {"arguments": arguments}, indent=2) + "\n")
+        text = json.dumps(report | {"arguments": arguments}, indent=2, default=str)  # of a path
+        args.json.write_text(text + "\n")
         console.print(f"wrote {args.json}")
 
 

@@ -7,7 +7,6 @@ prepared by the same command before; the first, which does that, is told apart.
     python -m benchmarks.startup --frames 20 --repeats 1  a quick check that everything runs
 """
 
-import signal
 import statistics
 import subprocess
 import sys
@@ -31,20 +30,24 @@ _PREDICTS = (
 def main(argv: list[str] | None = None) -> int:
     parser = arguments.parser(__doc__)
     add = parser.add_argument
-    add("--frames", type=int, default=400, metavar="N",
-        help="rooms to train on; a quarter as many to validate (default: %(default)s)")  # fmt: skip
+    add("--frames", type=int, metavar="N",
+        help="rooms to train on, and a quarter to validate (default: as rooms_tiny)")  # fmt: skip
     add("--repeats", type=int, default=3, metavar="N",
         help="how often each is timed, after the first time (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     console = report.make_console()
-    head = report.print_head(console, "start-up", {"frames": args.frames})
+    head = report.print_head(
+        console, "start-up", {"frames": "all" if args.frames is None else args.frames}
+    )
     with tempfile.TemporaryDirectory() as folder:
         adapter = f"{folder}/adapter.safetensors"
         ask("benchmarks.serving:make_adapter", {"path": adapter})
-        frames = [
-            f"--config.data.train_frames={args.frames}",
-            f"--config.data.val_frames={max(1, args.frames // 4)}",
-        ]
+        frames = []
+        if args.frames is not None:
+            frames = [
+                f"--config.data.train_frames={args.frames}",
+                f"--config.data.val_frames={max(1, args.frames // 4)}",
+            ]
 
         def training(name: str, steps: int) -> list[str]:
             run = ["-m", "talora_jax.main", "--config=rooms_tiny", f"--workdir={folder}/{name}"]
@@ -90,7 +93,8 @@ def _until(arguments_: list[str], line: str | None = None) -> float:
         told.append(said)
         if line and said.startswith(line):
             seconds = time.perf_counter() - started
-            process.send_signal(signal.SIGINT)
+            # Not SIGINT, which a shell's background jobs ignore, and their children.
+            process.terminate()
             process.communicate()
             return seconds
     seconds = time.perf_counter() - started
