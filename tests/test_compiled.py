@@ -1,6 +1,7 @@
 """What a command has compiled, the next one does not compile again."""
 
 import os
+import sys
 import types
 
 import jax
@@ -51,16 +52,27 @@ def test_a_place_that_cannot_be_written_is_no_failure(unset, tmp_path, monkeypat
     assert NAMES[0] not in os.environ
 
 
-def test_what_compiling_has_freed_goes_back(monkeypatch):
-    trimmed = []
+def test_memory_is_settled_where_the_library_can(monkeypatch):
+    trimmed, options = [], {}
     library = types.SimpleNamespace()
     monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: library)
     monkeypatch.setattr(compiled, "_WORTH_TRIMMING", 0)
     monkeypatch.setattr(compiled.sys, "platform", "linux")
-    compiled.give_memory_back.__wrapped__()  # a C library without such a function
+    compiled.settle_memory.__wrapped__()  # a C library without such functions
     library.malloc_trim = trimmed.append
-    compiled.give_memory_back.__wrapped__()
+    library.mallopt = options.__setitem__
+    compiled.settle_memory.__wrapped__()
     program = jax.jit(lambda x: 2 * x)
     program(21)
     program(22)
     assert trimmed == [0]
+    assert sorted(options) == [-3, -2, -1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_glibc_takes_the_options():
+    """It tells so by 1; a size that it cannot take would be left out in silence."""
+    set_option = compiled._of_glibc("mallopt")
+    if set_option is None:
+        pytest.skip("another C library")
+    assert [set_option(option, size) for option, size in compiled._KEPT.items()] == [1, 1, 1]

@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from talora_jax.arrays import as_flag, in_words
-from talora_jax.compiled import uncollected
+from talora_jax.compiled import settle_memory, uncollected
 from talora_jax.errors import UserError, printable
 from talora_jax.inference import tiles
 from talora_jax.inference.batches import Given, Prepared, Result, in_batches, threads
@@ -80,6 +80,7 @@ class TrainedModel:
         Raises:
           UserError: the adapter is not what its fields say, or of another size than the base.
         """
+        settle_memory()
         self.file, self.tasks, self._base = file, tasks_of(file), base
         tensors = joined(file, path, base)
         self._model = in_use(file, base.sam)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from talora_jax.compiled import drop_programs, give_memory_back
+from talora_jax.compiled import drop_programs, settle_memory
 from talora_jax.errors import UserError, listed
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.keys import Keys
@@ -131,7 +131,7 @@ def build(
 ) -> Model:
     """The model that `make` makes; only what neither base nor adapter has is drawn at random.
 
-    From here on, memory that compiling has freed goes back to the system, see `give_memory_back`.
+    From here on memory is kept and given back as `compiled.settle_memory` says.
 
     Args:
       make: makes a model with random parameters.
@@ -141,7 +141,7 @@ def build(
     Raises:
       UserError: tensors are missing, unexpected or misshapen; as many as fit are listed.
     """
-    give_memory_back()
+    settle_memory()
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(abstract)
     names = {path: name_of(path) for path, _ in flat}
