@@ -29,7 +29,7 @@ from talora_jax.models.sam import Sam
 from talora_jax.rgb import as_rgb
 from talora_jax.tasks import Semantic, Task, palette
 from talora_jax.tasks.legends import Bar, Key, Legend, Swatches
-from talora_jax.tasks.png import encoded
+from talora_jax.tasks.png import Png
 from talora_jax.weights.adapter_file import AdapterFile, find
 
 # Pixels of an image: more are refused, unread; a longer side than this is made shorter.
@@ -153,7 +153,7 @@ class Answers:
         Raises:
           NotThere: it is not held.
         """
-        return encoded(Image.fromarray(self._of(key).image))
+        return Png(self._of(key).image).encode()
 
     def maps(self, key: str, number: int) -> list[dict[str, Any]]:
         """Of every task its picture, its legend and how its values are to be read.
@@ -181,7 +181,7 @@ class Answers:
           NotThere: there is no such image, model or task.
         """
         found, prediction = self._task(key, number, task)
-        return encoded(Image.fromarray(found.show(prediction[task])))
+        return Png(found.show(prediction[task])).encode()
 
     def values(self, key: str, number: int, task: str) -> bytes:
         """A task's map, row by row, in little-endian of the dtype that `maps` names.
@@ -354,8 +354,8 @@ def _legend(legend: Legend) -> dict[str, Any]:
                 "unit": legend.unit,
             }
         case Key():
-            picture = _base64(encoded(Image.fromarray(legend.picture)))
-            return {"picture": picture, "lines": list(legend.lines)}
+            picture = Png(legend.picture).encode()
+            return {"picture": _base64(picture), "lines": list(legend.lines)}
 
 
 def _hex(colour: Shaped[np.ndarray, "3"]) -> str:
