@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_PROGRAMS = "compiled"
 _MOST = 2**32  # bytes
 # Programs that took less to compile, in seconds, leave little.
 _WORTH_TRIMMING = 1
@@ -33,8 +34,7 @@ def keep_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    folder = Path(cache) / "talora_jax" / "compiled"
+    folder = _folder() / _PROGRAMS
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that is read-only: compiling again is no failure
@@ -43,6 +43,20 @@ def keep_programs() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST))
     # Half of what a start waits for are programs that take less than JAX's second each.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def kept_in() -> Path | None:
+    """`~/.cache/talora_jax`, for what need not be computed again; None where programs are not kept
+    there either, in another folder or nowhere."""
+    import jax
+
+    ours = os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(_folder() / _PROGRAMS)
+    return _folder() if ours and jax.config.jax_enable_compilation_cache else None
+
+
+def _folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache) / "talora_jax"
 
 
 @contextlib.contextmanager

@@ -132,21 +132,25 @@ def eval_batches(
     batch_size: int,
     rows: Sequence[int] | None = None,
     asked: AskedMasks | None = None,
+    image: bool = True,
 ) -> Iterable[dict[str, np.ndarray]]:
     """Every sample once, in order, cut into batches; of each of them the rows asked for.
 
     What is missing to a full last batch is made up by black images with unlabelled targets, and the
     extra key `valid`, bool [B], tells them apart. The result can be iterated again.
 
-    Args: as of `train_iterator`.
+    Args: as of `train_iterator`, and
+      image: False leaves it out, where nothing is `asked`.
     """
 
     def fitted(sample: Sample) -> Resized:
-        return _finish(fit(sample, image_size))
+        resized = fit(sample, image_size)
+        return _finish(resized) if image else resized
 
+    names = ("image", *tasks) if image else tuple(tasks)
     prepare = fitted if asked is None else asked.all
     rows = tuple(range(batch_size) if rows is None else rows)
-    share = _Share(source, tasks, prepare, batch_size, rows)
+    share = _Share(source, names, prepare, batch_size, rows)
     return _batches(grain.MapDataset.source(share), len(rows), _EVAL_THREADS)
 
 
@@ -162,7 +166,7 @@ def _drawn(source: Source, tasks: Sequence[str], seed: int) -> grain.MapDataset:
     return (
         grain.MapDataset.source(source)
         .seed(seed)
-        .map(lambda sample: _keep(sample, tasks))
+        .map(lambda sample: _keep(sample, ("image", *tasks)))
         .shuffle()
         .repeat()
     )
@@ -191,13 +195,13 @@ class _Share:
     def __init__(
         self,
         source: Source,
-        tasks: Sequence[str],
+        names: Sequence[str],
         prepare: Callable[[Sample], Resized | Asked],
         batch_size: int,
         rows: tuple[int, ...],
     ):
         self._source = source
-        self._tasks = tasks
+        self._names = names
         self._prepare = prepare
         self._batch_size = batch_size
         self._rows = rows
@@ -209,7 +213,7 @@ class _Share:
         batch, row = divmod(index, len(self._rows))
         position = batch * self._batch_size + self._rows[row]
         valid = position < len(self._source)
-        sample = _keep(self._source[position if valid else 0], self._tasks)
+        sample = _keep(self._source[position if valid else 0], self._names)
         sample = self._prepare(sample)
         if not valid:
             sample = {
@@ -219,9 +223,9 @@ class _Share:
         return {**sample, "valid": np.bool_(valid)}
 
 
-def _keep(sample: dict[str, np.ndarray], tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """The image and the targets of `tasks`: what is not trained on is not augmented either."""
-    return {name: sample[name] for name in ("image", *tasks)}
+def _keep(sample: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What is asked for: what is not trained on is not augmented either."""
+    return {name: sample[name] for name in names}
 
 
 def _finish(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

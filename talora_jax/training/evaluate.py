@@ -111,7 +111,7 @@ def constant_baselines(run: Run) -> dict[str, float]:
         out_shardings=replicated(run.mesh),
     )
     totals: Totals = {}
-    for batch in split_batches(run, "train"):
+    for batch in split_batches(run, "train", image=False):
         _add(totals, jax.device_get(statistics(shard_batch(batch, run.mesh))))
     constants = {t.name: jnp.asarray(t.constant(totals[t.name])) for t in run.tasks}
 
@@ -122,8 +122,8 @@ def constant_baselines(run: Run) -> dict[str, float]:
         maps = {name: jnp.broadcast_to(constants[name], shape) for name, shape in shapes.items()}
         return _measure(run, maps, batch)
 
-    totals = _totals(run, functools.partial(sums, constants), split_batches(run, "val"))
-    return _summarise(run, totals)
+    batches = split_batches(run, "val", image=False)
+    return _summarise(run, _totals(run, functools.partial(sums, constants), batches))
 
 
 def evaluate(
@@ -228,8 +228,11 @@ def print_metrics(
         print_line(f"  {name:<34} {value:10.4f}{beside}")
 
 
-def split_batches(run: Run, split: str, asked: AskedMasks | None = None) -> Batches:
-    """This process's batches of a whole split: the tasks' targets, or the masks of `asked`."""
+def split_batches(
+    run: Run, split: str, asked: AskedMasks | None = None, *, image: bool = True
+) -> Batches:
+    """This process's batches of a whole split: the tasks' targets, or the masks of `asked`; the
+    targets also without their `image`."""
     return eval_batches(
         run.dataset.splits[split],
         tasks=run.config.tasks if asked is None else asked.domains,
@@ -237,6 +240,7 @@ def split_batches(run: Run, split: str, asked: AskedMasks | None = None) -> Batc
         batch_size=run.config.eval_batch_size,
         rows=batch_rows(run.mesh, run.config.eval_batch_size).loaded,
         asked=asked,
+        image=image,
     )
 
 

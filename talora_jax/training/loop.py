@@ -17,6 +17,7 @@ from talora_jax.errors import Stopped, check_choice
 from talora_jax.sharding import batch_rows, shard_batch
 from talora_jax.training import agreement, class_weights, finished, setup, trackers
 from talora_jax.training import scalars as scalars_lib
+from talora_jax.training.baselines import measured
 from talora_jax.training.best import Best, check_metric
 from talora_jax.training.checkpoint import Checkpoints
 from talora_jax.training.evaluate import print_metrics, save_pictures
@@ -37,8 +38,6 @@ from talora_jax.training.workdir import (
     held,
     interrupted,
 )
-
-_MEASURING = "measuring what answers score that never look at an image"
 
 
 def train(
@@ -134,8 +133,7 @@ def _train(
     hosts.agree({"the step of the checkpoint": first_step})
     baselines: dict[str, float] = {}
     if config.best and not resumes:
-        lines(_MEASURING)
-        baselines = job.baselines(run)
+        baselines = measured(run, job.baselines, lines)
         check_metric(config.best, baselines)
     claim_workdir(config, workdir, write=main_process, more_steps=more_steps, results=files)
     results = [workdir / name for name in files]
@@ -170,8 +168,7 @@ def _train(
     # A run that goes on has them in its log.
     baselines = baselines or log.logged(0, "val_constant")
     if not hosts.gathered(bool(baselines))[0]:
-        log.print(_MEASURING)
-        baselines = job.baselines(run)
+        baselines = measured(run, job.baselines, log.print)
     if not first_step:
         log.write(0, "model", {"trainable_parameters": count, "parameters": total})
         log.write(0, "data", found.numbers())

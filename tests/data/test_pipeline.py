@@ -191,6 +191,15 @@ def test_eval_is_in_order_and_can_be_repeated():
     assert_same(list(batches), first)
 
 
+def test_eval_gives_targets_without_their_images():
+    arguments = {"tasks": TASKS, "image_size": SIZE, "batch_size": 4}
+    whole = list(eval_batches(Counted(6), **arguments))
+    targets = list(eval_batches(Counted(6), **arguments, image=False))
+    for batch in whole:
+        del batch["image"]
+    assert_same(targets, whole)
+
+
 def test_eval_of_nothing_is_nothing():
     assert not list(
         eval_batches(

@@ -1,0 +1,104 @@
+"""What answers score that never look at an image: measured once for the same data and tasks.
+
+It takes every training image, and the runs of a sweep differ in nothing that it depends on. So
+commands keep it beside their programs (see `talora_jax.compiled`), in `baselines`, a small file
+each. Its name is a digest of all that the numbers may depend on, this package's code among it: a
+file that is found is of the same data, tasks and code, or it would not be found.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+import talora_jax
+from talora_jax import compiled, hosts
+from talora_jax import config as config_lib
+from talora_jax.errors import UserError
+from talora_jax.files import write_atomically
+from talora_jax.training import agreement
+from talora_jax.training.setup import Run
+
+# Fields that no answer depends on which was never trained.
+_OF_TRAINING = (
+    *config_lib.PLACE,
+    "config.seed",
+    "config.init",
+    "config.augment.",
+    "config.adapter.",
+    "config.optimizer.",
+    "config.weighting.",
+    "config.class_weights.",
+    "config.orthogonal_",
+    "config.batch_size",
+    "config.accumulate",
+    "config.steps",
+    "config.best",
+    "config.patience",
+)
+
+
+def measured(
+    run: Run, measure: Callable[[Run], dict[str, float]], tell: Callable[[str], None]
+) -> dict[str, float]:
+    """What `measure` finds of a run; what is kept of the same is not measured again.
+
+    All processes call this, and process 0 says what is kept.
+
+    Args:
+      measure: of `Job.baselines`.
+      tell: is given a line, if it takes time.
+    """
+    path = _place(run)
+    values = hosts.gathered(_kept(path))[0]
+    if values is None:
+        tell("measuring what answers score that never look at an image")
+        values = measure(run)
+        if path and jax.process_index() == 0:
+            # A home that is full or read-only: to measure again is no failure.
+            with contextlib.suppress(OSError, UserError):
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, json.dumps(values).encode())
+    return values
+
+
+def _place(run: Run) -> Path | None:
+    """Where a run's baselines are kept; None where they are not, or may be another's."""
+    folder = compiled.kept_in()
+    ours = all(type(task).__module__.startswith("talora_jax.") for task in run.tasks)
+    if folder is None or not run.dataset.contents or not ours:
+        return None
+    fields = config_lib.flat_fields(config_lib.plain(run.config))
+    about = {
+        "code": _code(),
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+        "fields": {k: x for k, x in fields.items() if not k.startswith(_OF_TRAINING)},
+        "tasks": [repr(task) for task in run.tasks],
+        "image_size": run.dataset.image_size,
+        **agreement.of_data(run.dataset),
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return folder / "baselines" / f"{digest}.json"
+
+
+def _kept(path: Path | None) -> dict[str, float] | None:
+    try:
+        values = json.loads(path.read_bytes()) if path else None
+    except (OSError, ValueError):  # none, or half of one
+        return None
+    return values if isinstance(values, dict) else None
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of this package's modules."""
+    package = Path(talora_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
