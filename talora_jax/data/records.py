@@ -74,6 +74,11 @@ class RecordsConfig(tfds.core.BuilderConfig):
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Nothing: TFDS knows none of these data sets, and would leave an empty folder in /tmp."""
+
+
 class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the samples of a `RecordsConfig`; a data set is a subclass with a docstring.
 
@@ -91,7 +96,7 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
             name: tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
             for name, (dtype, shape) in config.stored.items()
         }
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=self.__doc__,
             features=tfds.features.FeaturesDict(features),

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import ml_collections
 import numpy as np
@@ -47,6 +48,13 @@ def test_records_give_back_what_was_rendered(prepared):
                 assert (value.dtype, value.shape) == (frame[key].dtype, frame[key].shape)
                 tolerance = {"depth": 1.1e-4, "normals": 2e-5}.get(key, 0.0)
                 np.testing.assert_allclose(value, frame[key], rtol=0, atol=tolerance)
+
+
+def test_preparing_leaves_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    open_rooms(config(tmp_path / "data", train_frames=1, val_frames=1), TASKS)
+    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 def test_a_run_remembers_the_version_of_the_rooms(prepared, tmp_path):
