@@ -163,6 +163,14 @@ def test_a_place_that_cannot_be_written_is_no_failure(kept, run, measurings):
         assert measurings.told == 1
 
 
+def test_of_many_processes_the_first_says_what_is_kept(kept, run, measurings, monkeypatch):
+    measurings(run)
+    firsts = iter([None, {"x": 1.0}])
+    monkeypatch.setattr(baselines.hosts, "gathered", lambda ours: [next(firsts), ours])
+    assert measurings(run)["x"] == 3.0 and measurings.told == 1  # it has none
+    assert measurings(run) == {"x": 1.0} and measurings.told == 0
+
+
 def test_a_second_run_has_them_from_the_first(kept, linear, config, tmp_path, capsys):
     said = []
     for name in ("one", "two"):
