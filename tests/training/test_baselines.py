@@ -17,8 +17,9 @@ from talora_jax.training.loop import train
 def kept(monkeypatch, tmp_path):
     """The folder of what commands keep, as they begin."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
     compiled.keep_programs()
     return tmp_path / "cache" / "talora_jax" / "baselines"
 
