@@ -20,7 +20,7 @@ from talora_jax import compiled, hosts
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
-from talora_jax.training import agreement
+from talora_jax.training import agreement, setup
 from talora_jax.training.setup import Run
 
 # Fields that no answer depends on which was never trained.
@@ -80,6 +80,8 @@ def _place(run: Run) -> Path | None:
         "fields": {k: x for k, x in fields.items() if not k.startswith(_OF_TRAINING)},
         "tasks": [repr(task) for task in run.tasks],
         "image_size": run.dataset.image_size,
+        # A base at the same path may be another; masks for prompts are of its image size.
+        "sizes": setup.sizes(run.config).fields(),
         **agreement.of_data(run.dataset),
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ import pytest
 from talora_jax import compiled
 from talora_jax import config as config_lib
 from talora_jax.data.memory import SETTINGS
+from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
 from talora_jax.training import baselines, setup
 from talora_jax.training.loop import train
@@ -113,6 +114,14 @@ def test_other_data_tasks_and_code_are_not_the_same(kept, run, measurings, monke
     monkeypatch.setattr(baselines, "_code", lambda: "edited")
     measurings(run)
     assert measurings.told == 1
+
+
+def test_another_base_at_the_same_path_is_not_the_same(kept, run, measurings, monkeypatch):
+    measurings(run)
+    monkeypatch.setattr(baselines.setup, "sizes", lambda config: SIZES["tiny"]())
+    for told in (1, 0):
+        measurings(run)
+        assert measurings.told == told
 
 
 def test_the_code_is_all_modules(monkeypatch, tmp_path):
