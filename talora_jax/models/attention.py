@@ -158,12 +158,13 @@ def _attend_rows(q, rel_h, k, v, rel_w):
     k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
     logits = _inner_products(q * scale, k)
     logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
-    logits += to_rows[..., :, None]
     logits += to_columns[..., None, :]
-    logits = rearrange(logits, "... q i j -> ... q (i j)")
+    # A row of keys has one `to_rows`: added to the row's highest logit, and subtracted with the
+    # highest of all, it takes no addition to all logits of its own.
+    highest = (logits.max(axis=-1) + to_rows).max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits + (to_rows - jax.lax.stop_gradient(highest))[..., :, None])
     # The softmax, divided by its sum in the end: fewer times over all logits, forward and backward.
-    highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp(logits - highest)
+    weights = rearrange(weights, "... q i j -> ... q (i j)")
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
     return rearrange(out.astype(v.dtype), "... (r w) d -> ... r w d", r=rel_h.shape[0])

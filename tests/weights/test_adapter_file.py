@@ -96,10 +96,14 @@ def test_a_new_task_trains_alone_and_leaves_the_others_as_they_were(config, shel
     assert sum(name.endswith("U3") for name in moved) == 2
 
     photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    old, new = (talora_jax.load(file, base).predict(photo) for file in (parent, tmp_path / "run"))
-    assert new.keys() - old.keys() == {"edges"}
-    for name, array in old.items():
-        np.testing.assert_array_equal(new[name], array)
+    old, new = (talora_jax.load(file, base) for file in (parent, tmp_path / "run"))
+    found = old.predict(photo)
+    same, together = new.predict(photo, before.tasks), new.predict(photo)
+    assert same.keys() == found.keys() == together.keys() - {"edges"}
+    for name, array in found.items():
+        np.testing.assert_array_equal(same[name], array)
+        # Another program, of four tasks: what `predict` promises.
+        np.testing.assert_allclose(together[name], array, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
