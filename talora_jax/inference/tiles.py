@@ -59,15 +59,14 @@ def outputs(
     Args:
       maps: those of all the tasks, in their order.
     """
-    rows, columns = geometry.matrices_from_padded(maps.shape[1:])
+    rows, columns = _way_back(geometry, maps.shape[1:])
     height, width = geometry.original
-    down = [(part, *_taps(_filled_up(rows[part]))) for part in _tiles(height)]
     arrays: dict[str, np.ndarray] = {}
-    for across in _tiles(width):
-        strip = _columns(maps, _filled_up(columns[across]))
+    for across, of_columns in zip(_tiles(width), columns, strict=True):
+        strip = _columns(maps, of_columns)
         # All are under way before the first is waited for.
-        found = [(part, _outputs(tuple(tasks), strip, *x, probabilities)) for part, *x in down]
-        for part, tile in found:
+        found = [_outputs(tuple(tasks), strip, *taps, probabilities) for taps in rows]
+        for part, tile in zip(_tiles(height), found, strict=True):
             for name, x in itertools.chain(*(of_task.items() for of_task in tile)):
                 if name not in arrays:
                     arrays[name] = np.empty((height, width, *x.shape[2:]), x.dtype)
@@ -83,6 +82,21 @@ def _way_there(geometry: Geometry) -> list[scipy.sparse.csr_array]:
         scipy.sparse.csr_array(matrix[:size])
         for matrix, size in zip(geometry.matrices_to_padded(), geometry.resized, strict=True)
     ]
+
+
+@functools.lru_cache(maxsize=2)
+def _way_back(
+    geometry: Geometry, map_size: tuple[int, int]
+) -> tuple[
+    list[tuple[Int[np.ndarray, "Y"], Float[np.ndarray, "Y taps"]]], list[Float[np.ndarray, "X w"]]
+]:
+    """`Geometry.matrices_from_padded`, tile by tile: rows as `_taps`, and columns."""
+    rows, columns = geometry.matrices_from_padded(map_size)
+    height, width = geometry.original
+    return (
+        [_taps(_filled_up(rows[part])) for part in _tiles(height)],
+        [_filled_up(columns[part]) for part in _tiles(width)],
+    )
 
 
 def _taps(
