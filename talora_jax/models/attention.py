@@ -163,8 +163,8 @@ def _attend_rows(q, rel_h, k, v, rel_w):
     # highest of all, it takes no addition to all logits of its own.
     highest = (logits.max(axis=-1) + to_rows).max(axis=-1, keepdims=True)
     weights = jnp.exp(logits + (to_rows - jax.lax.stop_gradient(highest))[..., :, None])
-    # The softmax, divided by its sum in the end: fewer times over all logits, forward and backward.
     weights = rearrange(weights, "... q i j -> ... q (i j)")
+    # The softmax, divided by its sum in the end: fewer times over all logits, forward and backward.
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
     return rearrange(out.astype(v.dtype), "... (r w) d -> ... r w d", r=rel_h.shape[0])
