@@ -20,8 +20,8 @@ from talora_jax import compiled, hosts
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
-from talora_jax.training import agreement, setup
-from talora_jax.training.setup import Run
+from talora_jax.training import agreement
+from talora_jax.training.setup import Run, sizes
 
 # Fields that no answer depends on which was never trained.
 _OF_TRAINING = (
@@ -81,7 +81,7 @@ def _place(run: Run) -> Path | None:
         "tasks": [repr(task) for task in run.tasks],
         "image_size": run.dataset.image_size,
         # A base at the same path may be another; masks for prompts are of its image size.
-        "sizes": setup.sizes(run.config).fields(),
+        "sizes": sizes(run.config).fields(),
         **agreement.of_data(run.dataset),
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -118,7 +118,7 @@ def test_other_data_tasks_and_code_are_not_the_same(kept, run, measurings, monke
 
 def test_another_base_at_the_same_path_is_not_the_same(kept, run, measurings, monkeypatch):
     measurings(run)
-    monkeypatch.setattr(baselines.setup, "sizes", lambda config: SIZES["tiny"]())
+    monkeypatch.setattr(baselines, "sizes", lambda config: SIZES["tiny"]())
     for told in (1, 0):
         measurings(run)
         assert measurings.told == told
