@@ -67,6 +67,8 @@ def test_nor_does_it_in_training_from_prompts(run_on):
 def test_nor_where_a_batch_comes_in_parts_and_gradients_are_balanced(run_on):
     one, many = run_on([(1, 1, 1), (2, 2, 2)], MIXED).values()
     assert_same_step(many, one)
+    # What belongs to tasks comes back as it went in, not laid over `task`.
+    assert many["compilations"] == 1
 
 
 @pytest.mark.slow

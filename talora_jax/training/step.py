@@ -61,13 +61,17 @@ def abstract_state(run: Run) -> TrainState:
 
 
 def make_train_step(run: Run):
-    """The jitted step (state, frozen, batch) → (state, scalars); state is donated."""
+    """The jitted step (state, frozen, batch) → (state, scalars); state is donated.
+
+    Both are replicated, as `init_state` is: left to the compiler, what belongs to tasks may come back
+    laid over the mesh's `task`, and no host would have all of it to save.
+    """
     config = run.config
     gradient_of = _GRADIENTS[config.trains].make_gradient(run)
     schedule = make_schedule(config)
     optimizer = make_optimizer(config, schedule)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(run.mesh))
     def train_step(state: TrainState, frozen: nnx.State, batch: dict[str, Array]):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         found = gradient_of(state.trainable, state.weighting, frozen, batch, state.step, key)
