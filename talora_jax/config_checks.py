@@ -216,6 +216,9 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     )
     found.ask(lambda: _check_parts(config), "batch_size", "accumulate")
     found.ask(lambda: _check_init(config), "init", "adapter.extend", "trains")
+    found.ask(
+        lambda: _check_shared(config, gradients.KINDS), "weighting.kind", "adapter.extend", "trains"
+    )
     found.ask(lambda: _check_best(config), "best", "patience", "eval_every", "tasks", "trains")
     found.ask(lambda: hosts.check(config.hosts), *(f"hosts.{name}" for name in config.hosts))
     return found
@@ -281,10 +284,34 @@ def _check_init(config: ml_collections.ConfigDict) -> None:
             "config.init names an adapter, and a promptable SAM starts from a base: set "
             "config.model.weights"
         )
+    if config.adapter.extend and config.trains == "prompts":
+        raise UserError(
+            "config.adapter.extend adds tasks to an adapter, and config.trains=prompts has none: "
+            "leave it out"
+        )
     if config.init and config.adapter.extend:
         raise UserError(
             "config.init starts from an adapter of which all trains, config.adapter.extend adds "
             "tasks to one that stays as it is: set one of them"
+        )
+
+
+def _check_shared(config: ml_collections.ConfigDict, balances: Sequence[str]) -> None:
+    """Refuses to weigh, or to balance, where nothing is weighed or shared.
+
+    Args:
+      balances: the kinds that make one gradient of the tasks' gradients of what they share.
+    """
+    kind, usual = config.weighting.kind, default().weighting.kind
+    if config.trains == "prompts" and kind != usual:
+        raise UserError(
+            f"config.weighting.kind={kind} is of tasks, and config.trains=prompts has none: leave "
+            f"it out, or set it to {usual!r}"
+        )
+    if config.adapter.extend and kind in balances:
+        raise UserError(
+            f"config.weighting.kind={kind} balances what tasks share, and with "
+            "config.adapter.extend that stays as it is: set a kind that weighs losses, as equal"
         )
 
 
@@ -468,7 +495,7 @@ def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
 def check_mesh(
     config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int], *, trains: bool = True
 ) -> None:
-    """Refuses batches and tasks that the mesh does not divide.
+    """Refuses batches and tasks that the mesh does not divide; prompts have no tasks.
 
     Args:
       trains: else there are no updates, and their batches may be any.
@@ -487,7 +514,13 @@ def check_mesh(
         for field, size in sizes.items()
         if size % shares
     ]
-    if len(config.tasks) % mesh_shape["task"]:
+    if config.trains == "prompts":
+        if mesh_shape["task"] > 1:
+            told.append(
+                f"config.mesh.task is {mesh_shape['task']}, expected 1: it shares out tasks, and "
+                "config.trains=prompts has none"
+            )
+    elif len(config.tasks) % mesh_shape["task"]:
         told.append(
             f"config.tasks names {len(config.tasks)} tasks, not divisible by "
             f"config.mesh.task={mesh_shape['task']}"

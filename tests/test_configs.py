@@ -110,6 +110,16 @@ def test_values_that_cannot_work(field, value, told):
         config_checks.check(config)
 
 
+def test_nothing_is_balanced_that_tasks_share_where_it_stays_as_it_is():
+    config = config_lib.default()
+    config.adapter.extend = "run"
+    config.weighting.kind = "nash_mtl"
+    with pytest.raises(UserError, match="nash_mtl balances what tasks share, and with .*as equal"):
+        config_checks.check(config)
+    config.weighting.kind = "equal"
+    config_checks.check(config)
+
+
 def test_all_that_is_wrong_is_told_at_once():
     config = config_lib.default()
     config.batch_size, config.accumulate = 4, 3

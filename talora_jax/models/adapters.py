@@ -53,9 +53,9 @@ class AdapterConfig:
       qkv: which of q, k and v are adapted.
       init: how TA-LoRA's factors start: `published`, `orthonormal`, `scaled` or `lora`.
       blocks: which blocks are adapted, as Python's slices have it: (first, end), or (first,) for
-        all from there on; negative numbers count from the end, so (-6,) are the last 6. None: all.
-        The others are the base's, with their LayerNorms; those before the first adapted one, the
-        trunk, are computed once for all tasks, and no gradient goes through them.
+        all from there on, also without brackets; negative numbers count from the end, so -6 is the
+        last 6. None: all. The others are the base's, with their LayerNorms; those before the first
+        adapted one, the trunk, are computed once for all tasks, and no gradient goes through them.
 
     Raises:
       UserError: no such kind, no such init, or blocks of a kind that trains the whole encoder.
@@ -67,9 +67,12 @@ class AdapterConfig:
     dropout: float = 0.1
     qkv: tuple[bool, bool, bool] = (True, True, True)
     init: str = "published"
-    blocks: tuple[int, ...] | None = None
+    blocks: int | Sequence[int] | None = None
 
     def __post_init__(self):
+        if self.blocks is not None:
+            blocks = self.blocks if isinstance(self.blocks, Sequence) else (self.blocks,)
+            object.__setattr__(self, "blocks", tuple(blocks))  # which `adapted` looks at
         if self.kind not in KINDS:
             raise UserError(f"no adapter kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         if self.init not in INITS:

@@ -14,7 +14,7 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -24,7 +24,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from talora_jax.models.adapters import Adapter, AdapterConfig, TaskParam
+from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
 from talora_jax.models.encoder_block import ATTENDED, NORMS, Adapted, Block, norm
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.keys import Keys, Rngs
@@ -272,6 +272,14 @@ class ImageEncoder(nnx.Module):
             found = jax.lax.map(ratio, (params, kernels))
             ratios |= zip(config.numbers(name, self.blocks), found, strict=True)
         return jnp.stack([ratios.get(number, jnp.zeros(())) for number in self.blocks])
+
+    def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
+        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j].
+
+        Of `parts` alone, if not all are named: the mean is over their terms.
+        """
+        terms = [adapter.orthogonality(parts) for adapter in self.adapters().values()]
+        return sum((t[0] for t in terms), jnp.zeros(())) / max(1, sum(t[1] for t in terms))
 
     def merge(self, task_id: int) -> "ImageEncoder":
         """A task's encoder as a plain SAM encoder: W + ΔW[t] in place of W and the adapter.

@@ -258,9 +258,5 @@ class MSam(nnx.Module):
         return list(self.image_encoder.adapters().values())
 
     def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
-        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j].
-
-        Of `parts` alone, if not all are named: the mean is over their terms.
-        """
-        terms = [adapter.orthogonality(parts) for adapter in self.adapters()]
-        return sum((t[0] for t in terms), jnp.zeros(())) / max(1, sum(t[1] for t in terms))
+        """The image encoder's."""
+        return self.image_encoder.orthogonality(parts)

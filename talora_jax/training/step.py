@@ -63,8 +63,8 @@ def abstract_state(run: Run) -> TrainState:
 def make_train_step(run: Run):
     """The jitted step (state, frozen, batch) → (state, scalars); state is donated.
 
-    Both are replicated, as `init_state` is: left to the compiler, what belongs to tasks may come back
-    laid over the mesh's `task`, and no host would have all of it to save.
+    Both are replicated, as `init_state` is: left to the compiler, what belongs to tasks may come
+    back laid over the mesh's `task`, and no host would have all of it to save.
     """
     config = run.config
     gradient_of = _GRADIENTS[config.trains].make_gradient(run)

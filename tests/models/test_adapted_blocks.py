@@ -38,13 +38,17 @@ RANKS = (3, 4, 2)
         ((2, 5), range(2, 5)),
         ((-10, -1), range(2, 11)),
         ((-12, 12), range(12)),
+        (-3, range(9, 12)),
+        ([2, 5], range(2, 5)),
     ],
 )
 def test_blocks_are_named_as_slices_name_them(blocks, expected):
     assert AdapterConfig(blocks=blocks).adapted(12) == expected
 
 
-@pytest.mark.parametrize("blocks", [(12,), (-13,), (3, 3), (-6, 0), (4, 13), (1, 2, 3), ()])
+@pytest.mark.parametrize(
+    "blocks", [(12,), (-13,), (3, 3), (-6, 0), (4, 13), (1, 2, 3), (), (True,)]
+)
 def test_blocks_that_there_are_not(blocks):
     with pytest.raises(UserError) as told:
         AdapterConfig(blocks=blocks).adapted(12)

@@ -1,5 +1,6 @@
 """Training a promptable SAM: what learns, what is left, and that it resumes exactly."""
 
+import dataclasses
 import functools
 import time
 
@@ -100,6 +101,11 @@ def test_adapters_learn_on_a_frozen_encoder(prompted, kind, blocks, clicks):
     assert all("adapter" in n or "norm1" in n or "norm2" in n for n in inside) and inside
     assert all(("adapted.global_blocks" in name) == bool(blocks) for name in inside)
     assert scalars["adapter/relative_update"] > 0
+    # Of 1, λ's default, times TA-LoRA's regulariser.
+    assert (scalars["orthogonal"] > 0) == (kind == "talora")
+    losses = [x for name, x in scalars.items() if name.startswith("prompts/loss")]
+    expected = np.mean(losses) + scalars["orthogonal"]
+    np.testing.assert_allclose(scalars["objective"], expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -247,6 +253,37 @@ def test_what_is_evaluated_is_what_the_predictor_answers(prompted, tmp_path):
     np.testing.assert_allclose(metrics["semantic/box/picked"], np.mean(ious), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize(("kind", "learns"), [("lora_shared", "all"), ("none", "iou_head")])
+def test_a_base_is_left_in_float32_whatever_trained_it(prompted, tmp_path, kind, learns):
+    prompted.adapter.kind, prompted.prompts.learns = kind, learns
+    of_base, left = read_base(prompted.model.weights)[0], {}
+    for dtype in ("float32", "bfloat16"):
+        prompted.model.param_dtype = dtype
+        run = JOB.prepare(prompted)
+        # Less than bfloat16 can add to a kernel, or to a norm's scale of 1.
+        learnt = jax.tree.map(
+            lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), run.trainable
+        )
+        (tmp_path / dtype).mkdir()
+        JOB.leave(run, learnt, tmp_path / dtype)
+        left[dtype], _ = read_base(tmp_path / dtype / "base.safetensors")
+    trained = {name for name, x in left["float32"].items() if (x != of_base[name]).any()}
+    inside = ("qkv.kernel", "norm1.", "norm2.", "mask_decoder.")
+    inside = inside if learns == "all" else ("mask_decoder.iou_prediction_head",)
+    assert trained and all(any(part in name for part in inside) for name in trained)
+    for name, x in left["bfloat16"].items():
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, left["float32"][name])
+
+
+def test_a_base_that_has_changed_takes_nothing_in(prompted, tmp_path):
+    prompted.adapter.kind, prompted.model.param_dtype = "lora_shared", "bfloat16"
+    run = dataclasses.replace(JOB.prepare(prompted), fingerprint="another")
+    with pytest.raises(UserError, match="has changed since this run began.*: put back what it was"):
+        JOB.leave(run, run.trainable, tmp_path)
+    assert not list(tmp_path.glob("base*"))
+
+
 def test_the_trivial_answers_know_nothing_of_padding(prompted):
     prompted.data.image_size = (32, 64)
     run = JOB.prepare(prompted)
@@ -284,6 +321,11 @@ def test_without_masks_there_is_no_iou(prompted):
             {"prompts.learns": "iou_head", "adapter.kind": "none", "prompts.auxiliary": ("depth",)},
             "iou_head changes no embedding; leave config.prompts.auxiliary empty",
         ),
+        (
+            {"adapter.extend": "run"},
+            "config.adapter.extend adds tasks .*prompts has none: le",
+        ),
+        ({"weighting.kind": "pcgrad"}, "weighting.kind=pcgrad is of tasks, .* set it to 'fixed'"),
         ({"prompts.aspects": (2.0, 1.0)}, "config.prompts.aspects is .*, expected a lowest"),
         ({"optimizer.kind": "sgd"}, "config.optimizer.kind: unknown 'sgd'"),
     ],
@@ -294,6 +336,13 @@ def test_values_that_cannot_work(changes, told):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=told):
         config_checks.check(config)
+
+
+def test_a_mesh_shares_out_no_tasks():
+    config = config_lib.default()
+    config.trains, config.tasks = "prompts", ("semantic", "depth")
+    with pytest.raises(UserError, match="config.mesh.task is 2, expected 1: it shares out tasks"):
+        config_checks.check_mesh(config, {"data": 2, "fsdp": 1, "task": 2})
 
 
 @pytest.mark.parametrize(("kind", "told"), [("lora_shared", 1), ("full", 0)])

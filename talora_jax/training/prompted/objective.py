@@ -5,7 +5,7 @@ and with that answer as a mask prompt. Of the first answer's three masks the bes
 which answers several prompts at once, counts in every round. The IoU head learns what the masks'
 IoUs are. Source: Segment Anything (Kirillov et al. 2023, section 3 and appendix A). What differs:
 token 0 learns from first prompts, too, for mSAM's decoders start from it; no round goes without a
-new click.
+new click. Where TA-LoRA trains, λ times its orthogonal regulariser comes on top, as of tasks.
 """
 
 import functools
@@ -192,6 +192,9 @@ def make_gradient(run: Run) -> GradientOf:
                         name = f"prompts/{name}" if not n else f"prompts/{name}_after_{n}_clicks"
                         scalars[name] = scalars.get(name, 0) + mean
                         objective += mean / len(answers) if "loss" in name else 0
+            orthogonal = learner.image_encoder.orthogonality(config.orthogonal_parts)
+            scalars["orthogonal"] = orthogonal / config.accumulate
+            objective += config.orthogonal_weight * scalars["orthogonal"]
             maps = learner.auxiliary_maps(pairs[0][0])
             for task in run.tasks:
                 target = _thin(part[task.name], stride)

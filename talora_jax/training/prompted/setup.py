@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
@@ -80,17 +81,23 @@ def assemble(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, dataset
       UserError: the base of `config.model.weights` does not fit.
     """
     tasks = auxiliary_tasks(config, dataset.classes)
-    base = None
-    if config.model.weights:
-        base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
-    learner = build(lambda: make_learner(config, tasks), base)
-    graphdef, learns, frozen = nnx.split(learner, _filter(config), ...)
+    graphdef, learns, frozen = _built(config, tasks)
     digest = fingerprint(tensors_of(frozen))
     hosts.agree({"the base": digest})
     param_dtype = resolve_dtype(config.model.param_dtype)
     frozen = sharding.shard_frozen(jax.tree.map(lambda x: x.astype(param_dtype), frozen), mesh)
     learns = jax.device_put(learns, sharding.replicated(mesh))
     return Run(config, mesh, dataset, tasks, graphdef, learns, frozen, digest)
+
+
+def _built(
+    config: ml_collections.ConfigDict, tasks: tuple[Task, ...]
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The learner from the base, float32: its graph; what trains; what is frozen."""
+    base = None
+    if config.model.weights:
+        base = {f"sam.{name}": x for name, x in read_base(config.model.weights)[0].items()}
+    return nnx.split(build(lambda: make_learner(config, tasks), base), _filter(config), ...)
 
 
 def abstract(
@@ -157,13 +164,29 @@ def results(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def write_learnt(run: Run, learnt: nnx.State, workdir: Path) -> None:
-    """Writes the SAM that was trained as `results`, adapters in its weights; process 0 does."""
-    # Parts of it may be on other hosts' devices.
-    frozen = jax.device_put(run.frozen, sharding.replicated(run.mesh))
+    """Writes the SAM that was trained as `results`, adapters in its weights; process 0 does.
+
+    Raises:
+      UserError: what is frozen has to be read again, and the base is not what it was.
+    """
+    config = run.config
+    exact = resolve_dtype(config.model.param_dtype) == jnp.float32
+    if exact:
+        # Parts of it may be on other hosts' devices.
+        frozen = jax.device_put(run.frozen, sharding.replicated(run.mesh))
     if jax.process_index() > 0:
         return
+    if not exact:
+        # In fewer bits what is frozen is not the base's, and updates are lost in its rounding.
+        frozen = _built(config, run.tasks)[-1]
+        if fingerprint(tensors_of(frozen)) != run.fingerprint:
+            raise UserError(
+                f"config.model.weights: {config.model.weights} has changed since this run began, "
+                "and what was learnt goes into its weights: put back what it was, and the same "
+                "command goes on"
+            )
     learner: Learner = nnx.merge(run.graphdef, learnt, frozen)
-    sam, config = learner.sam, run.config
+    sam = learner.sam
     source = {
         "trained": "from prompts, by talora_jax",
         "on": run.dataset.name,
