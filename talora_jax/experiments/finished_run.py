@@ -85,7 +85,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     fields = config_lib.flat_fields(config.to_dict())
     place = config_lib.place(config)
     fields = {name: value for name, value in fields.items() if not name.startswith(place)}
-    other = ("config.tasks", "config.weighting.", "config.orthogonal_", "config.class_weights.")
+    other = ("config.tasks", "config.weighting.", "config.class_weights.")
     other = other if config.trains == "prompts" else "config.prompts."
     fields = {name: value for name, value in fields.items() if not name.startswith(other)}
     unread = {"config.seed"}

@@ -164,7 +164,8 @@ def sweep(runs: dict[str, ml_collections.ConfigDict], directory: Path) -> dict[s
             console.print(f"{head}done {taken}", markup=False, soft_wrap=True)
     # Earlier sweeps' runs in the same place are of the table, too.
     planned = [directory / "runs" / name for name in runs]
-    report([*planned, *sorted((directory / "runs").glob("*"))], directory / "report")
+    there = [*planned, *sorted((directory / "runs").glob("*"))]
+    report(list(dict.fromkeys(there)), directory / "report")
     return failed
 
 
@@ -179,11 +180,13 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Opens what runs have in common: a mistake in a path is told once, before anything starts.
 
     Raises:
-      UserError: the data, a base or an adapter to go on from cannot be opened, a target means
-        nothing, the weighting does not fit the steps, or the tracker is not installed.
+      UserError: the data, a base or an adapter to go on from cannot be opened, or does not fit a
+        run's tasks or seed; the mesh does not divide a run's; a target means nothing; the weighting
+        does not fit the steps; or the tracker is not installed.
     """
     from talora_jax.data import open_dataset
     from talora_jax.data.survey import survey
+    from talora_jax.sharding import abstract_mesh
     from talora_jax.training import trackers
     from talora_jax.training.jobs import JOBS
     from talora_jax.training.setup import parent_of, sizes
@@ -196,14 +199,17 @@ def _open_once(configs: Sequence[ml_collections.ConfigDict]) -> None:
         job = JOBS[config.trains]
         targets = job.targets(config)
         opened = key({"data": config.data.to_dict(), "targets": targets})
-        model = {"model": config.model.to_dict(), "adapter": config.adapter.to_dict()}
-        model = key(model | {"init": config.init})
+        # All that is asked of the model below.
+        model = {name: config[name] for name in ("tasks", "seed", "init")}
+        model |= {name: config[name].to_dict() for name in ("model", "adapter", "mesh")}
+        model = key(model)
         if model not in models:
             models.add(model)
             sizes(config)
             parent_of(config)
             if config.init:
                 source_of(config)
+            config_checks.check_mesh(config, abstract_mesh(**config.mesh).shape)
         if opened not in images:
             config_checks.check_read(config)
             dataset = open_dataset(config.data, targets)

@@ -15,6 +15,7 @@ from talora_jax.data.folder import open as folder_data
 from talora_jax.errors import UserError
 from talora_jax.experiments import sweep as sweep_lib
 from talora_jax.experiments.sweep import Grid, plan, read_command, sweep
+from talora_jax.training import setup
 from talora_jax.training.log import read_metrics
 from talora_jax.training.loop import claim_workdir
 
@@ -169,6 +170,25 @@ def test_what_no_run_can_do_is_told_before_the_first_one(config, tmp_path, monke
             sweep(plan(wrong, Grid(("none", "full"))), tmp_path / "sweep")
 
 
+def test_what_one_of_the_runs_cannot_do_is_told_before_the_first_one(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: pytest.fail("started"))
+    config.weighting.kind, config.model.weights = "equal", ""
+    run, adapter = setup.prepare(config), tmp_path / "adapter.safetensors"
+    setup.learnt_file(run, run.trainable).write(adapter)
+    of_seed = "config.seed is 1, but config.init names an adapter trained with 0"
+    of_task = "config.tasks: .*adapter.safetensors has depth already"
+    single = Grid(("stl",), stl_adapter="talora")
+    for fields, grid, told in (
+        ({"init": str(adapter)}, Grid(("talora",), (0, 1)), of_seed),
+        ({"adapter.extend": str(adapter), "tasks": ("edges", "depth")}, single, of_task),
+        ({"mesh.task": 3}, Grid(("none", "stl")), "names 1 tasks, not divisible by .*mesh.task=3"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update_from_flattened_dict(fields)
+        with pytest.raises(UserError, match=told):
+            sweep(plan(wrong, grid), tmp_path / "other")
+
+
 def test_the_data_is_prepared_once_for_all_runs(config, tmp_path, monkeypatch):
     config.data.dir = str(tmp_path / "records")
     prepared, prepare, begun = [], folder_data._prepare, []
@@ -189,7 +209,12 @@ def test_the_data_is_prepared_once_for_all_runs(config, tmp_path, monkeypatch):
 
 
 def test_a_sweep_of_which_nothing_ends_well(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_lib, "_run", lambda config, workdir, log: -9)
+    def run(config, workdir, log):
+        claim_workdir(config, workdir, write=True)
+        return -9
+
+    monkeypatch.setattr(sweep_lib, "_run", run)
+    # The one that is planned is the one that is there.
     with pytest.raises(UserError, match="none of the 1 workdirs holds a finished run"):
         sweep(plan(config, Grid(("none",))), tmp_path)
     assert "none-seed0: failed after 0 s: killed by signal 9" in capsys.readouterr().out
