@@ -1,6 +1,7 @@
 """Does a training step fit a device that need not be here, and what to change if it does not."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 
@@ -18,7 +19,8 @@ from talora_jax.training.setup import Run
 
 # What JAX takes of a GPU's memory, if not told otherwise.
 _GPU_SHARE = 0.75
-_SHARE_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# Which of these says otherwise; with both set, JAX finds no GPU. The second is the older name.
+_SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +87,38 @@ def mesh_of(config: ml_collections.ConfigDict, device: str) -> jax.sharding.Mesh
 
 
 def measure(run: Run, device: str) -> Fit:
-    """Compiles a step; `run` is of shapes, on the mesh of `mesh_of`."""
+    """Compiles a step; `run` is of shapes, on the mesh of `mesh_of`.
+
+    Raises:
+      UserError: what JAX may take of a GPU is set to what is no share.
+    """
     size = accelerators.ACCELERATORS[device].memory * 2**30
     if not accelerators.ACCELERATORS[device].generation:
-        size *= float(os.environ.get(_SHARE_VARIABLE, _GPU_SHARE))
+        size *= _gpu_share()
     try:
         memory = ahead_of_time.compile_step(ahead_of_time.make_step(run)).memory
     except ahead_of_time.OutOfMemory as error:
         return Fit(int(size), None, error.needed)
     return Fit(int(size), memory, memory.peak + memory.program)
+
+
+def _gpu_share() -> float:
+    name = _share_variable()
+    told = os.environ.get(name)
+    if not told:
+        return _GPU_SHARE
+    try:
+        share = float(told)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < math.inf:
+        raise UserError(f"{name} is {told!r}, expected a share of a GPU's memory, as .95")
+    return share
+
+
+def _share_variable() -> str:
+    """The one that is set, or is to be."""
+    return next((name for name in _SHARE_VARIABLES if os.environ.get(name)), _SHARE_VARIABLES[0])
 
 
 def source(run: Run, device: str) -> str:
@@ -119,7 +144,7 @@ def advice(
     gpu = not accelerators.ACCELERATORS[device].generation
     whole = accelerators.ACCELERATORS[device].memory * 2**30
     if gpu and fit.needed and fit.capacity < fit.needed < 0.95 * whole:
-        told.append(f"{_SHARE_VARIABLE}=.95 in the environment: JAX leaves a part of a GPU alone")
+        told.append(f"{_share_variable()}=.95 in the environment: JAX leaves a part of a GPU alone")
     if "float32" in (config.model.dtype, config.model.param_dtype):
         told.append(
             "--config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16: half of most bytes"

@@ -52,11 +52,23 @@ def test_a_step_that_fits(told):
     assert "pip install 'jax[tpu]' compiles for it" in " ".join(told(MEMORY, "v5e").split())
 
 
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_the_share_of_a_gpu_that_is_set(told, monkeypatch, name):
+    monkeypatch.setenv(name, ".5")
+    assert "8,053.1" in told(MEMORY)
+    # The one that is set: JAX takes no other beside it.
+    assert f" {name}=.95" in told(Memory(10**9, 8 * 10**9, 9 * 10**9, 0))
+    for share in ("half", "0", "nan"):
+        monkeypatch.setenv(name, share)
+        with pytest.raises(UserError, match=f"{name} is '{share}', expected a share of a GPU's"):
+            told(MEMORY)
+
+
 def test_what_to_change_where_it_does_not(told):
     text = told(Memory(10**9, 13 * 10**9, 14 * 10**9, 0))
     assert "It does not fit t4. What takes less:" in text
     for part in (
-        "XLA_PYTHON_CLIENT_MEM_FRACTION=.95",
+        "XLA_CLIENT_MEM_FRACTION=.95",
         "--config.accumulate=4: one image at a time on each device, not 4",
         "--config.model.remat=block:",
         "--config.model.native_aspect=True: 6×8 tokens, not 8×8",
