@@ -113,6 +113,11 @@ def _parser() -> ArgumentParser:
         help="where the base is that the run was trained on, if it has moved",
     )
     parser.add_argument(
+        "--force",
+        action="store_true",
+        help="use the adapter on another base than it was trained on, of the same sizes",
+    )
+    parser.add_argument(
         "--no-check",
         action="store_true",
         help="do not run the program for this machine and compare it with the model",

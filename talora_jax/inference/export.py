@@ -82,7 +82,7 @@ def export(args: argparse.Namespace) -> None:
     if len(size) != 2 and "program" in args.parts:
         raise UserError("--size is missing: the run's images have sizes of their own; give H W")
 
-    trained = load(file, path, args.base)
+    trained = load(file, path, args.base, force=args.force)
     if args.format == "onnx":
         onnx_export.export_tasks(trained, chosen, size, args)
         return

@@ -36,13 +36,16 @@ class Trained:
     model: MSam
 
 
-def load(file: AdapterFile, path: Path, base: Path | None) -> Trained:
+def load(file: AdapterFile, path: Path, base: Path | None, *, force: bool = False) -> Trained:
     """The model of an adapter file and its base; no data set is opened.
+
+    Args:
+      force: take a base that the adapter was not trained on, if it has the same sizes.
 
     Raises:
       UserError: the base is missing, or it is another one than the adapter was trained on.
     """
-    found = read_base_of(file, path, base)
+    found = read_base_of(file, path, base, force=force)
     model = assemble(file, path, found, dtype=resolve_dtype(file.dtype))
     return Trained(file, path, tasks_of(file), found, model)
 

@@ -308,8 +308,8 @@ def check_fits(file: AdapterFile, path: str | Path, base: Base, *, force: bool =
     if base.fingerprint != file.base_fingerprint and not force:
         raise UserError(
             f"{path} belongs to another base than {base.name}: it was trained on {file.base} "
-            f"(fingerprint {file.base_fingerprint[:8]}, not {base.fingerprint[:8]}); to take it "
-            "nevertheless say force=True, or --force on the command line"
+            f"(fingerprint {file.base_fingerprint[:8]}, not {base.fingerprint[:8]}); force=True "
+            "takes it nevertheless, as --force of --mode predict and of export does"
         )
 
 
