@@ -3,8 +3,9 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.harness import Contender, ask
@@ -69,8 +70,20 @@ def add_model_arguments(
         )
 
 
-def add_geometry_arguments(parser: ArgumentParser) -> None:
-    """`--original` and `--variants`, of the benchmarks from an image to its maps."""
+def add_geometry_arguments(
+    parser: ArgumentParser, further: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """`--original` and `--variants`, of the benchmarks from an image to its maps.
+
+    Args:
+      further: variants of one benchmark, and what each is.
+    """
+    variants = {
+        "native_aspect": "encodes the image without its padding",
+        "last_quarter": "has adapters in the last quarter of the blocks alone",
+        **further,
+    }
+    told = ", ".join(f"{name} {what}" for name, what in variants.items())
     parser.add_argument(
         "--original",
         type=int,
@@ -81,11 +94,10 @@ def add_geometry_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         nargs="*",
-        choices=("native_aspect", "last_quarter"),
+        choices=variants,
         default=["native_aspect"],
-        help="further rows of ours: native_aspect encodes the image without its padding, "
-        "last_quarter has adapters in the last quarter of the blocks alone; --variants without a "
-        "name: none (default: native_aspect)",
+        help=f"further rows of ours: {told}; --variants without a name: none (default: "
+        "native_aspect)",
     )
 
 

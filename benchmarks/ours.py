@@ -4,8 +4,10 @@ What a contender imports counts as its memory: those of data and of automatic ma
 `our_data` and `our_masks`.
 """
 
+import atexit
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.training.setup import assemble, how_to_compute, make_model
 from talora_jax.training.step import init_state, make_train_step
+from talora_jax.training.trunks import Trunks
 from talora_jax.weights.build import build
 
 # NYUv2 as MTAN packs it.
@@ -144,13 +147,14 @@ def training(
     original: Sequence[int],
     native_aspect: bool = False,
     last_quarter: bool = False,
+    kept_trunk: bool = False,
     dtype: str = "float32",
     attention: str = "xla",
 ) -> Contender:
     """The project's own train step on one image: forward, losses, backward, Adam."""
     config = make_config(original, native_aspect, dtype, _kernel(attention, dtype))
     sam = sam_config(architecture)
-    if last_quarter:
+    if last_quarter or kept_trunk:
         config.adapter.blocks = (-(sam.encoder.depth // 4),)
     name_sizes(config, sam)
     mesh = sharding.make_mesh(**config.mesh)
@@ -159,14 +163,22 @@ def training(
     )
     run = assemble(config, mesh, dataset, make_tasks(), parent=None)
     step = make_train_step(run)
+    batch = random_batch(original)
     with jax.set_mesh(mesh):
-        batch = sharding.shard_batch(random_batch(original), mesh)
+        on_device = sharding.shard_batch(batch, mesh)
     state = init_state(run)
+    if kept_trunk:
+        folder = tempfile.TemporaryDirectory()
+        atexit.register(folder.cleanup)  # which keeps it until then
+        config.trunk_dir = folder.name
+        trunks = Trunks(run, lambda line: None)
 
     def train():
         nonlocal state
         with jax.set_mesh(mesh):
-            state, scalars = step(state, run.frozen, batch)
+            # Read from disk each time, as of batches that differ.
+            given = sharding.shard_batch(trunks.completed(batch), mesh) if kept_trunk else on_device
+            state, scalars = step(state, run.frozen, given)
             jax.block_until_ready((state, scalars))
         return _device_peak()
 

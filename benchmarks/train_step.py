@@ -13,7 +13,7 @@ all tasks, which at ViT-B may need more than 24 GB and is therefore not measured
 
     python -m benchmarks.train_step               ViT-B
     python -m benchmarks.train_step --size tiny   a quick check that everything runs
-    python -m benchmarks.train_step --peers --variants last_quarter
+    python -m benchmarks.train_step --peers --variants last_quarter kept_trunk
                                                   adapters in the last quarter of the blocks beside
                                                   adapters in all
 """
@@ -29,7 +29,8 @@ BY_TASK = "_by_task"
 def main(argv: list[str] | None = None) -> int:
     parser = arguments.parser(__doc__)
     arguments.add_model_arguments(parser, peers=PEERS, default=PEERS[:2])
-    arguments.add_geometry_arguments(parser)
+    kept = "has them there, too, and what the other blocks give is on disk (config.trunk_dir)"
+    arguments.add_geometry_arguments(parser, {"kept_trunk": kept})
     args = parser.parse_args(argv)
     packages = {peer: peer.removesuffix(BY_TASK) for peer in args.peers}
     arguments.check_peers(list(packages.values()))

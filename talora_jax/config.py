@@ -35,6 +35,7 @@ DEFAULT_SIZE = "tiny"
 OPTIONAL = {
     "init": "",
     "best": "",
+    "trunk_dir": "",
     "data.dir": "",
     "data.path": "",
     "data.description": "",
@@ -64,6 +65,7 @@ PLACE = (
     "config.read_threads",
     "config.read_workers",
     "config.tracker",
+    "config.trunk_dir",
 )
 # What every run's config.json holds, whichever version wrote it.
 _ALWAYS = ("tasks", "data", "model", "adapter", "optimizer", "batch_size", "steps")
@@ -225,6 +227,10 @@ def default() -> ml_collections.ConfigDict:
     config.read_threads = 2
     # Processes that read and augment instead, where threads do not keep up with an accelerator.
     config.read_workers = 0
+    # A folder to keep what the blocks before the first adapted one (`adapter.blocks`) give of each
+    # training image, so that neither another epoch nor another run computes it again; None: it is
+    # not kept. No augmentation but `flip` then. See `training.trunks`.
+    config.trunk_dir = placeholder(str)
 
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # -1 takes the devices that the other axes leave

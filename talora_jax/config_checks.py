@@ -219,6 +219,8 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     found.ask(
         lambda: _check_shared(config, gradients.KINDS), "weighting.kind", "adapter.extend", "trains"
     )
+    trunk = ("trunk_dir", "trains", "hosts.coordinator")
+    found.ask(lambda: _check_trunk(config), *trunk, *(f"augment.{name}" for name in config.augment))
     found.ask(lambda: _check_best(config), "best", "patience", "eval_every", "tasks", "trains")
     found.ask(lambda: hosts.check(config.hosts), *(f"hosts.{name}" for name in config.hosts))
     return found
@@ -315,6 +317,27 @@ def _check_shared(config: ml_collections.ConfigDict, balances: Sequence[str]) ->
         )
 
 
+def _check_trunk(config: ml_collections.ConfigDict) -> None:
+    """Refuses to keep what does not come back, see `training.trunks`."""
+    if not config.trunk_dir:
+        return
+    told = "config.trunk_dir keeps what the blocks before the first adapted one give"
+    if config.trains == "prompts":
+        raise UserError(f"{told} to tasks, and config.trains=prompts has none: leave it out")
+    augment = config.augment
+    plain = {"scales": (1.0,), "turn": 0.0, "scale_range": (1.0, 1.0)}
+    plain |= {"colour_jitter": 0.0, "noise": 0.0, "shapes": 0}
+    for name, value in plain.items():
+        found = augment[name]
+        if (tuple(found) if isinstance(value, tuple) else found) != value:
+            raise UserError(
+                f"{told} of images that come back the same, and config.augment.{name} is "
+                f"{_short(found)}: set it to {value}"
+            )
+    if config.hosts.coordinator:
+        raise UserError(f"{told} in one process: leave it out, or config.hosts.coordinator")
+
+
 def _check_best(config: ml_collections.ConfigDict) -> None:
     """Refuses what cannot be a metric; which there are is known when the data is, see
     `training.best.check_metric`."""
@@ -371,6 +394,7 @@ _PLACES = {
     "data.description": storage.local,
     "model.weights": storage.place,
     "adapter.extend": storage.place,
+    "trunk_dir": storage.local,
 }
 
 
@@ -490,6 +514,22 @@ def check_ranks(config: ml_collections.ConfigDict, width: int) -> None:
                 f"config.adapter.ranks: {name} is {rank}, expected at least 1"
                 + (f" and at most {most} for {model_name(config.model)}" if most else "")
             )
+
+
+def check_trunk(config: ml_collections.ConfigDict, depth: int) -> None:
+    """Refuses to keep what no block gives, of an encoder of so many.
+
+    Raises:
+      UserError: there is no block before the first adapted one.
+    """
+    from talora_jax.models.adapters import AdapterConfig
+
+    if config.trunk_dir and not AdapterConfig.of(config.adapter).adapted(depth).start:
+        raise UserError(
+            "config.trunk_dir keeps what the blocks before the first adapted one give, and with "
+            f"config.adapter.blocks={config.adapter.blocks} there are none: set it, as -3 for the "
+            "last three"
+        )
 
 
 def check_mesh(

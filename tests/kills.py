@@ -105,7 +105,7 @@ class Linear(nnx.Module):
         self.kernels = TaskParam(rngs.params.normal((3, sum(channels.values()))) / 10)
         self.ends = tuple(itertools.accumulate(channels.values()))[:-1]
 
-    def __call__(self, images, *, key=None):
+    def __call__(self, images, *, key=None, trunk=None):
         # Kernels of each row, whose gradients are then summed: those of all pixels, one after the
         # other, end 3e-6 of their sum away from what the shards of a mesh sum to.
         kernels = jnp.broadcast_to(self.kernels[...], (images.shape[1], *self.kernels.shape))

@@ -274,10 +274,8 @@ class ImageEncoder(nnx.Module):
         return jnp.stack([ratios.get(number, jnp.zeros(())) for number in self.blocks])
 
     def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
-        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j].
-
-        Of `parts` alone, if not all are named: the mean is over their terms.
-        """
+        """The orthogonal regulariser: the mean of ‖AᵀA − I‖_F over every U1, U2 and G[:, :, j], or
+        over those of them that `parts` names."""
         terms = [adapter.orthogonality(parts) for adapter in self.adapters().values()]
         return sum((t[0] for t in terms), jnp.zeros(())) / max(1, sum(t[1] for t in terms))
 

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
+from talora_jax.models.adapters import ORTHOGONAL_PARTS, AdapterConfig, TaskParam
 from talora_jax.models.encoder_block import NORMS
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.image_encoder import ImageEncoder
@@ -133,6 +133,7 @@ class MSam(nnx.Module):
         tasks: Sequence[str] | None = None,
         *,
         key: PRNGKeyArray | None = None,
+        trunk: Float[Array, "B h w D"] | None = None,
     ) -> dict[str, Float[Array, "B H W C"]]:
         """Raw maps of each task at the images' own size, in float32, before any activation.
 
@@ -140,13 +141,20 @@ class MSam(nnx.Module):
           images: RGB in [0, 1], any height and width.
           tasks: which tasks, in any order; None means all.
           key: for dropout; None when not training.
+          trunk: what `trunk` gives of them, where it is known.
 
         Raises:
           KeyError: a task that the model does not have.
         """
         size = images.shape[1:3]
-        low_res = self.low_res(self.to_padded(images), tasks, key=key)
+        tasks = self.tasks if tasks is None else tuple(tasks)
+        trunk = self.trunk(images) if trunk is None else trunk
+        low_res = self.decode(self._embed(trunk, tasks, key), tasks)
         return {task: self.from_padded(maps, size) for task, maps in low_res.items()}
+
+    def trunk(self, images: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """What the image encoder's trunk gives of images, RGB in [0, 1]."""
+        return self.image_encoder.trunk(self.to_padded(images))
 
     def geometry(self, size: tuple[int, int]) -> Geometry:
         """How an image of this (H, W) is encoded."""
@@ -169,17 +177,6 @@ class MSam(nnx.Module):
         """Maps of padded images, at any resolution, at the images' own (H, W)."""
         return self.geometry(size).from_padded(maps)
 
-    def low_res(
-        self,
-        padded: Float[Array, "B Y X 3"],
-        tasks: Sequence[str] | None = None,
-        *,
-        key: PRNGKeyArray | None = None,
-    ) -> dict[str, Float[Array, "B y x C"]]:
-        """Raw maps of padded images, 4×4 to a token."""
-        tasks = self.tasks if tasks is None else tuple(tasks)
-        return self.decode(self.embed(padded, tasks, key=key), tasks)
-
     def embed(
         self,
         padded: Float[Array, "B Y X 3"],
@@ -188,13 +185,16 @@ class MSam(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "n B h w D"]:
         """Image embeddings of padded images, one for each of the tasks."""
-        embeddings = self.image_encoder(padded, self.task_ids(tasks), key=key)
+        return self._embed(self.image_encoder.trunk(padded), tasks, key)
+
+    def _embed(self, trunk, tasks, key):
+        embeddings = self.image_encoder.from_trunk(trunk, self.task_ids(tasks), key=key)
         return jnp.broadcast_to(embeddings, (len(tasks), *embeddings.shape[1:]))
 
     def decode(
         self, embeddings: Float[Array, "n B h w D"], tasks: Sequence[str]
     ) -> dict[str, Float[Array, "B 4*h 4*w C"]]:
-        """Raw maps of image embeddings, one for each of the tasks."""
+        """Raw maps of image embeddings, one for each of the tasks, 4×4 to a token."""
         # From here on tasks take turns: the batch alone is spread over the mesh.
         embeddings = constrain(embeddings, None, ("data", "fsdp"))
         positions = self.grid_positions(*embeddings.shape[2:4])
@@ -252,10 +252,6 @@ class MSam(nnx.Module):
         if unknown:
             raise KeyError(f"no task {', '.join(unknown)}; this model has {', '.join(self.tasks)}")
         return tuple(self.tasks.index(name) for name in tasks)
-
-    def adapters(self) -> list[Adapter]:
-        """The adapters of the window blocks and of the global blocks, as stacked."""
-        return list(self.image_encoder.adapters().values())
 
     def orthogonality(self, parts: Sequence[str] = ORTHOGONAL_PARTS) -> Float[Array, ""]:
         """The image encoder's."""

@@ -103,7 +103,8 @@ def _make_weighted_together(run: Run) -> GradientOf:
 
         def part_losses(model, part, key):
             given = Given(run, frozen, part, counts, key)
-            return given.losses(given.merge(model)(part["image"], key=key))
+            maps = given.merge(model)(part["image"], key=key, trunk=part.get("trunk"))
+            return given.losses(maps)
 
         known = None
         if weighting.looks_at_losses and config.accumulate > 1:

@@ -27,6 +27,7 @@ from talora_jax.training.log import RunLog
 from talora_jax.training.setup import Run, told
 from talora_jax.training.start_from import source_of, started
 from talora_jax.training.step import init_state, make_relative_updates, make_train_step
+from talora_jax.training.trunks import Trunks
 from talora_jax.training.workdir import (
     PICTURES,
     Stop,
@@ -178,6 +179,7 @@ def _train(
     train_step = make_train_step(run)
     relative_updates = make_relative_updates(run)
     evaluator = job.evaluator(run)
+    trunks = Trunks(run, log.print) if config.trunk_dir else None
     previous: dict[str, Array] = {}
     outgrown = ""
     step, metrics = first_step, {}
@@ -186,7 +188,8 @@ def _train(
         with hosts.at_steps(), Stop() as stop:
             log.print("compiling the training step, unless it was before")
             for step in range(first_step + 1, last_step + 1):
-                batch = shard_batch(next(iterator), run.mesh)
+                batch = next(iterator)
+                batch = shard_batch(trunks.completed(batch) if trunks else batch, run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)
                 # One step behind: the host reads the last step's numbers while this one computes.
                 scalars_lib.finite(step - 1, previous)

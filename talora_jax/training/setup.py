@@ -288,6 +288,7 @@ def sizes(config: ml_collections.ConfigDict) -> SamConfig:
         # Without a base, `check` has done it.
         config_checks.check_ranks(config, found.encoder.width)
         AdapterConfig.of(config.adapter).adapted(found.encoder.depth)
+    config_checks.check_trunk(config, found.encoder.depth)
     return found
 
 

@@ -54,6 +54,10 @@ class Given(NamedTuple):
         """The model, with what trains as one state or as `Parts`."""
         return nnx.merge(self.run.graphdef, *trainable, self.frozen)
 
+    def trunk(self, model: MSam) -> Float[Array, "B h w D"]:
+        """What the model's trunk gives of the part's images, if the batch does not bring it."""
+        return self.part["trunk"] if "trunk" in self.part else model.trunk(self.part["image"])
+
     def loss(self, number: int, maps: Float[Array, "B H W C"]) -> Float[Array, ""]:
         """The part's share of a task's loss, of raw maps."""
         task = self.run.tasks[number]
@@ -88,7 +92,7 @@ def _in_turn(given: Given, parts: Parts) -> TaskGradients:
     """One task after the other, in one program whatever the tasks."""
     model = given.merge(*parts)
     # No gradient goes through it: what trains in the encoder comes after.
-    trunk = model.image_encoder.trunk(model.to_padded(given.part["image"]))
+    trunk = given.trunk(model)
 
     def add_task(own_sum, task):
         def embed(common, own):
@@ -185,7 +189,7 @@ def _embed_by_task(given: Given, parts: Parts) -> tuple[Float[Array, "T B h w D"
 
     def embed(common, own, task):
         model = given.merge(common, own, parts.heads)
-        return model.image_encoder(model.to_padded(given.part["image"]), (task,), key=given.key)[0]
+        return model.image_encoder.from_trunk(given.trunk(model), (task,), key=given.key)[0]
 
     # The mesh's `task` axis shares what vmap lays side by side.
     if AdapterConfig.of(given.run.config.adapter).per_task:

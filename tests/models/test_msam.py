@@ -60,14 +60,20 @@ def test_joint_forward_of_mixed_sizes_equals_single_forwards(make, micro):
     model = make(channels=channels)
     batch = images((48, 64), (64, 40), (31, 57))
     padded = jnp.concatenate([model.to_padded(image[None]) for image in batch])
-    low_res = compiled(model, "low_res", padded)
+    embeddings = compiled(model, "embed", padded, model.tasks)
+    low_res = compiled(model, "decode", embeddings, model.tasks)
     joint = {
         task: [model.from_padded(x, image.shape[:2]) for x, image in zip(maps, batch, strict=True)]
         for task, maps in low_res.items()
     }
     graphdef, state = nnx.split(model)
     for task, of_task in channels.items():
-        single = jax.jit(lambda state, x, t=task: nnx.merge(graphdef, state).low_res(x, [t])[t])
+
+        @jax.jit
+        def single(state, x, task=task):
+            model = nnx.merge(graphdef, state)
+            return model.decode(model.embed(x, [task]), [task])[task]
+
         for i, image in enumerate(batch):
             geometry = Geometry.of(image.shape[:2], micro.encoder.image_size)
             maps = geometry.from_padded(single(state, geometry.to_padded(image)[None])[0])

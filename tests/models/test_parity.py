@@ -31,7 +31,8 @@ def test_embeddings_low_res_maps_and_outputs(golden):
     @jax.jit
     def forward(state, squares):
         model = nnx.merge(graphdef, state)
-        return model.embed(squares, golden.tasks), model.low_res(squares)
+        embeddings = model.embed(squares, golden.tasks)
+        return embeddings, model.decode(embeddings, golden.tasks)
 
     embeddings, low_res = forward(state, golden.squares())
     for t, task in enumerate(golden.tasks):
@@ -70,7 +71,7 @@ def test_parts_of_the_orthogonal_regulariser(golden):
         flat = np.asarray(factors, np.float64).reshape(-1, *factors.shape[-2:])
         return [np.linalg.norm(a.T @ a - np.eye(a.shape[1])) for a in flat]
 
-    adapters = golden.model.adapters()
+    adapters = list(golden.model.image_encoder.adapters().values())
     terms = {
         "U1": [d for a in adapters for d in distances(a.U1[...])],
         "U2": [d for a in adapters for d in distances(a.U2[...])],
@@ -104,7 +105,8 @@ def objective_and_gradients(golden):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def objective(learnt):
         model = nnx.merge(graphdef, learnt, frozen)
-        low_res = model.low_res(golden.squares())
+        embeddings = model.embed(golden.squares(), golden.tasks)
+        low_res = model.decode(embeddings, golden.tasks)
         sums = [t.loss(geometry.from_padded(low_res[t.name]), truth[t.name]) for t in tasks]
         losses = jnp.stack([total / count for total, count in sums])
         value = weights @ losses + constant

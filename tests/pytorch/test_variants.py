@@ -145,4 +145,4 @@ def test_a_model_to_train_has_its_global_blocks_where_the_base_has_them(
     model = load_msam(base, AdapterConfig(ranks=(4, 4, 2)), {"depth": 1})
     maps = nnx.eval_shape(lambda model: model(jnp.zeros((1, 16, 16, 3))), model)
     assert maps["depth"].shape == (1, 16, 16, 1)
-    assert len(model.adapters()) == 2
+    assert len(model.image_encoder.adapters()) == 2
