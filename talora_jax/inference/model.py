@@ -25,9 +25,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from talora_jax.arrays import as_flag, in_words
+from talora_jax.arrays import as_flag, in_words, is_whole
 from talora_jax.compiled import settle_memory, uncollected
-from talora_jax.errors import UserError, printable
+from talora_jax.errors import UserError, printable, short
 from talora_jax.inference import tiles
 from talora_jax.inference.batches import Given, Prepared, Result, in_batches, threads
 from talora_jax.models.adapters import AdapterConfig
@@ -179,10 +179,11 @@ class TrainedModel:
           batch_size: for how many images together.
 
         Raises:
-          UserError: a size or number below 1.
+          UserError: a size or number that is not whole, or below 1.
         """
-        if len(size) != 2 or min(size) < 1:
-            raise UserError(f"size is {tuple(size)}, expected a height and a width in pixels")
+        pair = isinstance(size, (tuple, list, np.ndarray)) and len(size) == 2
+        if not pair or not all(is_whole(side) and side >= 1 for side in size):
+            raise UserError(f"size is {short(size, 80)}, expected a height and a width in pixels")
         image = np.zeros((*size, 3), np.uint8)
         self.predict([image] * self._together(batch_size, None)[0], batch_size=batch_size)
 
@@ -340,12 +341,13 @@ class TrainedModel:
         Raises:
           UserError: what was asked for is below 1.
         """
-        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+        if asked is not None and not is_whole(asked):
             raise UserError(f"batch_size is {asked!r}, expected a whole number from 1 on")
         if asked is not None and asked < 1:
             raise UserError(f"batch_size is {asked}, expected 1 or more")
-        size = asked
-        if size is None:
+        if asked is not None:
+            size = int(asked)
+        else:
             encoder, devices = self._base.sam.encoder, jax.local_devices()
             # q, k, v and the hidden layer of the MLP of all tokens, twice.
             one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4

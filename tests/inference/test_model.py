@@ -132,16 +132,29 @@ def test_channels_in_turn_are_channels_at_once(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"), [(0, "batch_size is 0, expected 1"), (1.5, "is 1.5, expected a whole")]
+    ("asked", "told"),
+    [
+        (0, "batch_size is 0, expected 1"),
+        (1.5, "is 1.5, expected a whole"),
+        (True, "is True, expected a whole"),
+    ],
 )
 def test_a_batch_size_that_is_none(model, asked, told):
     with pytest.raises(UserError, match=told):
         model.predict(IMAGES, batch_size=asked)
 
 
-def test_a_size_to_warm_up_for_that_is_none(model):
-    with pytest.raises(UserError, match="expected a height and a width"):
-        model.warm_up((480,))
+def test_whole_numbers_may_be_numpys(model):
+    # Of 8 bits and without a sign, which arithmetic with it would overflow.
+    assert len(model.predict(IMAGES, ["depth"], batch_size=np.uint8(2))) == 3
+    model.warm_up(np.array([60, 80]), batch_size=np.int64(1))
+
+
+@pytest.mark.parametrize("size", [(480,), (60, 0), (60.5, 80), (True, 80), "ab", 5, None])
+def test_a_size_to_warm_up_for_that_is_none(model, size):
+    with pytest.raises(UserError) as told:
+        model.warm_up(size)
+    assert str(told.value) == f"size is {size!r}, expected a height and a width in pixels"
 
 
 def test_programs_are_compiled_once_for_all_sizes(model):
