@@ -144,7 +144,8 @@ class TrainedModel:
           int32 [H, W]; depth in metres, float32 [H, W]; unit normals, float32 [H, W, 3], x right,
           y down, z forward; of edges the probability, float32 [H, W]. What a task gives does not
           depend on which other tasks are asked for, nor on the images beside, but for rounding: in
-          float32 maps differ by less than 1e-5, and a class where two are as near.
+          float32 a map differs by less than 1e-5 of its largest value, normals by more where their
+          vector was short before it got length 1, and a class where two are as near.
 
         Raises:
           UserError: the model has no such task; something is no image, or one that is so long and
