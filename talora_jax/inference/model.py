@@ -135,8 +135,9 @@ class TrainedModel:
           images: see `rgb.as_rgb` for what an image can be.
           tasks: names of those wanted, of `model.tasks`; None means all.
           probabilities: whether tasks with classes give `<task>_probabilities` [H, W, C], too.
-          batch_size: how many images are computed together; None: as many as memory and device
-            make worth while.
+          batch_size: how many images are computed together at most, on all devices of this process;
+            each has as many, or, where there are fewer images than devices, one or none. None: as
+            many as memory and device make worth while.
 
         Returns:
           For each image (of an iterator one after the other, as they are asked for) its arrays at
@@ -301,12 +302,18 @@ class TrainedModel:
     def _computed(
         self, wanted: Sequence[Task], images: Sequence[Prepared], room: int
     ) -> list[Maps]:
-        """The maps of images that are padded to one shape, by a program for `room` of them."""
+        """The maps of images that are padded to one shape, by a program for `room` of them.
+
+        Where there are several devices each takes as many: a program is for one image, on one of
+        them, or for a multiple of their number.
+        """
+        values, devices = self._values, jax.local_devices()
+        spread = len(devices) > 1 and room > 1
+        if spread:
+            room = -(-room // len(devices)) * len(devices)
         padded = np.zeros((room, *images[0].padded.shape[1:]), np.float32)
         for i, image in enumerate(images):
             padded[i] = image.padded[0]
-        values, devices = self._values, jax.local_devices()
-        spread = len(devices) > 1 and room % len(devices) == 0
         if spread:
             mesh = jax.make_mesh(
                 (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
@@ -346,10 +353,13 @@ class TrainedModel:
             raise UserError(f"batch_size is {asked!r}, expected a whole number from 1 on")
         if asked is not None and asked < 1:
             raise UserError(f"batch_size is {asked}, expected 1 or more")
+        devices = jax.local_devices()
         if asked is not None:
             size = int(asked)
+            if size > len(devices):
+                size -= size % len(devices)
         else:
-            encoder, devices = self._base.sam.encoder, jax.local_devices()
+            encoder = self._base.sam.encoder
             # q, k, v and the hidden layer of the MLP of all tokens, twice.
             one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4
             size = max(1, min(_BATCH, _memory(devices[0]) // one))
@@ -358,8 +368,9 @@ class TrainedModel:
             size *= len(devices)
         if not images:
             return size, 1
-        # Batches of equal numbers, as few as can be.
-        return -(-images // -(-images // size)), 1
+        # Batches of equal numbers, as few as can be, of which every device has as many.
+        even = -(-images // -(-images // size))
+        return min(size, -(-even // len(devices)) * len(devices)), 1
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.
