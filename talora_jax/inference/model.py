@@ -151,6 +151,7 @@ class TrainedModel:
         Raises:
           UserError: the model has no such task; something is no image, or one that is so long and
             narrow that nothing of it would be left; a batch size below 1.
+          Exception: from an iterator, after the arrays of all images that it gave.
         """
         wanted = self.named(tasks)
         probabilities = as_flag("probabilities", probabilities)
