@@ -65,7 +65,7 @@ class Video:
         """Its frames, upright, one after the other.
 
         Raises:
-          UserError: where it cannot be read any further, or there is none.
+          UserError: where it cannot be read any further, and after how many, or there is none.
         """
         seen = 0
         try:
@@ -76,7 +76,7 @@ class Video:
                     seen += 1
                     yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
         except Exception as error:
-            raise _unreadable(self._path, error) from None
+            raise _unreadable(self._path, error, seen) from None
         if not seen:
             raise UserError(f"{printable(self._path)}: not one frame can be read")
 
@@ -116,7 +116,8 @@ def _av() -> ModuleType:
     return av
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: Exception, seen: int = 0) -> UserError:
     # PyAV raises many kinds, from OSError to ValueError.
     reason = getattr(error, "strerror", None) or one_line(error)
-    return UserError(f"{printable(path)}: not a video that can be read ({reason})")
+    what = f"cannot be read beyond frame {seen}" if seen else "not a video that can be read"
+    return UserError(f"{printable(path)}: {what} ({reason})")

@@ -1,5 +1,6 @@
 """Videos in, videos of panels out."""
 
+import json
 import shutil
 import sys
 from fractions import Fraction
@@ -99,6 +100,34 @@ def test_a_video_beside_a_photo(clip, shelf, tmp_path):
     assert abs(seen[7][:height, :width] - panel).mean() < 4
     with pytest.raises(UserError, match=r"summary\.json exists .* --overwrite"):
         predict(model, inputs[:1], out, tasks=["depth"])
+
+
+def test_a_video_that_is_damaged_is_read_up_to_there(clip, shelf, tmp_path):
+    damaged, photo = tmp_path / "damaged.mp4", shutil.copy(shelf / "photo.jpg", tmp_path)
+    with av.open(str(clip)) as container:
+        packets = [(x.pos, x.size) for x in container.demux(video=0) if x.size]
+    content = bytearray(clip.read_bytes())
+    for start, size in packets[6:]:
+        content[start : start + size] = bytes(size)
+    damaged.write_bytes(content)
+    model = talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_nano.safetensors")
+    out, lines = tmp_path / "out", []
+    how = {"tasks": ["depth"], "batch_size": 4, "print_line": lines.append, "overwrite": True}
+    summary = predict(model, find_images([str(damaged), photo], out), out, **how)
+
+    row = summary["images"][0]
+    reason = f"cannot be read beyond frame {row['frames']} (Invalid data found"
+    assert 0 < row["frames"] < 10 and row["ends_early"].startswith(reason)
+    assert summary["unreadable"] == [{"image": str(damaged), "reason": row["ends_early"]}]
+    assert lines[0].startswith(f"not read: {damaged}: {reason}")
+    panels = out / "panels" / "damaged.mp4"
+    assert len(list(video.Video(panels).frames())) == row["frames"]
+    panels.unlink()
+    # Where it is all there is, it is an error, too.
+    with pytest.raises(UserError, match=r"damaged\.mp4: cannot be read beyond frame"):
+        predict(model, find_images([str(damaged)], out), out, **how)
+    assert len(list(video.Video(panels).frames())) == row["frames"]
+    assert len(json.loads((out / "summary.json").read_text())["images"]) == 1
 
 
 def test_without_pyav_a_sentence_says_what_to_install(clip, tmp_path, monkeypatch):
