@@ -199,14 +199,17 @@ def _show_clip(
     started = time.monotonic()
     clip, panels = video.Video(given.path), out / PANELS / f"{given.name}.mp4"
 
-    def panel(_, image: Prepared, found: Maps) -> np.ndarray:
-        prediction = model.arrays(wanted, image, found, False)
-        return np.asarray(picture(image.image, prediction, wanted))
+    def prepared(frame: video.Frame) -> Prepared:
+        return model.prepared(frame.picture)
 
-    found = map(raised, model.each(clip.frames(), model.prepared, panel, wanted, batch_size))
+    def panel(frame: video.Frame, image: Prepared, found: Maps) -> video.Frame:
+        prediction = model.arrays(wanted, image, found, False)
+        return frame._replace(picture=np.asarray(picture(image.image, prediction, wanted)))
+
+    found = map(raised, model.each(clip.frames(), prepared, panel, wanted, batch_size))
     row = {"image": str(given.path)}
 
-    def readable() -> Iterator[np.ndarray]:
+    def readable() -> Iterator[video.Frame]:
         yield next(found)
         try:
             yield from found
@@ -214,9 +217,8 @@ def _show_clip(
             row["ends_early"] = _reason(given, error)
 
     with _bar(quiet, _Speed()) as bar:
-        frames = video.write(
-            panels, bar.track(readable(), clip.count, description=given.name), clip.rate
-        )
+        tracked = bar.track(readable(), clip.count, description=given.name)
+        frames = video.write(panels, tracked, clip.rate, clip.time_base)
     return row | {
         "frames": frames,
         "frames_per_second": round(frames / (time.monotonic() - started), 3),
