@@ -1,5 +1,7 @@
 """Whatever a person gives for an array, as one of booleans or numbers, or one sentence."""
 
+import numbers
+
 import numpy as np
 
 from talora_jax.errors import UserError, one_line
@@ -48,6 +50,11 @@ def as_flag(name: str, x) -> bool:
     if not isinstance(x, (bool, np.bool_)):
         raise UserError(f"{name}: {in_words(x)}; expected True or False")
     return bool(x)
+
+
+def is_whole(x) -> bool:
+    """Whether x is an integer, Python's or NumPy's; True and False are none."""
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool)
 
 
 def in_words(x) -> str:

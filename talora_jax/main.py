@@ -229,8 +229,8 @@ def _add_predict(parser: ArgumentParser) -> None:
     add("--npy", action="store_true",
         help="predict: write the arrays, too, unrounded and with class probabilities")  # fmt: skip
     add("--batch-size", type=int, metavar="N",
-        help="predict: images computed together; as many as memory and device make worth while if "
-        "not given")  # fmt: skip
+        help="predict: images computed together at most; as many as memory and device make worth "
+        "while if not given")  # fmt: skip
     add("--overwrite", action="store_true",
         help="predict: replace files that exist in --out")  # fmt: skip
     add("--force", action="store_true",

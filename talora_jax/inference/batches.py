@@ -46,6 +46,8 @@ def in_batches(
 ) -> Iterator[Result | UserError]:
     """The results of all that is given, in its order.
 
+    Where `given` fails, what it gave before has its results first.
+
     Args:
       prepare: reads one; may raise UserError, which then stands in the place of its result.
       compute: gives what is found in each of up to `batch_size` images that are padded to one
@@ -55,17 +57,27 @@ def in_batches(
 
     Raises:
       UserError: from `compute` or `finish`.
+      Exception: from `given`, in the end.
     """
     reading, computing, finishing = (
         concurrent.futures.ThreadPoolExecutor(n) for n in (threads(), lanes, threads())
     )
     under_way = 2 * batch_size * lanes
-    source = enumerate(given)
+    failed: Exception | None = None
     ahead: collections.deque = collections.deque()
     gathered: dict[tuple[int, ...], list[tuple[int, Given, Prepared]]] = {}
     full: set[tuple[int, ...]] = set()
     results: dict[int, concurrent.futures.Future | UserError] = {}
     told = 0
+
+    def numbered() -> Iterator[tuple[int, Given]]:
+        nonlocal failed
+        try:
+            yield from enumerate(given)
+        except Exception as error:
+            failed = error
+
+    source = numbered()
 
     def read_ahead() -> None:
         while len(ahead) < under_way and (following := next(source, None)) is not None:
@@ -112,6 +124,8 @@ def in_batches(
         for shape in list(gathered):
             flush(shape)
         yield from ready(True)
+        if failed is not None:
+            raise failed
     finally:
         for pool in (reading, computing, finishing):
             pool.shutdown(cancel_futures=True)

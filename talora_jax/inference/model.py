@@ -25,9 +25,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from talora_jax.arrays import as_flag, in_words
+from talora_jax.arrays import as_flag, in_words, is_whole
 from talora_jax.compiled import settle_memory, uncollected
-from talora_jax.errors import UserError, printable
+from talora_jax.errors import UserError, printable, short
 from talora_jax.inference import tiles
 from talora_jax.inference.batches import Given, Prepared, Result, in_batches, threads
 from talora_jax.models.adapters import AdapterConfig
@@ -135,8 +135,9 @@ class TrainedModel:
           images: see `rgb.as_rgb` for what an image can be.
           tasks: names of those wanted, of `model.tasks`; None means all.
           probabilities: whether tasks with classes give `<task>_probabilities` [H, W, C], too.
-          batch_size: how many images are computed together; None: as many as memory and device
-            make worth while.
+          batch_size: how many images are computed together at most, on all devices of this process;
+            each has as many, or, where there are fewer images than devices, one or none. None: as
+            many as memory and device make worth while.
 
         Returns:
           For each image (of an iterator one after the other, as they are asked for) its arrays at
@@ -144,11 +145,13 @@ class TrainedModel:
           int32 [H, W]; depth in metres, float32 [H, W]; unit normals, float32 [H, W, 3], x right,
           y down, z forward; of edges the probability, float32 [H, W]. What a task gives does not
           depend on which other tasks are asked for, nor on the images beside, but for rounding: in
-          float32 maps differ by less than 1e-5, and a class where two are as near.
+          float32 a map differs by less than 1e-5 of its largest value, normals by more where their
+          vector was short before it got length 1, and a class where two are as near.
 
         Raises:
           UserError: the model has no such task; something is no image, or one that is so long and
             narrow that nothing of it would be left; a batch size below 1.
+          Exception: from an iterator, after the arrays of all images that it gave.
         """
         wanted = self.named(tasks)
         probabilities = as_flag("probabilities", probabilities)
@@ -179,10 +182,11 @@ class TrainedModel:
           batch_size: for how many images together.
 
         Raises:
-          UserError: a size or number below 1.
+          UserError: a size or number that is not whole, or below 1.
         """
-        if len(size) != 2 or min(size) < 1:
-            raise UserError(f"size is {tuple(size)}, expected a height and a width in pixels")
+        pair = isinstance(size, (tuple, list, np.ndarray)) and len(size) == 2
+        if not pair or not all(is_whole(side) and side >= 1 for side in size):
+            raise UserError(f"size is {short(size, 80)}, expected a height and a width in pixels")
         image = np.zeros((*size, 3), np.uint8)
         self.predict([image] * self._together(batch_size, None)[0], batch_size=batch_size)
 
@@ -299,12 +303,18 @@ class TrainedModel:
     def _computed(
         self, wanted: Sequence[Task], images: Sequence[Prepared], room: int
     ) -> list[Maps]:
-        """The maps of images that are padded to one shape, by a program for `room` of them."""
+        """The maps of images that are padded to one shape, by a program for `room` of them.
+
+        Where there are several devices each takes as many: a program is for one image, on one of
+        them, or for a multiple of their number.
+        """
+        values, devices = self._values, jax.local_devices()
+        spread = len(devices) > 1 and room > 1
+        if spread:
+            room = -(-room // len(devices)) * len(devices)
         padded = np.zeros((room, *images[0].padded.shape[1:]), np.float32)
         for i, image in enumerate(images):
             padded[i] = image.padded[0]
-        values, devices = self._values, jax.local_devices()
-        spread = len(devices) > 1 and room % len(devices) == 0
         if spread:
             mesh = jax.make_mesh(
                 (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
@@ -340,13 +350,17 @@ class TrainedModel:
         Raises:
           UserError: what was asked for is below 1.
         """
-        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+        if asked is not None and not is_whole(asked):
             raise UserError(f"batch_size is {asked!r}, expected a whole number from 1 on")
         if asked is not None and asked < 1:
             raise UserError(f"batch_size is {asked}, expected 1 or more")
-        size = asked
-        if size is None:
-            encoder, devices = self._base.sam.encoder, jax.local_devices()
+        devices = jax.local_devices()
+        if asked is not None:
+            size = int(asked)
+            if size > len(devices):
+                size -= size % len(devices)
+        else:
+            encoder = self._base.sam.encoder
             # q, k, v and the hidden layer of the MLP of all tokens, twice.
             one = self._embeddings * encoder.grid**2 * 14 * encoder.width * 4
             size = max(1, min(_BATCH, _memory(devices[0]) // one))
@@ -355,8 +369,9 @@ class TrainedModel:
             size *= len(devices)
         if not images:
             return size, 1
-        # Batches of equal numbers, as few as can be.
-        return -(-images // -(-images // size)), 1
+        # Batches of equal numbers, as few as can be, of which every device has as many.
+        even = -(-images // -(-images // size))
+        return min(size, -(-even // len(devices)) * len(devices)), 1
 
     def named(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in their order; all for None.

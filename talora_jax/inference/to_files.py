@@ -3,7 +3,8 @@
     OUT/depth/photo.png        values: see `Task.png`; what they mean is in the file's text
     OUT/depth/photo.npy        with --npy, the array that `TrainedModel.predict` gives
     OUT/panels/photo.png       the image and every task with its legend
-    OUT/panels/clip.mp4        the same of every frame of a video, of which there are no other files
+    OUT/panels/clip.mp4        the same of every frame of a video, as far as it can be read; there
+                               are no other files of it
     OUT/summary.json           what was predicted, with what, and which files could not be read
 
 Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
@@ -68,8 +69,9 @@ def predict(
 ) -> dict:
     """Predicts on images, writes what it saw, and returns the summary.
 
-    Files that cannot be read are listed at the end. Where many processes have come together (see
-    `talora_jax.hosts`) each does its share, and process 0 tells and writes the summary.
+    Files that cannot be read, and videos that cannot be read to their end, are listed at the end.
+    Where many processes have come together (see `talora_jax.hosts`) each does its share, and
+    process 0 tells and writes the summary.
 
     Args:
       inputs: from `find_images`.
@@ -81,7 +83,8 @@ def predict(
 
     Raises:
       UserError: something would be overwritten, `out` is a file, the model lacks a task, a batch
-        size is below 1, or not one image could be read; nothing is written then.
+        size is below 1, or not one image could be read; nothing is written then. Or no image, and
+        no video to its end: what could be read of videos is written.
     """
     started = time.monotonic()
     wanted = model.named(tasks)
@@ -146,6 +149,9 @@ def predict(
         sorted(itertools.chain(*told), key=lambda row: order[row["image"]])
         for told in zip(*itertools.chain(*hosts.gathered(shares)), strict=True)
     )
+    unreadable += [
+        {"image": row["image"], "reason": row["ends_early"]} for row in rows if "ends_early" in row
+    ]
     _tell_unreadable(inputs, rows, unreadable, print_line if index == 0 else lambda line: None)
     summary = {
         "tasks": {t.name: {"channels": t.channels, "classes": list(t.class_names)} for t in wanted},
@@ -169,6 +175,8 @@ def predict(
             f"{len(rows)} of {len(inputs)} {files} predicted in {summary['seconds']:.1f} s; "
             f"{' and '.join(there)} are in {out}"
         )
+    if len(unreadable) == len(inputs):
+        raise _none_read(inputs, unreadable)
     return summary
 
 
@@ -183,23 +191,35 @@ def _show_clip(
 ) -> dict:
     """Writes the panels of a video's frames as a video, and returns its row of the summary.
 
+    If it cannot be read to its end the frames before are written, and the row tells the reason.
+
     Raises:
-      UserError: it cannot be read, or the panels not be written.
+      UserError: not one frame can be read, or the panels not be written.
     """
     started = time.monotonic()
     clip, panels = video.Video(given.path), out / PANELS / f"{given.name}.mp4"
 
-    def panel(_, image: Prepared, found: Maps) -> np.ndarray:
-        prediction = model.arrays(wanted, image, found, False)
-        return np.asarray(picture(image.image, prediction, wanted))
+    def prepared(frame: video.Frame) -> Prepared:
+        return model.prepared(frame.picture)
 
-    found = map(raised, model.each(clip.frames(), model.prepared, panel, wanted, batch_size))
+    def panel(frame: video.Frame, image: Prepared, found: Maps) -> video.Frame:
+        prediction = model.arrays(wanted, image, found, False)
+        return frame._replace(picture=np.asarray(picture(image.image, prediction, wanted)))
+
+    found = map(raised, model.each(clip.frames(), prepared, panel, wanted, batch_size))
+    row = {"image": str(given.path)}
+
+    def readable() -> Iterator[video.Frame]:
+        yield next(found)
+        try:
+            yield from found
+        except UserError as error:
+            row["ends_early"] = _reason(given, error)
+
     with _bar(quiet, _Speed()) as bar:
-        frames = video.write(
-            panels, bar.track(found, clip.count, description=given.name), clip.rate
-        )
-    return {
-        "image": str(given.path),
+        tracked = bar.track(readable(), clip.count, description=given.name)
+        frames = video.write(panels, tracked, clip.rate, clip.time_base)
+    return row | {
         "frames": frames,
         "frames_per_second": round(frames / (time.monotonic() - started), 3),
         "files": [str(panels.relative_to(out))],
@@ -323,8 +343,7 @@ def _work_through(
         counted = bar.track(results, total=len(inputs), description=doing)
         for given, result in zip(inputs, counted, strict=True):
             if isinstance(result, UserError):
-                reason = str(result).removeprefix(f"{printable(given.path)}: ")
-                unreadable.append({"image": str(given.path), "reason": reason})
+                unreadable.append({"image": str(given.path), "reason": _reason(given, result)})
             else:
                 rows.append(result)
     return rows, unreadable
@@ -360,11 +379,20 @@ def _tell_unreadable(
     for failed in unreadable:
         print_line(f"not read: {printable(failed['image'])}: {failed['reason']}")
     if not rows:
-        raise UserError(
-            f"{printable(unreadable[0]['image'])}: {unreadable[0]['reason']}"
-            if len(unreadable) == 1
-            else f"none of {len(inputs)} images could be read"
-        )
+        raise _none_read(inputs, unreadable)
+
+
+def _none_read(inputs: Sequence[Input], unreadable: Sequence[dict]) -> UserError:
+    return UserError(
+        f"{printable(unreadable[0]['image'])}: {unreadable[0]['reason']}"
+        if len(unreadable) == 1
+        else f"none of {len(inputs)} images could be read whole"
+    )
+
+
+def _reason(given: Input, error: UserError) -> str:
+    """Why something cannot be read, without its name."""
+    return str(error).removeprefix(f"{printable(given.path)}: ")
 
 
 def _digest(texts: Iterable[str]) -> str:

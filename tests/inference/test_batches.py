@@ -66,6 +66,20 @@ def test_what_fails_later_is_raised():
         list(results)
 
 
+def test_what_was_given_before_a_failure_comes_first():
+    def given():
+        yield from range(7)
+        raise RuntimeError("the camera is gone")
+
+    prepared = Prepared(None, None, np.zeros(1))
+    results = in_batches(
+        given(), lambda n: prepared, lambda images, room: images, lambda n, image, found: n, 2
+    )
+    assert [next(results) for _ in range(7)] == [*range(7)]
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        next(results)
+
+
 def test_lanes_compute_at_a_time_and_keep_the_order():
     together = threading.Barrier(2, timeout=60)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import json
 import shutil
 
 import jax
@@ -102,6 +103,50 @@ def test_images_beside_change_nothing(model):
                 np.testing.assert_allclose(found[name], one[name], rtol=0, atol=1e-5)
 
 
+# Runs in a process of its own: the number of devices is fixed when JAX starts.
+PROGRAM = """
+import json, sys
+import numpy as np, talora_jax
+from pathlib import Path
+from talora_jax.inference import model as trained
+
+shelf, embed, rooms = Path(sys.argv[1]), trained._embed, []
+
+def recorded(model, values, padded, tasks):
+    devices = 1 if isinstance(padded, np.ndarray) else len(padded.sharding.device_set)
+    rooms.append([len(padded), devices])
+    return embed(model, values, padded, tasks)
+
+trained._embed = recorded
+model = talora_jax.load(shelf / "adapter.safetensors", base=shelf / "sam_nano.safetensors")
+images = [np.random.default_rng(i).integers(0, 256, (48, 32, 3), np.uint8) for i in range(10)]
+alone = [model.predict(image, ["depth"])["depth"] for image in images]
+for count, batch_size in json.loads(sys.argv[2]):
+    rooms.clear()
+    found = model.predict(images[:count], ["depth"], batch_size=batch_size)
+    error = max(abs(x["depth"] - y).max() for x, y in zip(found, alone[:count], strict=True))
+    print(json.dumps([rooms, float(error)]))
+"""
+
+
+def test_all_devices_take_as_many_images(start_python, shelf):
+    expected = {
+        (1, None): [[1, 1]],
+        (3, None): [[4, 4]],
+        (7, None): [[8, 4]],
+        (10, 8): [[8, 4], [8, 4]],
+        (7, 6): [[4, 4], [4, 4]],  # 6 of them could not be shared out
+        (6, 3): [[4, 4], [4, 4]],
+        (2, 1): [[1, 1], [1, 1]],
+    }
+    process = start_python("-c", PROGRAM, str(shelf), json.dumps([*expected]), devices=4)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    rooms, differences = zip(*map(json.loads, out.splitlines()), strict=True)
+    assert list(rooms) == list(expected.values())
+    assert max(differences) < 1e-5
+
+
 def test_an_iterator_is_taken_as_it_is_asked_for(model):
     taken = []
 
@@ -132,16 +177,29 @@ def test_channels_in_turn_are_channels_at_once(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"), [(0, "batch_size is 0, expected 1"), (1.5, "is 1.5, expected a whole")]
+    ("asked", "told"),
+    [
+        (0, "batch_size is 0, expected 1"),
+        (1.5, "is 1.5, expected a whole"),
+        (True, "is True, expected a whole"),
+    ],
 )
 def test_a_batch_size_that_is_none(model, asked, told):
     with pytest.raises(UserError, match=told):
         model.predict(IMAGES, batch_size=asked)
 
 
-def test_a_size_to_warm_up_for_that_is_none(model):
-    with pytest.raises(UserError, match="expected a height and a width"):
-        model.warm_up((480,))
+def test_whole_numbers_may_be_numpys(model):
+    # Of 8 bits and without a sign, which arithmetic with it would overflow.
+    assert len(model.predict(IMAGES, ["depth"], batch_size=np.uint8(2))) == 3
+    model.warm_up(np.array([60, 80]), batch_size=np.int64(1))
+
+
+@pytest.mark.parametrize("size", [(480,), (60, 0), (60.5, 80), (True, 80), "ab", 5, None])
+def test_a_size_to_warm_up_for_that_is_none(model, size):
+    with pytest.raises(UserError) as told:
+        model.warm_up(size)
+    assert str(told.value) == f"size is {size!r}, expected a height and a width in pixels"
 
 
 def test_programs_are_compiled_once_for_all_sizes(model):
