@@ -4,6 +4,7 @@ import os
 import sys
 import types
 
+import filelock
 import jax
 import pytest
 
@@ -37,6 +38,46 @@ def test_programs_are_kept_in_the_cache_of_the_user(unset, tmp_path, start_pytho
         )
         assert process.communicate()[0].split()[-2:] == [str(2**32), "42"]
         assert any(folder.iterdir())
+
+
+def test_halves_of_programs_keep_no_others_out(unset, tmp_path, start_python):
+    folder = tmp_path / "talora_jax" / "compiled"
+    folder.mkdir(parents=True)
+    halves = {"jit_half-0-cache", "jit_other-0-atime"}
+    for name in (*halves, "jit_whole-0-cache", "jit_whole-0-atime"):
+        (folder / name).write_bytes(bytes(8))
+    process = start_python(
+        "-c",
+        "from talora_jax.compiled import keep_programs; keep_programs(); import jax\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "jax.jit(lambda x: 2 * x)(21)",
+    )
+    assert "Error" not in process.communicate()[1]
+    kinds = [path.name.rpartition("-")[2] for path in folder.glob("jit_*")]
+    assert kinds.count("cache") == kinds.count("atime") > 1
+    left = {path.name for path in folder.iterdir()}
+    assert "jit_whole-0-cache" in left and not left & halves
+
+
+def test_halves_stay_while_another_process_writes_and_where_jax_wants_no_times(
+    unset, tmp_path, monkeypatch
+):
+    folder = tmp_path / "talora_jax" / "compiled"
+    folder.mkdir(parents=True)
+    half = folder / "jit_half-0-cache"
+    half.touch()
+    monkeypatch.setattr(compiled, "_PATIENCE", 0)
+    with filelock.FileLock(folder / ".lockfile"):
+        compiled.keep_programs()
+    assert half.exists()
+    monkeypatch.delenv(NAMES[0])
+    monkeypatch.setenv(NAMES[1], "-1")
+    compiled.keep_programs()
+    assert half.exists()
+    monkeypatch.delenv(NAMES[0])
+    monkeypatch.delenv(NAMES[1])
+    compiled.keep_programs()
+    assert not half.exists()
 
 
 def test_a_folder_that_was_named_stays(unset, monkeypatch):
