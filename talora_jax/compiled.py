@@ -35,9 +35,10 @@ def keep_programs() -> None:
 
     Commands do so; the package alone does not.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    kept = _folder()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or kept is None:
         return
-    folder = _folder() / _PROGRAMS
+    folder = kept / _PROGRAMS
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that is read-only: compiling again is no failure
@@ -55,8 +56,11 @@ def kept_in() -> Path | None:
     there either, in another folder or nowhere."""
     import jax
 
-    ours = os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(_folder() / _PROGRAMS)
-    return _folder() if ours and jax.config.jax_enable_compilation_cache else None
+    folder = _folder()
+    if folder is None or not jax.config.jax_enable_compilation_cache:
+        return None
+    ours = os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(folder / _PROGRAMS)
+    return folder if ours else None
 
 
 def _drop_halves(folder: Path) -> None:
@@ -84,8 +88,11 @@ def _halves(folder: Path) -> list[Path]:
     ]
 
 
-def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+def _folder() -> Path | None:
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as in a container
+        return None
     return Path(cache) / "talora_jax"
 
 

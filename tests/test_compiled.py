@@ -93,6 +93,14 @@ def test_a_place_that_cannot_be_written_is_no_failure(unset, tmp_path, monkeypat
     assert NAMES[0] not in os.environ
 
 
+def test_a_user_without_a_home_is_no_failure(unset, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of no user that the system knows
+    compiled.keep_programs()
+    assert NAMES[0] not in os.environ and compiled.kept_in() is None
+
+
 def test_memory_is_settled_where_the_library_can(monkeypatch):
     trimmed, options = [], {}
     library = types.SimpleNamespace()
