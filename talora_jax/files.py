@@ -1,4 +1,5 @@
-"""Files and folders that are written whole or not at all, and JSON that says a thing once."""
+"""Files and folders that are written whole or not at all, whether they can be, and JSON that says a
+thing once."""
 
 import contextlib
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from talora_jax import storage
-from talora_jax.errors import UserError
+from talora_jax.errors import UserError, printable
 
 _NAME = 50  # characters of a file's name, so that the temporary one is not too long
 _TEMPORARY = re.compile(r"\..*\.partial-[0-9a-f]{16}", re.DOTALL)
@@ -67,6 +68,36 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuses what is no directory and cannot become one, or cannot be written to; leaves nothing.
+
+    Args:
+      flag: how it was given, for the message.
+
+    Raises:
+      UserError: names what is in the way.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists() and place != place.parent:
+            if place.is_symlink():
+                raise UserError(f"{flag}: {place} is a link to {os.readlink(place)}, which is gone")
+            place = place.parent
+    except OSError as error:
+        raise UserError(f"{flag}: {printable(place)}: {error.strerror}") from None
+    if not place.is_dir():
+        raise UserError(f"{flag}: {place} is a file, expected a directory")
+    probe = place / f".probe-{secrets.token_hex(8)}"
+    try:  # not os.access, which grants root what /proc refuses
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {place} cannot be written to ({error.strerror}): make it writable, or choose "
+            "another one"
+        ) from None
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

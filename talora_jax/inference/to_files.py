@@ -29,7 +29,7 @@ from PIL import Image
 import talora_jax
 from talora_jax import hosts, storage
 from talora_jax.errors import UserError, printable
-from talora_jax.files import write_atomically
+from talora_jax.files import check_folder, write_atomically
 from talora_jax.inference import video
 from talora_jax.inference.batches import Prepared
 from talora_jax.inference.model import Maps, TrainedModel, raised
@@ -80,8 +80,8 @@ def predict(
       batch_size: images computed together, see `TrainedModel.predict`.
 
     Raises:
-      UserError: something would be overwritten, `out` is a file, the model lacks a task, a batch
-        size is below 1, or not one image could be read; nothing is written then.
+      UserError: something would be overwritten, `out` cannot be written to, the model lacks a task,
+        a batch size is below 1, or not one image could be read; nothing is written then.
     """
     started = time.monotonic()
     wanted = model.named(tasks)
@@ -269,10 +269,9 @@ def check_out(
       overwrite: whether files that exist may be replaced.
 
     Raises:
-      UserError: it is a file, or something would be overwritten.
+      UserError: as of `check_folder`, or something would be overwritten.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; expected a folder, new or not")
+    check_folder("--out", out)
     planned = [out / summary] + [
         out / folder / f"{given.name}{ending}"
         for given in inputs
@@ -378,7 +377,10 @@ def write_all(files: Mapping[Path, Content]) -> None:
       UserError: one could not be written.
     """
     for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent} could not be made: {error.strerror}") from None
         write_atomically(path, _encoded(content))
 
 

@@ -13,7 +13,7 @@ from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError
 from talora_jax.inference.pictures import picture
-from talora_jax.inference.to_files import find_images, predict
+from talora_jax.inference.to_files import find_images, predict, write_all
 from talora_jax.tasks import make_task
 
 
@@ -152,8 +152,15 @@ def test_when_nothing_can_be_read(model, album, tmp_path):
         inputs = find_images([str(album / "photo.jpg")], tmp_path / "out")
         predict(model, inputs, tmp_path / "out", tasks=["flow"])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="notes.txt is a file; expected a folder"):
-        predict(model, inputs, album / "notes.txt")
+    for out in (album / "notes.txt", album / "notes.txt" / "sub"):
+        with pytest.raises(UserError, match="notes.txt is a file, expected a directory"):
+            predict(model, inputs, out)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "depth").touch()
+    with pytest.raises(UserError, match="depth could not be made: File exists"):
+        write_all({tmp_path / "depth" / "photo.npy": np.zeros(1)})
 
 
 def test_a_file_name_reaches_no_terminal_as_it_is(model, shelf, album, tmp_path):
