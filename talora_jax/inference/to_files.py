@@ -6,7 +6,8 @@
     OUT/panels/clip.mp4        the same of every frame of a video, of which there are no other files
     OUT/summary.json           what was predicted, with what, and which files could not be read
 
-Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
+Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png. Where a folder is
+called like a file that is written, DIR/a.png/1.jpg, it is OUT/depth/a_png/1.png.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import hashlib
 import io
 import itertools
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +48,8 @@ Content = Png | Image.Image | np.ndarray
 
 SUMMARY = "summary.json"
 PANELS = "panels"
+_LIKE_OUTPUTS = re.compile(r"\.(png|npy|mp4)\Z", re.IGNORECASE)
+_LONGEST = 240  # bytes of a name, which gets a number and an ending; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,13 +248,23 @@ def _matches(pattern: str) -> list[Path]:
 def _images(match: Path, out: Path) -> Iterator[tuple[Path, str]]:
     """A file, or the images in a folder, and what to call what they give."""
     if not match.is_dir():
-        yield match, match.stem
+        yield match, _name(Path(match.name))
         return
     for below in sorted(match.rglob("*")):
         if out.resolve() in below.resolve().parents:
             continue
         if below.suffix.lower() in suffixes() and below.is_file():
-            yield below, str(below.relative_to(match).with_suffix(""))
+            yield below, _name(below.relative_to(match))
+
+
+def _name(path: Path) -> str:
+    """What to call what an image gives: its path without the suffix, as far as files can be."""
+    # No folder is where the file of another image will be.
+    folders = [_LIKE_OUTPUTS.sub(r"_\1", folder) for folder in path.parts[:-1]]
+    stem = path.stem
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return str(Path(*folders, stem))
 
 
 def check_out(

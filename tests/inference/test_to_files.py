@@ -140,6 +140,24 @@ def test_files_folders_and_globs(album, tmp_path):
             find_images([pattern], tmp_path / "out")
 
 
+def test_a_folder_called_like_an_output_is_in_nobodys_way(tmp_path):
+    for name in ("a.jpg", "a.png/1.jpg", "a.npy/b.MP4/1.jpg", "a_png/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    names = [given.name for given in find_images([str(tmp_path)], tmp_path / "out")]
+    assert names == ["a", "a_npy/b_MP4/1", "a_png/1", "a_png/1-2"]
+
+
+def test_the_longest_names_have_room_for_a_number_and_an_ending(tmp_path):
+    long = ("n" * 255, "ä" * 127, "n" * 251 + ".jpg", "n" * 251 + ".png")
+    for name in long:
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path / name) for name in long], tmp_path / "out")
+    assert [given.name for given in found] == [
+        *("n" * 240, "ä" * 120, "n" * 240 + "-2", "n" * 240 + "-3")
+    ]
+
+
 def test_when_nothing_can_be_read(model, album, tmp_path):
     for names, told in (
         (["text.jpg"], "text.jpg: not an image that Pillow can read"),
