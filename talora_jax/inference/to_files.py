@@ -224,6 +224,8 @@ def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
     inputs: dict[Path, Input] = {}
     taken: set[str] = set()
     for pattern in patterns:
+        if not pattern:  # a shell's variable that is not set; to pathlib it is the current folder
+            raise UserError("--images: '' names nothing; the current folder is .")
         matches = _matches(pattern)
         found = [image for match in matches for image in _images(match, out)]
         if not found:

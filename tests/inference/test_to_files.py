@@ -132,6 +132,7 @@ def test_files_folders_and_globs(album, tmp_path):
     assert not any("out" in given.path.parts for given in found)
     (tmp_path / "nothing").mkdir()
     for pattern, told in (
+        ("", "--images: '' names nothing"),
         ("no*.png", "'no.*png' is no file and no folder"),
         (f"{tmp_path}/nothing", "holds no images"),
         (f"{tmp_path}/noth*", "holds no images"),
