@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from talora_jax import storage
+from talora_jax import signals, storage
 from talora_jax.errors import UserError, printable
 
 _NAME = 50  # characters of a file's name, so that the temporary one is not too long
@@ -33,20 +33,16 @@ def replacing(output: Path) -> Iterator[Path]:
     # A name that nobody can foresee, so that no link lies in wait there.
     name = f".{output.name[:_NAME]}.partial-{secrets.token_hex(8)}"
     temporary = output.absolute().with_name(name)
-    try:
-        yield temporary
-        for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output} could not be written: {error.strerror or error}") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    with signals.removing(temporary):
+        try:
+            yield temporary
+            for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+                if path.is_file():
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())
+            os.replace(temporary, output)
+        except OSError as error:
+            raise UserError(f"{output} could not be written: {error.strerror or error}") from None
 
 
 def sweep(directory: Path) -> None:

@@ -6,21 +6,42 @@ descriptor at once, which a thread can wait for.
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 
 _ending = threading.Lock()
+_temporary: set[Path] = set()
 
 
 def end(number: int, frame: object = None) -> None:
-    """A handler: tells that the process was stopped, and ends it with the status of shells."""
+    """A handler: tells that the process was stopped, and ends it with the status of shells.
+
+    What is half written is removed, see `removing`.
+    """
     # Of the main thread and the other one it is the first that tells.
     if _ending.acquire(blocking=False):
         os.write(2, b"stopped\n")
-        os._exit(128 + number)
+        try:
+            for path in list(_temporary):
+                _remove(path)
+        finally:
+            os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def removing(path: Path) -> Iterator[None]:
+    """Removes a file or a folder in the end, also where that is `end`; it need not be there."""
+    _temporary.add(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+        _temporary.discard(path)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -90,6 +111,13 @@ def handled(handlers: Mapping[int, Callable]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(others)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _listen(told: socket.socket) -> None:

@@ -58,6 +58,32 @@ def test_a_signal_to_a_command_that_is_in_c(command, number, status, told):
     assert errors.splitlines()[-1] == told and ("Traceback" in errors) == (status == 1)
 
 
+def test_what_was_half_written_is_removed(tmp_path):
+    writes = f"""
+from pathlib import Path
+from talora_jax.files import replacing
+
+def writes():
+    with replacing(Path({str(tmp_path)!r}) / "file") as file:
+        with replacing(Path({str(tmp_path)!r}) / "folder") as folder:
+            folder.mkdir()
+            (folder / "half").touch()
+            file.touch()
+            work()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", writes + WAITS % "writes"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "works\n"
+    assert len([*tmp_path.iterdir()]) == 2
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == "stopped\n"
+    assert process.returncode == 143 and not [*tmp_path.iterdir()]
+
+
 def test_what_an_import_makes_of_ctrl_c(start_python, tmp_path):
     (tmp_path / "hides_it.py").write_text(
         "import time\n"
