@@ -16,6 +16,7 @@ from types import FrameType
 
 _ending = threading.Lock()
 _temporary: set[Path] = set()
+_interrupted: bool | None = None  # whether the command was; None where there is none
 
 
 def end(number: int, frame: object = None) -> None:
@@ -46,26 +47,37 @@ def removing(path: Path) -> Iterator[None]:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A handler, as Python's own of Ctrl-C: but an import, which makes of an exception what it
-    likes, and in C crashes, it ends at once."""
+    likes, and in C crashes, it ends at once, and so a command that was interrupted before."""
+    global _interrupted
+    if _interrupted:
+        end(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             end(number)
         frame = frame.f_back
+    if _interrupted is not None:
+        _interrupted = True
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-    """While this lasts Ctrl-C is `interrupt`, where it was Python's own."""
+    """While a command lasts Ctrl-C is `interrupt`, where it was Python's own.
+
+    After the first it remains so: Python cleans up, too, and would show where the next one came.
+    """
+    global _interrupted
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    before, _interrupted = signal.signal(signal.SIGINT, interrupt), False
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if not _interrupted:
+            signal.signal(signal.SIGINT, before)
+            _interrupted = None
 
 
 @contextlib.contextmanager

@@ -105,6 +105,40 @@ run_command(lambda: importlib.import_module("hides_it"))
     assert (process.returncode, errors) == (130, "stopped\n")
 
 
+@pytest.mark.parametrize("where", ["finally", "atexit"])
+def test_a_second_ctrl_c_ends_what_cleans_up(where):
+    program = """
+import atexit, signal, sys, time
+from talora_jax.errors import run_command
+
+def works(what):
+    print(what, flush=True)
+    time.sleep(60)
+
+def cleans_up():
+    try:
+        works("works")
+    finally:
+        if sys.argv[1] == "finally":
+            works("cleans up")
+
+atexit.register(works, "cleans up")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_command(cleans_up)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in ("works\n", "cleans up\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and set(errors.splitlines()) == {"stopped"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_command_that_loads_jax(number, start_python, tmp_path):
     command = ("-m", "talora_jax.main", "--config=rooms_tiny", f"--workdir={tmp_path}/run")
