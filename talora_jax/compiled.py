@@ -17,6 +17,9 @@ from pathlib import Path
 
 _PROGRAMS = "compiled"
 _MOST = 2**32  # bytes
+# Of each program JAX keeps two files: it, and when it was used last.
+_OTHER_HALF = {"cache": "atime", "atime": "cache"}
+_PATIENCE = 1  # seconds that another process may take to write them
 # Programs that took less to compile, in seconds, leave little.
 _WORTH_TRIMMING = 1
 # Options of glibc's `mallopt`, by their numbers in malloc.h, and bytes.
@@ -32,15 +35,18 @@ def keep_programs() -> None:
 
     Commands do so; the package alone does not.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    kept = _folder()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or kept is None:
         return
-    folder = _folder() / _PROGRAMS
+    folder = kept / _PROGRAMS
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that is read-only: compiling again is no failure
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST))
+    # Without a limit JAX does not write when programs were used.
+    if os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST)) != "-1":
+        _drop_halves(folder)
     # Half of what a start waits for are programs that take less than JAX's second each.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
@@ -50,12 +56,43 @@ def kept_in() -> Path | None:
     there either, in another folder or nowhere."""
     import jax
 
-    ours = os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(_folder() / _PROGRAMS)
-    return _folder() if ours and jax.config.jax_enable_compilation_cache else None
+    folder = _folder()
+    if folder is None or not jax.config.jax_enable_compilation_cache:
+        return None
+    ours = os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(folder / _PROGRAMS)
+    return folder if ours else None
 
 
-def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+def _drop_halves(folder: Path) -> None:
+    """Removes what a full disk or a kill left of programs: by one half JAX refuses to keep more.
+
+    They stay while another process writes, as one of them may be its, and where the disk refuses.
+    """
+    with contextlib.suppress(OSError):
+        if not _halves(folder):
+            return
+        import filelock  # not at the top: few starts need it
+
+        with filelock.FileLock(folder / ".lockfile", timeout=_PATIENCE):
+            for half in _halves(folder):
+                half.unlink()
+
+
+def _halves(folder: Path) -> list[Path]:
+    names = {path.name for path in folder.iterdir()}
+    split = [name.rpartition("-") for name in names]
+    return [
+        folder / f"{key}-{half}"
+        for key, _, half in split
+        if half in _OTHER_HALF and f"{key}-{_OTHER_HALF[half]}" not in names
+    ]
+
+
+def _folder() -> Path | None:
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as in a container
+        return None
     return Path(cache) / "talora_jax"
 
 

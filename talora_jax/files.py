@@ -1,4 +1,5 @@
-"""Files and folders that are written whole or not at all, and JSON that says a thing once."""
+"""Files and folders that are written whole or not at all, whether they can be, and JSON that says a
+thing once."""
 
 import contextlib
 import os
@@ -9,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from talora_jax import storage
-from talora_jax.errors import UserError
+from talora_jax import signals, storage
+from talora_jax.errors import UserError, printable
 
 _NAME = 50  # characters of a file's name, so that the temporary one is not too long
 _TEMPORARY = re.compile(r"\..*\.partial-[0-9a-f]{16}", re.DOTALL)
@@ -32,20 +33,16 @@ def replacing(output: Path) -> Iterator[Path]:
     # A name that nobody can foresee, so that no link lies in wait there.
     name = f".{output.name[:_NAME]}.partial-{secrets.token_hex(8)}"
     temporary = output.absolute().with_name(name)
-    try:
-        yield temporary
-        for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output} could not be written: {error.strerror or error}") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    with signals.removing(temporary):
+        try:
+            yield temporary
+            for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+                if path.is_file():
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())
+            os.replace(temporary, output)
+        except OSError as error:
+            raise UserError(f"{output} could not be written: {error.strerror or error}") from None
 
 
 def sweep(directory: Path) -> None:
@@ -67,6 +64,36 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuses what is no directory and cannot become one, or cannot be written to; leaves nothing.
+
+    Args:
+      flag: how it was given, for the message.
+
+    Raises:
+      UserError: names what is in the way.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists() and place != place.parent:
+            if place.is_symlink():
+                raise UserError(f"{flag}: {place} is a link to {os.readlink(place)}, which is gone")
+            place = place.parent
+    except OSError as error:
+        raise UserError(f"{flag}: {printable(place)}: {error.strerror}") from None
+    if not place.is_dir():
+        raise UserError(f"{flag}: {place} is a file, expected a directory")
+    probe = place / f".probe-{secrets.token_hex(8)}"
+    try:  # not os.access, which grants root what /proc refuses
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {place} cannot be written to ({error.strerror}): make it writable, or choose "
+            "another one"
+        ) from None
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from talora_jax.command_line import fields_of, override, parse
 from talora_jax.compiled import keep_programs
 from talora_jax.errors import ArgumentParser, UserError, run_command
 from talora_jax.experiments import accelerators
+from talora_jax.files import check_folder
 
 Config = ml_collections.ConfigDict | None
 
@@ -285,11 +286,12 @@ def _predict(args: argparse.Namespace, config: Config) -> None:
         raise UserError("predict needs --workdir or --adapter, one of them")
     if not args.out:
         raise UserError("--out is missing: where should the predictions go?")
+    out = storage.local(args.out)
+    check_folder("--out", out)  # before a model is loaded
     from talora_jax import hosts
     from talora_jax.inference.model import load
     from talora_jax.inference.to_files import find_images, predict
 
-    out = storage.local(args.out)
     how = {"npy": args.npy, "overwrite": args.overwrite, "batch_size": args.batch_size}
     with hosts.joined(override(config_lib.default(), args.overrides).hosts):
         inputs = find_images(args.images, out)

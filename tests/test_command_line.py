@@ -111,6 +111,12 @@ def test_images_are_given_after_one_flag_or_many(monkeypatch):
         assert refused(*command, *flags) == "['a', 'b c', 'd', 'e'] o"
 
 
+def test_where_predictions_go_is_looked_at_first(tmp_path):
+    (tmp_path / "file").touch()
+    told = refused("predict", "--adapter=x", "--images=y", f"--out={tmp_path}/file/sub")
+    assert told == f"--out: {tmp_path}/file is a file, expected a directory"
+
+
 def test_the_package_is_the_command(start_python):
     process = start_python("-m", "talora_jax", "--help")
     assert process.communicate()[0].startswith("usage: talora_jax COMMAND")

@@ -1,9 +1,14 @@
 """Files are there whole or not at all, and a disk that refuses is told in one sentence."""
 
+import errno
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from talora_jax.errors import UserError
-from talora_jax.files import replacing, sweep, write_atomically
+from talora_jax.files import check_folder, replacing, sweep, write_atomically
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -57,3 +62,33 @@ def test_what_killed_writes_left_is_swept(tmp_path):
         assert left == {".file.partial-", "file.partial-0123456789abcdef", ".file.partial-mine"}
         folder.mkdir(), file.touch()  # of which the end here renames both
     sweep(tmp_path / "nowhere")
+
+
+def test_a_folder_that_cannot_be_one(tmp_path, monkeypatch):
+    file, link, closed = (tmp_path / name for name in ("file", "link", "closed"))
+    file.touch(), link.symlink_to(tmp_path / "gone"), closed.mkdir()
+    there = sorted(tmp_path.rglob("*"))
+    mkdir = os.mkdir
+
+    def refuse(path, *args):  # as root never is
+        if Path(path).parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        mkdir(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for folder, told in (
+        (file, "--out: .*file is a file, expected a directory"),
+        (file / "sub", "--out: .*file is a file, expected a directory"),
+        (link, "--out: .*link is a link to .*gone, which is gone"),
+        (closed, r"--out: .*closed cannot be written to \(Permission denied\): make it writable"),
+        (closed / "deep" / "x", "--out: .*closed cannot be written to"),
+        (tmp_path / ("n" * 300) / "x", "--out: .*n/x: File name too long"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_folder("--out", folder)
+    check_folder("--out", tmp_path)
+    check_folder("--out", tmp_path / "new" / "sub")
+    assert sorted(tmp_path.rglob("*")) == there
+    if sys.platform == "linux":  # where root may do all, but a file system that is none
+        with pytest.raises(UserError, match="--out: /proc cannot be written to"):
+            check_folder("--out", Path("/proc/x"))

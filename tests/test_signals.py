@@ -58,6 +58,32 @@ def test_a_signal_to_a_command_that_is_in_c(command, number, status, told):
     assert errors.splitlines()[-1] == told and ("Traceback" in errors) == (status == 1)
 
 
+def test_what_was_half_written_is_removed(tmp_path):
+    writes = f"""
+from pathlib import Path
+from talora_jax.files import replacing
+
+def writes():
+    with replacing(Path({str(tmp_path)!r}) / "file") as file:
+        with replacing(Path({str(tmp_path)!r}) / "folder") as folder:
+            folder.mkdir()
+            (folder / "half").touch()
+            file.touch()
+            work()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", writes + WAITS % "writes"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "works\n"
+    assert len([*tmp_path.iterdir()]) == 2
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == "stopped\n"
+    assert process.returncode == 143 and not [*tmp_path.iterdir()]
+
+
 def test_what_an_import_makes_of_ctrl_c(start_python, tmp_path):
     (tmp_path / "hides_it.py").write_text(
         "import time\n"
@@ -77,6 +103,40 @@ run_command(lambda: importlib.import_module("hides_it"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("where", ["finally", "atexit"])
+def test_a_second_ctrl_c_ends_what_cleans_up(where):
+    program = """
+import atexit, signal, sys, time
+from talora_jax.errors import run_command
+
+def works(what):
+    print(what, flush=True)
+    time.sleep(60)
+
+def cleans_up():
+    try:
+        works("works")
+    finally:
+        if sys.argv[1] == "finally":
+            works("cleans up")
+
+atexit.register(works, "cleans up")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_command(cleans_up)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in ("works\n", "cleans up\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and set(errors.splitlines()) == {"stopped"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,7 +7,8 @@
                                are no other files of it
     OUT/summary.json           what was predicted, with what, and which files could not be read
 
-Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png.
+Images in folders keep their place in them: DIR/a/1.jpg gives OUT/depth/a/1.png. Where a folder is
+called like a file that is written, DIR/a.png/1.jpg, it is OUT/depth/a_png/1.png.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ import hashlib
 import io
 import itertools
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +33,7 @@ from PIL import Image
 import talora_jax
 from talora_jax import hosts, storage
 from talora_jax.errors import UserError, printable
-from talora_jax.files import write_atomically
+from talora_jax.files import check_folder, write_atomically
 from talora_jax.inference import video
 from talora_jax.inference.batches import Prepared
 from talora_jax.inference.model import Maps, TrainedModel, raised
@@ -46,6 +49,8 @@ Content = Png | Image.Image | np.ndarray
 
 SUMMARY = "summary.json"
 PANELS = "panels"
+_LIKE_OUTPUTS = re.compile(r"\.(png|npy|mp4)\Z", re.IGNORECASE)
+_LONGEST = 240  # bytes of a name, which gets a number and an ending; file systems take 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +87,9 @@ def predict(
       batch_size: images computed together, see `TrainedModel.predict`.
 
     Raises:
-      UserError: something would be overwritten, `out` is a file, the model lacks a task, a batch
-        size is below 1, or not one image could be read; nothing is written then. Or no image, and
-        no video to its end: what could be read of videos is written.
+      UserError: something would be overwritten, `out` cannot be written to, the model lacks a task,
+        a batch size is below 1, or not one image could be read; nothing is written then. Or no
+        image, and no video to its end: what could be read of videos is written.
     """
     started = time.monotonic()
     wanted = model.named(tasks)
@@ -239,6 +244,8 @@ def find_images(patterns: Sequence[str], out: Path) -> list[Input]:
     inputs: dict[Path, Input] = {}
     taken: set[str] = set()
     for pattern in patterns:
+        if not pattern:  # a shell's variable that is not set; to pathlib it is the current folder
+            raise UserError("--images: '' names nothing; the current folder is .")
         matches = _matches(pattern)
         found = [image for match in matches for image in _images(match, out)]
         if not found:
@@ -263,13 +270,23 @@ def _matches(pattern: str) -> list[Path]:
 def _images(match: Path, out: Path) -> Iterator[tuple[Path, str]]:
     """A file, or the images in a folder, and what to call what they give."""
     if not match.is_dir():
-        yield match, match.stem
+        yield match, _name(Path(match.name))
         return
     for below in sorted(match.rglob("*")):
         if out.resolve() in below.resolve().parents:
             continue
         if below.suffix.lower() in suffixes() and below.is_file():
-            yield below, str(below.relative_to(match).with_suffix(""))
+            yield below, _name(below.relative_to(match))
+
+
+def _name(path: Path) -> str:
+    """What to call what an image gives: its path without the suffix, as far as files can be."""
+    # No folder is where the file of another image will be.
+    folders = [_LIKE_OUTPUTS.sub(r"_\1", folder) for folder in path.parts[:-1]]
+    stem = path.stem
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return str(Path(*folders, stem))
 
 
 def check_out(
@@ -289,10 +306,9 @@ def check_out(
       overwrite: whether files that exist may be replaced.
 
     Raises:
-      UserError: it is a file, or something would be overwritten.
+      UserError: as of `check_folder`, or something would be overwritten.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; expected a folder, new or not")
+    check_folder("--out", out)
     planned = [out / summary] + [
         out / folder / f"{given.name}{ending}"
         for given in inputs
@@ -406,7 +422,10 @@ def write_all(files: Mapping[Path, Content]) -> None:
       UserError: one could not be written.
     """
     for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent} could not be made: {error.strerror}") from None
         write_atomically(path, _encoded(content))
 
 

@@ -201,16 +201,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if len(length) > 12 or int(length) > most:
             # A browser hears nothing before all is sent; what is far too much is cut off.
             left = 10 * most if len(length) > 12 else min(int(length), 10 * most)
-            while left > 0 and (part := self.rfile.read(min(left, 2**20))):
+            while left > 0 and (part := self._read(min(left, 2**20))):
                 left -= len(part)
             raise Refusal(
                 http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"more was sent than {most / 1e6:.1f} MB, which is what is expected at most",
             )
-        body = self.rfile.read(int(length))
+        body = self._read(int(length))
         if len(body) < int(length):
             raise Refusal(http.HTTPStatus.BAD_REQUEST, "the request was cut short")
         return body
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self.rfile.read(size)
+        except OSError:  # it stalls; or it has gone away, and hears no answer
+            raise Refusal(
+                http.HTTPStatus.REQUEST_TIMEOUT,
+                "the rest of the request did not come; send it again",
+            ) from None
 
     def _asked(self) -> dict[str, Any]:
         try:

@@ -3,11 +3,11 @@
 It takes every training image, and the runs of a sweep differ in nothing that it depends on. So
 commands keep it beside their programs (see `talora_jax.compiled`), in `baselines`, a small file
 each. Its name is a digest of all that the numbers may depend on, this package's code among it: a
-file that is found is of the same data, tasks and code, or it would not be found.
+file that is found is of the same data, tasks and code, or it would not be found. Its first line is
+a digest of the rest, which is JSON: a file that was damaged is none.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import jax
 
-import talora_jax
 from talora_jax import compiled, hosts
 from talora_jax import config as config_lib
 from talora_jax.errors import UserError
 from talora_jax.files import write_atomically
 from talora_jax.training import agreement
+from talora_jax.training.code import digest_of
 from talora_jax.training.setup import Run, sizes
 
 # Fields that no answer depends on which was never trained.
@@ -62,7 +62,8 @@ def measured(
             # A home that is full or read-only: to measure again is no failure.
             with contextlib.suppress(OSError, UserError):
                 path.parent.mkdir(exist_ok=True)
-                write_atomically(path, json.dumps(values).encode())
+                content = json.dumps(values).encode()
+                write_atomically(path, _digest(content) + b"\n" + content)
     return values
 
 
@@ -74,7 +75,7 @@ def _place(run: Run) -> Path | None:
         return None
     fields = config_lib.flat_fields(config_lib.plain(run.config))
     about = {
-        "code": _code(),
+        "code": digest_of(),
         "jax": jax.__version__,
         "platform": jax.default_backend(),
         "fields": {k: x for k, x in fields.items() if not k.startswith(_OF_TRAINING)},
@@ -84,23 +85,19 @@ def _place(run: Run) -> Path | None:
         "sizes": sizes(run.config).fields(),
         **agreement.of_data(run.dataset),
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return folder / "baselines" / f"{digest}.json"
+    name = _digest(json.dumps(about, sort_keys=True).encode()).decode()
+    return folder / "baselines" / name
 
 
 def _kept(path: Path | None) -> dict[str, float] | None:
-    try:
-        values = json.loads(path.read_bytes()) if path else None
-    except (OSError, ValueError):  # none, or half of one
+    if path is None:
         return None
-    return values if isinstance(values, dict) else None
+    try:
+        digest, _, content = path.read_bytes().partition(b"\n")
+    except OSError:  # there is none
+        return None
+    return json.loads(content) if digest == _digest(content) else None
 
 
-@functools.cache
-def _code() -> str:
-    """A digest of this package's modules."""
-    package = Path(talora_jax.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from talora_jax import config as config_lib
 from talora_jax import config_checks, signals, storage
 from talora_jax.errors import Stopped, UserError, short
-from talora_jax.files import sweep, write_atomically
+from talora_jax.files import check_folder, sweep, write_atomically
 
 try:
     import fcntl
@@ -280,17 +280,7 @@ def _check_place(workdir: Path) -> None:
         if workdir.is_file():  # beside a folder of the same name, to a bucket
             raise UserError(f"--workdir: {workdir} is a file, expected a directory")
         return
-    place = workdir.absolute()
-    while not place.exists() and place != place.parent:
-        if place.is_symlink():
-            raise UserError(f"--workdir: {place} is a link to {os.readlink(place)}, which is gone")
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"--workdir: {place} is a file, expected a directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--workdir: {place} cannot be written to: make it writable, or choose another one"
-        )
+    check_folder("--workdir", workdir)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from talora_jax.data.folder.decode import read
 from talora_jax.data.folder.settings import Settings
 from talora_jax.errors import UserError
 from talora_jax.inference.pictures import picture
-from talora_jax.inference.to_files import find_images, predict
+from talora_jax.inference.to_files import find_images, predict, write_all
 from talora_jax.tasks import make_task
 
 
@@ -132,12 +132,31 @@ def test_files_folders_and_globs(album, tmp_path):
     assert not any("out" in given.path.parts for given in found)
     (tmp_path / "nothing").mkdir()
     for pattern, told in (
+        ("", "--images: '' names nothing"),
         ("no*.png", "'no.*png' is no file and no folder"),
         (f"{tmp_path}/nothing", "holds no images"),
         (f"{tmp_path}/noth*", "holds no images"),
     ):
         with pytest.raises(UserError, match=told):
             find_images([pattern], tmp_path / "out")
+
+
+def test_a_folder_called_like_an_output_is_in_nobodys_way(tmp_path):
+    for name in ("a.jpg", "a.png/1.jpg", "a.npy/b.MP4/1.jpg", "a_png/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    names = [given.name for given in find_images([str(tmp_path)], tmp_path / "out")]
+    assert names == ["a", "a_npy/b_MP4/1", "a_png/1", "a_png/1-2"]
+
+
+def test_the_longest_names_have_room_for_a_number_and_an_ending(tmp_path):
+    long = ("n" * 255, "ä" * 127, "n" * 251 + ".jpg", "n" * 251 + ".png")
+    for name in long:
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path / name) for name in long], tmp_path / "out")
+    assert [given.name for given in found] == [
+        *("n" * 240, "ä" * 120, "n" * 240 + "-2", "n" * 240 + "-3")
+    ]
 
 
 def test_when_nothing_can_be_read(model, album, tmp_path):
@@ -152,8 +171,15 @@ def test_when_nothing_can_be_read(model, album, tmp_path):
         inputs = find_images([str(album / "photo.jpg")], tmp_path / "out")
         predict(model, inputs, tmp_path / "out", tasks=["flow"])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="notes.txt is a file; expected a folder"):
-        predict(model, inputs, album / "notes.txt")
+    for out in (album / "notes.txt", album / "notes.txt" / "sub"):
+        with pytest.raises(UserError, match="notes.txt is a file, expected a directory"):
+            predict(model, inputs, out)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "depth").touch()
+    with pytest.raises(UserError, match="depth could not be made: File exists"):
+        write_all({tmp_path / "depth" / "photo.npy": np.zeros(1)})
 
 
 def test_a_file_name_reaches_no_terminal_as_it_is(model, shelf, album, tmp_path):

@@ -4,7 +4,10 @@ import base64
 import http.client
 import io
 import json
+import socket
+import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -279,6 +282,24 @@ def test_what_fails_unforeseen_is_told_and_the_server_goes_on(ask, answers, monk
     assert "RuntimeError" in capfd.readouterr().err
     monkeypatch.undo()
     assert ask("GET", "/models")[0] == 200
+
+
+def test_a_browser_that_goes_away_or_stalls_is_no_error(server, monkeypatch, capfd):
+    begun = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
+    shutdown, ended = server.shutdown_request, threading.Event()
+    monkeypatch.setattr(server, "shutdown_request", lambda x: (shutdown(x), ended.set()))
+    with socket.create_connection(server.server_address) as gone:
+        gone.sendall(begun)
+        time.sleep(0.1)  # by then the rest is waited for
+        # Closed, it is reset.
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ended.wait(10)
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.1)
+    with socket.create_connection(server.server_address) as stalled:
+        stalled.sendall(begun)
+        head, _, told = stalled.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and "did not come" in json.loads(told)["error"]
+    assert capfd.readouterr().err == ""
 
 
 def test_the_oldest_image_is_let_go(ask, photo, answers, monkeypatch):

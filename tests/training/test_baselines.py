@@ -65,6 +65,18 @@ def test_it_is_measured_once(kept, run, measurings):
         assert measurings.told == told
 
 
+@pytest.mark.parametrize("content", ["{}", '{"x": 3.0}', '{"x": "3"}', "null", "\n{}", "cut"])
+def test_a_damaged_file_is_measured_anew(kept, run, measurings, content):
+    measurings(run)
+    (file,) = kept.iterdir()
+    damaged = file.read_text().replace('"depth/abs_err": 0.1, ', "")
+    assert damaged != file.read_text()
+    file.write_text(damaged if content == "cut" else content)
+    for told in (1, 0):
+        assert measurings(run) == {"depth/abs_err": 0.1, "x": 3.0}
+        assert measurings.told == told
+
+
 def test_another_training_is_on_the_same_data(kept, run, measurings):
     measurings(run)
     other = changed(

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from talora_jax import config as config_lib
+from talora_jax import signals
 from talora_jax.errors import Stopped, UserError, run_command
 from talora_jax.training.workdir import (
     Stop,
@@ -169,16 +170,23 @@ def test_the_first_signal_waits_and_the_second_does_not(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
-def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
+def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys, monkeypatch):
     hook = sys.unraisablehook
+
+    def run_another(main):
+        """As if it were of another process."""
+        monkeypatch.setattr(signals, "_interrupted", None)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(SystemExit) as end:
+            run_command(main)
+        signal.signal(signal.SIGINT, before)
+        return end.value.code
 
     def main():
         with interrupted(tmp_path):
             raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as end:
-        run_command(main)
-    assert end.value.code == 130
+    assert run_another(main) == 130
     assert capsys.readouterr().err == (
         f"stopped; the same command goes on from its start in {tmp_path}\n"
     )
@@ -197,12 +205,9 @@ def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
             check()
 
     reached = []
-    with pytest.raises(SystemExit) as end:
-        run_command(collected)
-    assert end.value.code == 130 and reached
+    assert run_another(collected) == 130 and reached
     errors = capsys.readouterr().err
     assert "goes on from its start" in errors and "Traceback" not in errors
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sys.unraisablehook is hook
 
     def before_a_step():
@@ -210,14 +215,12 @@ def test_an_interrupt_is_one_line_and_a_status(tmp_path, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
 
-    with pytest.raises(SystemExit) as end:
-        run_command(before_a_step)
-    assert end.value.code == 143 and "goes on from its start" in capsys.readouterr().err
+    assert run_another(before_a_step) == 143
+    assert "goes on from its start" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     def terminated():
         raise Stopped("stopped after step 3", 143)
 
-    with pytest.raises(SystemExit) as end:
-        run_command(terminated)
-    assert end.value.code == 143 and capsys.readouterr().err == "stopped after step 3\n"
+    assert run_another(terminated) == 143
+    assert capsys.readouterr().err == "stopped after step 3\n"
