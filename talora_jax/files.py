@@ -66,6 +66,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, with those above it.
+
+    Raises:
+      UserError: the disk refuses, or a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} could not be made: {error.strerror}") from None
+
+
 def check_folder(flag: str, folder: Path) -> None:
     """Refuses what is no directory and cannot become one, or cannot be written to; leaves nothing.
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "errors": {"signals"},
     "arrays": {"errors"},
     "compiled": set(),
-    "files": {"errors", "storage"},
+    "files": {"errors", "signals", "storage"},
     "hosts": {"errors", "signals", "slurm", "storage"},
     "metrics": set(),
     "rgb": {"arrays", "errors"},

@@ -33,7 +33,7 @@ from PIL import Image
 import talora_jax
 from talora_jax import hosts, storage
 from talora_jax.errors import UserError, printable
-from talora_jax.files import check_folder, write_atomically
+from talora_jax.files import check_folder, make_folder, write_atomically
 from talora_jax.inference import video
 from talora_jax.inference.batches import Prepared
 from talora_jax.inference.model import Maps, TrainedModel, raised
@@ -422,10 +422,7 @@ def write_all(files: Mapping[Path, Content]) -> None:
       UserError: one could not be written.
     """
     for path, content in files.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path.parent} could not be made: {error.strerror}") from None
+        make_folder(path.parent)
         write_atomically(path, _encoded(content))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from talora_jax.errors import UserError, one_line, printable
-from talora_jax.files import replacing
+from talora_jax.files import make_folder, replacing
 
 _SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())
 # Of a file that does not tell how many frames it shows in a second.
@@ -114,7 +114,7 @@ def write(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: Fracti
     Raises:
       UserError: the disk refuses, or what `frames` raises.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     count = 0
     with replacing(path) as temporary, _av().open(str(temporary), "w", format="mp4") as container:
         stream = None

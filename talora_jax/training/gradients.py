@@ -103,8 +103,7 @@ def _make_weighted_together(run: Run) -> GradientOf:
 
         def part_losses(model, part, key):
             given = Given(run, frozen, part, counts, key)
-            maps = given.merge(model)(part["image"], key=key, trunk=part.get("trunk"))
-            return given.losses(maps)
+            return given.losses(given.merge(model)(part["image"], key=key, trunk=part.get("trunk")))
 
         known = None
         if weighting.looks_at_losses and config.accumulate > 1:

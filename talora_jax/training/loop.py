@@ -179,7 +179,7 @@ def _train(
     train_step = make_train_step(run)
     relative_updates = make_relative_updates(run)
     evaluator = job.evaluator(run)
-    trunks = Trunks(run, log.print) if config.trunk_dir else None
+    batches = map(Trunks(run, log.print).completed, iterator) if config.trunk_dir else iterator
     previous: dict[str, Array] = {}
     outgrown = ""
     step, metrics = first_step, {}
@@ -188,8 +188,7 @@ def _train(
         with hosts.at_steps(), Stop() as stop:
             log.print("compiling the training step, unless it was before")
             for step in range(first_step + 1, last_step + 1):
-                batch = next(iterator)
-                batch = shard_batch(trunks.completed(batch) if trunks else batch, run.mesh)
+                batch = shard_batch(next(batches), run.mesh)
                 state, scalars = train_step(state, run.frozen, batch)
                 # One step behind: the host reads the last step's numbers while this one computes.
                 scalars_lib.finite(step - 1, previous)

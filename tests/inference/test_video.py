@@ -59,6 +59,9 @@ def test_what_is_written_can_be_read(tmp_path):
 
     with pytest.raises(UserError, match="no more"):
         video.write(tmp_path / "half.mp4", fails(), Fraction(5), Fraction(1, 5))
+    (tmp_path / "new" / "panels").touch()
+    with pytest.raises(UserError, match="panels could not be made: File exists"):
+        video.write(tmp_path / "new" / "panels" / "clip.mp4", fails(), Fraction(5), Fraction(1, 5))
     assert [x.name for x in tmp_path.iterdir()] == ["new"]
 
 

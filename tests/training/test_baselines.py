@@ -10,7 +10,7 @@ from talora_jax import config as config_lib
 from talora_jax.data.memory import SETTINGS
 from talora_jax.models.sam import SIZES
 from talora_jax.tasks import make_task
-from talora_jax.training import baselines, setup
+from talora_jax.training import baselines, code, setup
 from talora_jax.training.loop import train
 
 
@@ -123,7 +123,7 @@ def test_other_data_tasks_and_code_are_not_the_same(kept, run, measurings, monke
         measurings(other)
         assert measurings.told == 1
     assert len([*kept.iterdir()]) == 1 + len(runs)
-    monkeypatch.setattr(baselines, "_code", lambda: "edited")
+    monkeypatch.setattr(baselines, "digest_of", lambda: "edited")
     measurings(run)
     assert measurings.told == 1
 
@@ -140,14 +140,14 @@ def test_the_code_is_all_modules(monkeypatch, tmp_path):
     package = tmp_path / "talora_jax"
     (package / "tasks").mkdir(parents=True)
     (package / "__init__.py").touch()
-    monkeypatch.setattr(baselines.talora_jax, "__file__", str(package / "__init__.py"))
-    seen = {baselines._code.__wrapped__()}
+    monkeypatch.setattr(code.talora_jax, "__file__", str(package / "__init__.py"))
+    seen = {code.digest_of.__wrapped__()}
     (package / "tasks" / "depth.py").write_text("1")
-    seen.add(baselines._code.__wrapped__())
+    seen.add(code.digest_of.__wrapped__())
     (package / "tasks" / "depth.py").write_text("2")
-    seen.add(baselines._code.__wrapped__())
+    seen.add(code.digest_of.__wrapped__())
     (package / "tasks" / "depth.py").rename(package / "depth.py")
-    seen.add(baselines._code.__wrapped__())
+    seen.add(code.digest_of.__wrapped__())
     assert len(seen) == 4
 
 
