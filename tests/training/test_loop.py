@@ -91,7 +91,7 @@ class Toy(nnx.Module):
         self.kernels = TaskParam(jnp.ones((3, sum(channels.values()))) / 10)
         self.ends = tuple(itertools.accumulate(channels.values()))[:-1]
 
-    def __call__(self, images, *, key):
+    def __call__(self, images, *, key, trunk):
         maps = jnp.split(images @ self.kernels[...], self.ends, axis=-1)
         return dict(zip(self.tasks, maps, strict=True))
 

@@ -25,7 +25,7 @@ class Toy(nnx.Module):
     def __init__(self):
         self.kernels = TaskParam(jnp.ones((3, sum(TASKS.values()))) / 10)
 
-    def __call__(self, images, *, key):
+    def __call__(self, images, *, key, trunk):
         ends = tuple(itertools.accumulate(TASKS.values()))[:-1]
         maps = jnp.split(images @ self.kernels[...], ends, axis=-1)
         return dict(zip(TASKS, maps, strict=True))

@@ -52,7 +52,8 @@ def first_mask(sam, squares):
 def test_without_a_prompt_the_mask_is_the_channel(train, run, tmp_path, kind, channels, blocks):
     model, base = train(kind, blocks)
     squares = jax.random.normal(jax.random.key(2), (1, 64, 64, 3))
-    maps = nnx.jit(MSam.low_res)(model, squares)
+    embeddings = nnx.jit(MSam.embed, static_argnums=2)(model, squares, model.tasks)
+    maps = nnx.jit(MSam.decode, static_argnums=2)(model, embeddings, model.tasks)
     for channel, task, number in (("depth", "depth", 0), ("normals:2", "normals", 2))[:channels]:
         output = tmp_path / f"{task}.safetensors"
         status, printed, error = run(
