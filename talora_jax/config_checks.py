@@ -3,6 +3,7 @@
 Nothing here is prepared or compiled. A mistake is told with the field's name and what is expected.
 """
 
+import dataclasses
 import functools
 import math
 import operator
@@ -321,18 +322,18 @@ def _check_trunk(config: ml_collections.ConfigDict) -> None:
     """Refuses to keep what does not come back, see `training.trunks`."""
     if not config.trunk_dir:
         return
+    from talora_jax.data.transforms import Augment
+
     told = "config.trunk_dir keeps what the blocks before the first adapted one give"
     if config.trains == "prompts":
         raise UserError(f"{told} to tasks, and config.trains=prompts has none: leave it out")
-    augment = config.augment
-    plain = {"scales": (1.0,), "turn": 0.0, "scale_range": (1.0, 1.0)}
-    plain |= {"colour_jitter": 0.0, "noise": 0.0, "shapes": 0}
-    for name, value in plain.items():
-        found = augment[name]
-        if (tuple(found) if isinstance(value, tuple) else found) != value:
+    fields = [x for x in dataclasses.fields(Augment) if x.name not in ("size", "flip")]
+    for field in fields:  # whose defaults leave images as they are
+        found = config.augment[field.name]
+        if (tuple(found) if isinstance(found, list) else found) != field.default:
             raise UserError(
-                f"{told} of images that come back the same, and config.augment.{name} is "
-                f"{_short(found)}: set it to {value}"
+                f"{told} of images that come back the same, and config.augment.{field.name} is "
+                f"{_short(found)}: set it to {field.default}"
             )
     if config.hosts.coordinator:
         raise UserError(f"{told} in one process: leave it out, or config.hosts.coordinator")

@@ -333,6 +333,7 @@ def test_workdirs_without_a_finished_run(finished, config, tmp_path, capsys):
     model, workdir = finished
     file = AdapterFile.read(workdir / "adapter.safetensors")
     dataclasses.replace(file, base_fingerprint="of another").write(adapter)
+    refused([str(half), out], "belongs to another base than", capsys)
     refused([str(half), out], "--force of --mode predict and of export does", capsys)
     export.main([str(half), str(tmp_path / "forced"), "--force", "--parts", "merged"])
     assert (tmp_path / "forced" / "merged").is_dir()

@@ -79,7 +79,7 @@ def test_named_masks(shelf, tmp_path, monkeypatch):
         ("--out o", "--images is missing"),
         ("--images nowhere.jpg --out o", "--images: 'nowhere.jpg' is no file and no folder"),
         ("--images photo.jpg --out o --base lost.safetensors", "lost.safetensors"),
-        ("--images photo.jpg --out photo.jpg", "photo.jpg is a file, expected a directory"),
+        ("--images photo.jpg --out photo.jpg", "--out: .*photo.jpg is a file, expected a dir"),
         ("--images photo.jpg --out o --workdir a --adapter b", "give one of them"),
         ("--images photo.jpg --out o --workdir run", "run started from random numbers"),
         (
