@@ -3,8 +3,8 @@
 Source: `segment_anything/modeling/image_encoder.py` (`Attention`, `window_partition`,
 `add_decomposed_rel_pos`). What differs:
 
-- The logits of a large grid are never held whole: query rows are mapped in tiles (on a CPU some
-  heads at a time, of windows, too), and a tile's logits are computed again in the backward pass.
+- The logits of a large grid are never held whole, see `attention_parts`. The backward pass computes
+  them again, but not the output, which is kept (Dao et al. 2022, FlashAttention).
 - A relative-position table longer than the grid needs is sliced around its centre. Interpolation to
   another grid happens once, when weights are loaded, not at every call.
 - Windows are cut after the qkv projection, so padding is never projected; see `ImageEncoder`.
@@ -16,13 +16,13 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-# Logits held at once before the query rows are tiled: 2**24 elements are 64 MB in float32.
-MAX_LOGITS = 2**24
-# And on a CPU, where tiles are of some heads: 4 MB, which stay in the caches of two cores. ViT-B's
-# windows take a third of the time that they take as a whole.
-CPU_TILE = 2**20
+from talora_jax.models.attention_parts import MAX_LOGITS, Parts, Tiling, in_parts
+
+# What of attention a backward pass may keep, by name; see `config.model.remat`.
+ATTENDED = "attended"
 _IN_FLOAT32 = {"preferred_element_type": jnp.float32}
 
 
@@ -66,132 +66,112 @@ def attend(
       max_logits: above this many logits on one device, query rows are tiled.
     """
     *_, height, width, width_of_head = q.shape
-    rel_h = relative_positions(rel_pos_h, height).astype(q.dtype)
-    rel_w = relative_positions(rel_pos_w, width).astype(q.dtype)
-
     # Every axis of the mesh shares the grids: tasks over `task`, images over `data` and `fsdp`.
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
     logits = q.size // (devices * width_of_head) * height * width
-    most_on_cpu = min(max_logits, CPU_TILE)
-    if logits <= most_on_cpu:
-        return _attend_rows(q, rel_h, k, v, rel_w)
-    default = _attend_rows
-    if logits > max_logits:
-        default = functools.partial(
-            attend_in_tiles, _attend_rows, logits=logits, max_logits=max_logits
-        )
-    on_cpu = functools.partial(
-        _attend_some_heads, logits=logits, max_logits=most_on_cpu, spread=devices > 1
+    return _attend(
+        Tiling(logits, max_logits, spread=devices > 1),
+        *(q, k, v),
+        relative_positions(rel_pos_h, height).astype(q.dtype),
+        relative_positions(rel_pos_w, width).astype(q.dtype),
     )
-    return jax.lax.platform_dependent(q, rel_h, k, v, rel_w, cpu=on_cpu, default=default)
 
 
-def _attend_some_heads(q, rel_h, k, v, rel_w, *, logits: int, max_logits: int, spread: bool):
-    """`attend_in_tiles`, some heads after others: a tile's logits stay in a processor's cache.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(tiling: Tiling, q, k, v, rel_h, rel_w):
+    return _attend_forward(tiling, q, k, v, rel_h, rel_w)[0]
+
+
+def _attend_forward(tiling, *inputs):
+    # What is differentiated comes as it was given, as NumPy's array, too.
+    q, k, v, rel_h, rel_w = map(jnp.asarray, inputs)
+    found = in_parts(tiling, _attend_rows, Parts((q,), (k, v), rel_h, rel_w))
+    out = checkpoint_name(found.by_row[0], ATTENDED)
+    return out, (q, k, v, rel_h, rel_w, out)
+
+
+def _attend_backward(tiling, kept, d_out):
+    q, k, v, rel_h, rel_w, out = kept
+    given = Parts((q, out, d_out), (k, v), rel_h, rel_w)
+    found = in_parts(tiling, _gradients_of_rows, given)
+    gradients = (*found.by_row, *found.by_key, found.rel_h, found.rel_w)
+    return tuple(x.astype(q.dtype) for x in gradients)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _attend_rows(given: Parts) -> Parts:
+    """`attend` for some query rows: from q by row, k and v by key, what q attends to."""
+    (q,), (k, v), rel_h, rel_w = given
+    weights, total = _weights(q, k, rel_h, rel_w)
+    v = _in_one_axis(v)
+    # The softmax, divided by its sum in the end: fewer times over all logits.
+    out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
+    return Parts((out.astype(v.dtype).reshape(q.shape),))
+
+
+def _gradients_of_rows(given: Parts) -> Parts:
+    """The backward pass of `_attend_rows`.
 
     Args:
-      spread: whether the grids are laid over a mesh. Then each device has its share of a head's
-        grids; else heads of all grids are counted alike.
+      given: by row q, what it attends to, and the gradient by that; k and v by key.
+
+    Returns:
+      Gradients by q, k and v, and by the relative positions; all but the first in float32.
     """
-    if spread:
-        heads = [jnp.moveaxis(x, -4, 0) for x in (q, k, v)]
-    else:
-        together = math.prod(q.shape[:-3])
-        n = _most_at_once(together, logits // together, max_logits)
-        flat = (x.reshape(together, *x.shape[-3:]) for x in (q, k, v))
-        heads = [rearrange(x, "(s n) h w d -> s n h w d", n=n) for x in flat]
-    share = {"logits": logits // len(heads[0]), "max_logits": max_logits}
-
-    def attend_to(heads):
-        q, k, v = heads
-        return attend_in_tiles(_attend_rows, q, rel_h, k, v, rel_w, **share)
-
-    out = jax.lax.map(attend_to, tuple(heads))
-    return jnp.moveaxis(out, 0, -4) if spread else out.reshape(q.shape)
-
-
-def attend_in_tiles(
-    attend_rows, q, rel_h, k, v, rel_w, *, logits: int, max_logits: int, unit: int = 1
-):
-    """`attend_rows` for some query rows after others.
-
-    Args:
-      attend_rows: takes what `_attend_rows` does.
-      q, rel_h, k, v, rel_w: as there, for all rows.
-      logits: how many all rows take.
-      max_logits: of a tile, unless `unit` rows take more.
-      unit: a tile's rows are a multiple of this divisor of all rows.
-    """
-    units = rel_h.shape[0] // unit
-    rows = unit * _most_at_once(units, logits // units, max_logits)
-    width = q.shape[-2]
-
-    # A row's tokens and channels share an axis meanwhile: no array has more than six.
-    def tile(args):
-        q, rel_h = args
-        q = rearrange(q, "... r (w d) -> ... r w d", w=width)
-        out = attend_rows(q, rel_h, k=k, v=v, rel_w=rel_w)
-        return rearrange(out, "... r w d -> ... r (w d)")
-
-    q = rearrange(rearrange(q, "... w d -> ... (w d)"), "... (n r) e -> n ... r e", r=rows)
-    rel_h = rearrange(rel_h, "(n r) j d -> n r j d", r=rows)
-    out = rearrange(jax.lax.map(jax.checkpoint(tile), (q, rel_h)), "n ... r e -> ... (n r) e")
-    return rearrange(out, "... (w d) -> ... w d", w=width)
-
-
-def _most_at_once(number: int, logits_each: int, max_logits: int) -> int:
-    """The largest divisor of a number of heads, or of rows, that stays within `max_logits`."""
-    fitting = [n for n in range(1, number + 1) if number % n == 0 and n * logits_each <= max_logits]
-    return max(fitting, default=1)
-
-
-def _attend_rows(q, rel_h, k, v, rel_w):
-    """`attend` for some query rows r: q [*M, K, r, w, d], rel_h [r, h, d], k [*M, K, h, w, d]."""
+    (q, out, d_out), (k, v), rel_h, rel_w = given
     scale = 1 / math.sqrt(q.shape[-1])
-    height, width = k.shape[-3:-1]
-    to_rows, to_columns = relative_terms(q, rel_h, rel_w)
-    # Queries in one axis, and keys for the softmax: no array has more than six.
-    q, to_rows, to_columns = (
-        rearrange(x, "... r w d -> ... (r w) d") for x in (q, to_rows, to_columns)
+    weights, total = _weights(q, k, rel_h, rel_w)
+    d_out = _in_one_axis(d_out) / total
+    # Of a query, Σ weight · (d_out · v) over its keys is d_out · out.
+    mean = jnp.einsum("...qd,...qd->...q", d_out, _in_one_axis(out), **_IN_FLOAT32)
+    d_out = d_out.astype(v.dtype)
+    d_weights = jnp.einsum("...qd,...nd->...qn", d_out, _in_one_axis(v), **_IN_FLOAT32)
+    d_logits = weights * (d_weights - mean[..., None])
+    by_place = rearrange(d_logits, "... (r w) (i j) -> ... r w i j", w=q.shape[-2], j=k.shape[-2])
+    d_rows, d_columns = by_place.sum(axis=-1), by_place.sum(axis=-2)
+    weights, d_logits = weights.astype(k.dtype), d_logits.astype(k.dtype)
+    d_q = jnp.einsum("...qn,...nd->...qd", d_logits, _in_one_axis(k), **_IN_FLOAT32) * scale
+    d_q = d_q.reshape(q.shape)
+    d_q += jnp.einsum("...rwi,rid->...rwd", d_rows, rel_h, **_IN_FLOAT32)
+    d_q += jnp.einsum("...rwj,wjd->...rwd", d_columns, rel_w, **_IN_FLOAT32)
+    # As [d, n]: XLA's kernels for CPUs compute a large product [n, d] at a third of the rate.
+    d_keys = tuple(
+        jnp.einsum("...qd,...qn->...dn", x, y, **_IN_FLOAT32)
+        for x, y in ((_in_one_axis(q * scale), d_logits), (d_out, weights))
     )
-    k, v = (rearrange(x, "... i j d -> ... (i j) d") for x in (k, v))
-    logits = _inner_products(q * scale, k)
-    logits = rearrange(logits, "... q (i j) -> ... q i j", i=height, j=width)
+    return Parts(
+        (d_q.astype(q.dtype),),
+        d_keys,
+        jnp.einsum("...rwi,...rwd->rid", d_rows, q, **_IN_FLOAT32),
+        jnp.einsum("...rwj,...rwd->wjd", d_columns, q, **_IN_FLOAT32),
+    )
+
+
+def _weights(
+    q: Float[Array, "*M r w d"],
+    k: Float[Array, "*M h v d"],
+    rel_h: Float[Array, "r h d"],
+    rel_w: Float[Array, "w v d"],
+) -> tuple[Float[Array, "*M q n"], Float[Array, "*M q 1"]]:
+    """exp of the logits of queries, up to a factor of each, and its sum over keys, in float32."""
+    to_rows, to_columns = map(_in_one_axis, relative_terms(q, rel_h, rel_w))
+    q = _in_one_axis(q * (1 / math.sqrt(q.shape[-1])))
+    logits = jnp.einsum("...qd,...nd->...qn", q, _in_one_axis(k), **_IN_FLOAT32)
+    logits = rearrange(logits, "... q (i j) -> ... q i j", j=k.shape[-2])
     logits += to_columns[..., None, :]
     # A row of keys has one `to_rows`: added to the row's highest logit, and subtracted with the
     # highest of all, it takes no addition to all logits of its own.
     highest = (logits.max(axis=-1) + to_rows).max(axis=-1, keepdims=True)
-    weights = jnp.exp(logits + (to_rows - jax.lax.stop_gradient(highest))[..., :, None])
-    weights = rearrange(weights, "... q i j -> ... q (i j)")
-    # The softmax, divided by its sum in the end: fewer times over all logits, forward and backward.
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("...qn,...nd->...qd", weights.astype(v.dtype), v, **_IN_FLOAT32) / total
-    return rearrange(out.astype(v.dtype), "... (r w) d -> ... r w d", r=rel_h.shape[0])
+    weights = jnp.exp(logits + (to_rows - highest)[..., :, None])
+    weights = rearrange(weights, "... i j -> ... (i j)")
+    return weights, weights.sum(axis=-1, keepdims=True)
 
 
-@jax.custom_vjp
-def _inner_products(q: Float[Array, "*M q d"], k: Float[Array, "*M n d"]) -> Float[Array, "*M q n"]:
-    """q·k in float32.
-
-    JAX's gradient by k is a product [n, d], which XLA's kernels for CPUs compute at a third of the
-    rate of [d, n]: with the latter a global block's backward pass takes 0.85 of the time.
-    """
-    return jnp.einsum("...qd,...nd->...qn", q, k, **_IN_FLOAT32)
-
-
-def _inner_products_forward(q, k):
-    return _inner_products(q, k), (q, k)
-
-
-def _inner_products_backward(kept, slope):
-    q, k = kept
-    by_q = jnp.einsum("...qn,...nd->...qd", slope, k, **_IN_FLOAT32)
-    by_k = jnp.einsum("...qd,...qn->...dn", q, slope, **_IN_FLOAT32)
-    return by_q.astype(q.dtype), jnp.swapaxes(by_k, -1, -2).astype(k.dtype)
-
-
-_inner_products.defvjp(_inner_products_forward, _inner_products_backward)
+def _in_one_axis(x: Float[Array, "*M h w e"]) -> Float[Array, "*M h*w e"]:
+    return rearrange(x, "... h w e -> ... (h w) e")
 
 
 def relative_terms(

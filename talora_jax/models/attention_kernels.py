@@ -30,11 +30,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from talora_jax.errors import UserError
-from talora_jax.models.attention import attend, attend_in_tiles, relative_positions, relative_terms
+from talora_jax.models.attention import ATTENDED, attend, relative_positions, relative_terms
+from talora_jax.models.attention_parts import Parts, in_tiles
 
 # Splash pads heads and tokens to a TPU's lanes, and works on square blocks of one of these sizes.
 LANES = 128
@@ -204,31 +206,35 @@ def cudnn(
 
 def _cudnn(q, k, v, rel_pos_h, rel_pos_w, *, max_bias: int, implementation: str):
     *_, height, width, width_of_head = q.shape
-    rel_h = relative_positions(rel_pos_h, height).astype(q.dtype)
-    rel_w = relative_positions(rel_pos_w, width).astype(q.dtype)
-    attend_rows = functools.partial(_cudnn_rows, implementation=implementation)
     size = q.size // width_of_head * height * width
-    if size <= max_bias:
-        return attend_rows(q, rel_h, k, v, rel_w)
+    of_rows = functools.partial(_cudnn_rows, implementation=implementation)
+    if size > max_bias:  # a tile's bias is made again in the backward pass
+        of_rows = jax.checkpoint(of_rows)
+    given = Parts(
+        (q,),
+        (k, v),
+        relative_positions(rel_pos_h, height).astype(q.dtype),
+        relative_positions(rel_pos_w, width).astype(q.dtype),
+    )
     # cuDNN's backward pass with a bias wants an even number of queries.
     unit = 2 if width % 2 and height % 2 == 0 else 1
-    return attend_in_tiles(
-        attend_rows, q, rel_h, k, v, rel_w, logits=size, max_logits=max_bias, unit=unit
-    )
+    found = in_tiles(given, of_rows=of_rows, logits=size, max_logits=max_bias, unit=unit)
+    return found.by_row[0]
 
 
-def _cudnn_rows(q, rel_h, k, v, rel_w, *, implementation: str):
-    """`attend` for some query rows r: q [T, B, K, r, w, d], rel_h [r, h, d]."""
+def _cudnn_rows(given: Parts, *, implementation: str) -> Parts:
+    """`attend` for some query rows r: q [T, B, K, r, w, d]."""
+    (q,), keys, rel_h, rel_w = given
     tasks, rows = q.shape[0], q.shape[3]
     to_rows, to_columns = relative_terms(q, rel_h, rel_w)
     bias = (to_rows[..., :, None] + to_columns[..., None, :]).astype(q.dtype)
     out = jax.nn.dot_product_attention(
-        *(rearrange(x, "t b k h w d -> (t b) (h w) k d") for x in (q, k, v)),
+        *(rearrange(x, "t b k h w d -> (t b) (h w) k d") for x in (q, *keys)),
         bias=rearrange(bias, "t b k r w i j -> (t b) k (r w) (i j)"),
         scale=1 / math.sqrt(q.shape[-1]),
         implementation=implementation,
     )
-    return rearrange(out, "(t b) (r w) k d -> t b k r w d", t=tasks, r=rows)
+    return Parts((rearrange(out, "(t b) (r w) k d -> t b k r w d", t=tasks, r=rows),))
 
 
 def tokamax(
@@ -262,22 +268,26 @@ def _tokamax(q, k, v, rel_pos_h, rel_pos_w):
 
 
 def _on_each_device(kernel, q, k, v, *tables):
-    """`kernel` on each device's own grids: XLA cannot divide a kernel among devices by itself."""
+    """`kernel` on each device's own grids: XLA cannot divide a kernel among devices by itself.
+
+    What it gives is called `ATTENDED`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return kernel(q, k, v, *tables)
+        return checkpoint_name(kernel(q, k, v, *tables), ATTENDED)
 
     def share(axes, size):
         return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
     # As the encoder's activations are laid out.
     grids = PartitionSpec(share(("task",), q.shape[0]), share(("data", "fsdp"), q.shape[1]))
-    return jax.shard_map(
+    spread = jax.shard_map(
         kernel,
         in_specs=(grids,) * 3 + (PartitionSpec(),) * len(tables),
         out_specs=grids,
         check_vma=False,  # kernels do not tell over which axes their results vary
-    )(q, k, v, *tables)
+    )
+    return checkpoint_name(spread(q, k, v, *tables), ATTENDED)
 
 
 KERNELS = {"xla": attend, "splash": splash, "cudnn": cudnn, "tokamax": tokamax}

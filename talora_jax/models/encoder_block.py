@@ -9,16 +9,14 @@ Source: `segment_anything/modeling/image_encoder.py`. What differs:
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import make_adapter
 from talora_jax.models.attention import join_windows, split_windows
 from talora_jax.models.attention_kernels import KERNELS
 from talora_jax.models.gelu import gelu
+from talora_jax.models.norm import LayerNorm
 
-# What `config.model.remat` may keep of a block.
-ATTENDED = "attended"
 # The LayerNorms of blocks; the neck's are called otherwise.
 NORMS = nnx.Any(nnx.PathContains("norm1"), nnx.PathContains("norm2"))
 
@@ -51,20 +49,15 @@ class Attention(nnx.Module):
         out = KERNELS[self.attention](q, k, v, self.rel_pos_h[...], self.rel_pos_w[...])
         out = rearrange(out, "t m k h w d -> t m h w (k d)")
         out = join_windows(out, grid) if window else out
-        return self.proj(checkpoint_name(out, ATTENDED))
-
-
-def norm(width, *, dtype, rngs) -> nnx.LayerNorm:
-    # use_fast_variance=False: E[x²] − E[x]² loses what 1e-5 parity needs.
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
+        return self.proj(out)
 
 
 class Adapted(nnx.Module):
     """What trains of a block: beside a base's blocks, where only some of them are adapted."""
 
     def __init__(self, config, adapter, num_tasks, *, dtype, rngs):
-        self.norm1 = norm(config.width, dtype=dtype, rngs=rngs)
-        self.norm2 = norm(config.width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.adapter = nnx.data(make_adapter(adapter, config.width, num_tasks, rngs=rngs))
 
 
@@ -73,11 +66,11 @@ class Block(nnx.Module):
 
     def __init__(self, config, adapter, num_tasks, window, attention, *, dtype, rngs):
         self.window = window
-        self.norm1 = norm(config.width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.attn = Attention(
             config, adapter, num_tasks, window or config.grid, attention, dtype=dtype, rngs=rngs
         )
-        self.norm2 = norm(config.width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.lin1 = nnx.Linear(config.width, 4 * config.width, dtype=dtype, rngs=rngs)
         self.lin2 = nnx.Linear(4 * config.width, config.width, dtype=dtype, rngs=rngs)
 

@@ -25,14 +25,16 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
-from talora_jax.models.encoder_block import ATTENDED, NORMS, Adapted, Block, norm
+from talora_jax.models.attention import ATTENDED
+from talora_jax.models.encoder_block import NORMS, Adapted, Block
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.keys import Keys, Rngs
+from talora_jax.models.norm import LayerNorm
 from talora_jax.models.patch_conv import PatchConv
 from talora_jax.sharding import constrain
 
 # What a backward pass computes again, the least first: nothing; all but the products with frozen
-# kernels; all of a block but what its attention gave; all of a block.
+# kernels and what attention gave; all of a block but what its attention gave; all of a block.
 REMAT = ("none", "dots", "block_but_attention", "block")
 Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
@@ -45,9 +47,9 @@ class Neck(nnx.Module):
     def __init__(self, config, *, dtype, rngs):
         unbiased = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.conv1 = PatchConv(config.width, config.out_channels, 1, **unbiased)
-        self.neck_norm1 = norm(config.out_channels, dtype=dtype, rngs=rngs)
+        self.neck_norm1 = LayerNorm(config.out_channels, dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(config.out_channels, config.out_channels, (3, 3), **unbiased)
-        self.neck_norm2 = norm(config.out_channels, dtype=dtype, rngs=rngs)
+        self.neck_norm2 = LayerNorm(config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.neck_norm2(self.conv2(self.neck_norm1(self.conv1(x))))
@@ -361,9 +363,11 @@ def _checkpointed(block, remat: str):
     if remat == "none":
         return block
     policies = jax.checkpoint_policies
+    attended = policies.save_only_these_names(ATTENDED)
+    products = policies.dots_with_no_batch_dims_saveable
     policy = {
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "block_but_attention": policies.save_only_these_names(ATTENDED),
+        "dots": policies.save_from_both_policies(products, attended),
+        "block_but_attention": attended,
         "block": policies.nothing_saveable,
     }[remat]
     # prevent_cse guards against a merge of the two passes that scan rules out already.

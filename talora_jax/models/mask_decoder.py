@@ -25,9 +25,12 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from talora_jax.models.gelu import gelu
 from talora_jax.models.keys import Rngs
+from talora_jax.models.norm import LayerNorm, without_unit_axes
 
 # How much larger than drawn the kernels of queries and keys are that start alike: 1.4² at a logit.
 _ALIKE_GAIN = 1.4
+# Of the transformer's LayerNorms: PyTorch's default.
+_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ class TwoWayLayer(nnx.Module):
 
     def __init__(self, config: MaskDecoderConfig, *, first: bool, dtype, rngs):
         attention = functools.partial(TokenAttention, config, dtype=dtype, rngs=rngs)
-        norm = functools.partial(_norm, config.dim, dtype=dtype, rngs=rngs)
+        norm = functools.partial(LayerNorm, config.dim, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         self.first = first
         self.self_attn = attention(config.dim)
         self.norm1 = norm()
@@ -175,7 +178,7 @@ class TwoWayTransformer(nnx.Module):
         self.final_attn_token_to_image = TokenAttention(
             config, config.dim // 2, dtype=dtype, rngs=rngs
         )
-        self.norm_final_attn = _norm(config.dim, dtype=dtype, rngs=rngs)
+        self.norm_final_attn = LayerNorm(config.dim, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens, image, image_pe, dense, *, wanted: slice, present=None):
         """The `wanted` tokens [B, C, q, D] and the image [B, C, N, D] after all layers."""
@@ -198,7 +201,7 @@ class Upscaling(nnx.Module):
         self.dtype = dtype
         self.kernel1 = nnx.Param(init(rngs.params(), (dim, 2, 2, dim // 4)))
         self.bias1 = nnx.Param(jnp.zeros(dim // 4))
-        self.norm = _norm(dim // 4, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim // 4, dtype=dtype, rngs=rngs)
         self.kernel2 = nnx.Param(init(rngs.params(), (dim // 4, 2, 2, dim // 8)))
         self.bias2 = nnx.Param(jnp.zeros(dim // 8))
 
@@ -335,10 +338,6 @@ class MaskDecoder(nnx.Module):
         return rearrange(maps, "b c 1 y x -> b y x c")
 
 
-def _norm(dim: int, *, epsilon: float = 1e-5, dtype, rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's default epsilon, which SAM's transformer uses."""
-    return nnx.LayerNorm(dim, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
-
-
 def _softmax(logits, axis):
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=axis).astype(logits.dtype)
+    weights = without_unit_axes(jax.nn.softmax, logits.astype(jnp.float32), axis)
+    return weights.astype(logits.dtype)

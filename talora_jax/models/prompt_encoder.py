@@ -14,6 +14,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from talora_jax.models.gelu import gelu
 from talora_jax.models.keys import Rngs
+from talora_jax.models.norm import LayerNorm
 from talora_jax.models.patch_conv import PatchConv
 
 # Labels of points. A prompt of points without a box carries one NOT_A_POINT, as in SAM.
@@ -46,9 +47,7 @@ class MaskDownscaling(nnx.Module):
 
     def __init__(self, dim: int, *, dtype, rngs):
         conv = functools.partial(PatchConv, dtype=dtype, rngs=rngs)
-        norm = functools.partial(
-            nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs
-        )
+        norm = functools.partial(LayerNorm, dtype=dtype, rngs=rngs)
         self.conv1 = conv(1, MASK_CHANNELS // 4, 2)
         self.norm1 = norm(MASK_CHANNELS // 4)
         self.conv2 = conv(MASK_CHANNELS // 4, MASK_CHANNELS, 2)

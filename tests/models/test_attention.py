@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from talora_jax.models import attention
+from talora_jax.models import attention_parts
 from talora_jax.models.attention import attend, join_windows, relative_positions, split_windows
 
 
@@ -50,7 +50,7 @@ def platform(request, monkeypatch):
 def test_tiles_on_every_platform_are_the_definition(platform):
     inputs = arrays(6, 4)
     expected = definition(*inputs)
-    assert attention._most_at_once(6, 2 * 3 * 4 * 24, 1200) == 2
+    assert attention_parts._most_at_once(6, 2 * 3 * 4 * 24, 1200) == 2
     ours = jax.jit(lambda *x: attend(*x, max_logits=1200))(*inputs)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
 
@@ -65,6 +65,44 @@ def test_tiled_gradients_are_those_of_the_whole(platform):
 
     for tiled, whole in zip(gradient(200), gradient(10**9), strict=True):
         np.testing.assert_allclose(tiled, whole, rtol=1e-4, atol=1e-5)
+
+
+def plain(q, k, v, rel_pos_h, rel_pos_w):
+    """The definition, all logits at once, for JAX to differentiate."""
+    height, width = q.shape[-3:-1]
+    rel_h, rel_w = relative_positions(rel_pos_h, height), relative_positions(rel_pos_w, width)
+    logits = jnp.einsum("mkyxd,mkijd->mkyxij", q, k) / np.sqrt(q.shape[-1])
+    logits += jnp.einsum("mkyxd,yid->mkyxi", q, rel_h)[..., None]
+    logits += jnp.einsum("mkyxd,xjd->mkyxj", q, rel_w)[..., None, :]
+    weights = jax.nn.softmax(logits.reshape(*logits.shape[:4], -1))
+    return jnp.einsum("mkyxn,mknd->mkyxd", weights, v.reshape(*v.shape[:2], -1, v.shape[-1]))
+
+
+@pytest.mark.parametrize("max_logits", [200, 1200, 10**9])
+def test_gradients_are_those_of_the_definition(platform, max_logits):
+    inputs = arrays(6, 4)
+    weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda x: jnp.sum(attend(*x) * weight)))(inputs)
+
+    ours = gradients(lambda *x: attend(*x, max_logits=max_logits))
+    for found, expected in zip(ours, gradients(plain), strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_have_its_dtype_and_precision():
+    def gradients(dtype):
+        inputs = [jnp.asarray(x, jnp.bfloat16).astype(dtype) for x in arrays(6, 4)]
+        return jax.grad(lambda x: jnp.sum(attend(*x, max_logits=200).astype(jnp.float32) ** 2))(
+            inputs
+        )
+
+    for found, expected in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert found.dtype == jnp.bfloat16
+        difference = np.abs(found.astype(jnp.float32) - expected).max()
+        assert difference < 0.03 * np.abs(expected).max()
 
 
 def test_a_longer_table_is_sliced_around_its_centre():
