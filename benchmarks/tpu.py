@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from talora_jax import config_checks
     from talora_jax.models import attention_kernels
-    from talora_jax.models.image_encoder import choose_remat
+    from talora_jax.models.remat import choose_remat
 
     jax.config.update("jax_enable_compilation_cache", False)
     meshes = {name: _mesh(args.mesh, _devices(name, args.slices)) for name in args.topology}

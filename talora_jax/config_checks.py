@@ -136,7 +136,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
     """What `check` refuses, by the dotted name of the field that each sentence is about."""
     # Imported here: a command that reads configs need not have JAX.
     from talora_jax import hosts, tasks
-    from talora_jax.models import adapters, attention_kernels, image_encoder, sam
+    from talora_jax.models import adapters, attention_kernels, remat, sam
     from talora_jax.weighting import classes, gradients, losses
 
     found = Refusals()
@@ -153,7 +153,7 @@ def refusals(config: ml_collections.ConfigDict) -> Refusals:
         "optimizer.kind": OPTIMIZERS,
         "model.size": sam.SIZES,
         "model.attention": attention_kernels.ATTENTION,
-        "model.remat": ("auto", *image_encoder.REMAT),
+        "model.remat": ("auto", *remat.REMAT),
         "model.dtype": DTYPES,
         "model.param_dtype": DTYPES,
         "adapter.kind": adapters.KINDS,

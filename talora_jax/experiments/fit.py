@@ -13,7 +13,7 @@ from talora_jax.errors import UserError
 from talora_jax.experiments import accelerators
 from talora_jax.models import attention_kernels
 from talora_jax.models.encoder_config import ImageEncoderConfig
-from talora_jax.models.image_encoder import choose_remat
+from talora_jax.models.remat import choose_remat
 from talora_jax.training import ahead_of_time
 from talora_jax.training.setup import Run
 

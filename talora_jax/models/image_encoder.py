@@ -25,17 +25,14 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from talora_jax.models.adapters import ORTHOGONAL_PARTS, Adapter, AdapterConfig, TaskParam
-from talora_jax.models.attention import ATTENDED
 from talora_jax.models.encoder_block import NORMS, Adapted, Block
 from talora_jax.models.encoder_config import ImageEncoderConfig
 from talora_jax.models.keys import Keys, Rngs
 from talora_jax.models.norm import LayerNorm
 from talora_jax.models.patch_conv import PatchConv
+from talora_jax.models.remat import checkpointed
 from talora_jax.sharding import constrain
 
-# What a backward pass computes again, the least first: nothing; all but the products with frozen
-# kernels and what attention gave; all of a block but what its attention gave; all of a block.
-REMAT = ("none", "dots", "block_but_attention", "block")
 Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
 FILLING = 2**11
@@ -209,7 +206,7 @@ class ImageEncoder(nnx.Module):
             block = nnx.merge(graphdef, params, jax.tree.map(take, frozen))
             return block(x, task_ids, key, own)
 
-        block = _checkpointed(block, self.remat)
+        block = checkpointed(block, self.remat)
 
         def stage(x, scanned):
             windows, last = scanned
@@ -344,31 +341,3 @@ def _stack(make: Callable[[Keys], Module], rngs: Rngs, *sizes: int) -> Module:
 def _part(x: Array | np.ndarray, first: int, *, shape: tuple[int, ...]) -> Array | np.ndarray:
     """The entries from `first` on along the leading axis, as many as an array of a shape has."""
     return x[first : first + math.prod(shape)].reshape(*shape, *x.shape[1:])
-
-
-def choose_remat(word: str, platform: str) -> str:
-    """Which of `REMAT` a word of the config means on a platform, as JAX names it.
-
-    `auto` is `dots` on a CPU, whose time goes into products and whose memory is large: a step of
-    ViT-B takes 0.87 of the time. Elsewhere it is `block_but_attention`, which keeps a fifth as
-    much.
-    """
-    if word == "auto":
-        return "dots" if platform == "cpu" else "block_but_attention"
-    return word
-
-
-def _checkpointed(block, remat: str):
-    """Decides what a block's forward pass leaves for its backward pass, by `config.model.remat`."""
-    if remat == "none":
-        return block
-    policies = jax.checkpoint_policies
-    attended = policies.save_only_these_names(ATTENDED)
-    products = policies.dots_with_no_batch_dims_saveable
-    policy = {
-        "dots": policies.save_from_both_policies(products, attended),
-        "block_but_attention": attended,
-        "block": policies.nothing_saveable,
-    }[remat]
-    # prevent_cse guards against a merge of the two passes that scan rules out already.
-    return jax.checkpoint(block, static_argnums=0, policy=policy, prevent_cse=False)

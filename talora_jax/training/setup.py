@@ -16,8 +16,8 @@ from talora_jax.data.transforms import Augment
 from talora_jax.errors import Refusals, UserError, tell_together
 from talora_jax.models import attention_kernels
 from talora_jax.models.adapters import AdapterConfig
-from talora_jax.models.image_encoder import choose_remat
 from talora_jax.models.msam import MSam, new_tasks, task_axis, trainable
+from talora_jax.models.remat import choose_remat
 from talora_jax.models.sam import SIZES, SamConfig
 from talora_jax.tasks import Task, make_task
 from talora_jax.training import agreement

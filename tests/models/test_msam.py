@@ -14,6 +14,7 @@ from talora_jax.models import image_encoder
 from talora_jax.models.adapters import AdapterConfig
 from talora_jax.models.geometry import Geometry
 from talora_jax.models.msam import MSam, trainable
+from talora_jax.models.remat import REMAT, choose_remat
 from talora_jax.models.sam import SIZES
 from talora_jax.weights.build import build
 from talora_jax.weights.state import tensors_of
@@ -224,7 +225,7 @@ def test_remat_changes_no_gradient(micro, fill):
         return jax.jit(jax.grad(loss))(learnt)
 
     kept = jax.tree.leaves(gradient("none"))
-    for remat in image_encoder.REMAT[1:]:
+    for remat in REMAT[1:]:
         for ours, theirs in zip(jax.tree.leaves(gradient(remat)), kept, strict=True):
             # The floor is for a bias on all keys, whose gradient is rounding alone.
             atol = max(1e-7, 1e-5 * float(jnp.abs(theirs).max()))
@@ -261,23 +262,19 @@ def test_an_output_channel_keeps_nothing_but_its_row_for_the_backward_pass(kept)
 
 
 def test_the_backward_pass_is_left_less_by_every_word_of_remat_and_by_bfloat16(kept):
-    by_word = [kept(remat=word) for word in image_encoder.REMAT]
+    by_word = [kept(remat=word) for word in REMAT]
     assert by_word == sorted(set(by_word), reverse=True)
     assert kept(dtype=jnp.bfloat16) < kept()
 
 
 def test_what_is_kept_is_chosen_for_the_machine():
-    words = {
-        platform: image_encoder.choose_remat("auto", platform) for platform in ("cpu", "gpu", "tpu")
-    }
+    words = {platform: choose_remat("auto", platform) for platform in ("cpu", "gpu", "tpu")}
     assert words == {
         "cpu": "dots",
         "gpu": "block_but_attention",
         "tpu": "block_but_attention",
     }
-    assert [image_encoder.choose_remat(word, "cpu") for word in image_encoder.REMAT] == list(
-        image_encoder.REMAT
-    )
+    assert [choose_remat(word, "cpu") for word in REMAT] == list(REMAT)
 
 
 @pytest.mark.slow
