@@ -80,26 +80,33 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(tiling: Tiling, q, k, v, rel_h, rel_w):
-    return _attend_forward(tiling, q, k, v, rel_h, rel_w)[0]
+    return in_parts(tiling, _attend_rows, Parts((q,), (k, v), rel_h, rel_w)).by_row[0]
 
 
 def _attend_forward(tiling, *inputs):
     # What is differentiated comes as it was given, as NumPy's array, too.
-    q, k, v, rel_h, rel_w = map(jnp.asarray, inputs)
-    found = in_parts(tiling, _attend_rows, Parts((q,), (k, v), rel_h, rel_w))
-    out = checkpoint_name(found.by_row[0], ATTENDED)
-    return out, (q, k, v, rel_h, rel_w, out)
+    inputs = tuple(map(jnp.asarray, inputs))
+    # Heads side by side, as the projection takes them: a TPU pads axes as short as a head's.
+    kept = rearrange(_attend(tiling, *inputs), "... k h w d -> ... (h w) (k d)")
+    kept = checkpoint_name(kept, ATTENDED)
+    return _heads_apart(kept, like=inputs[0]), (inputs, kept)
 
 
 def _attend_backward(tiling, kept, d_out):
-    q, k, v, rel_h, rel_w, out = kept
-    given = Parts((q, out, d_out), (k, v), rel_h, rel_w)
+    (q, k, v, rel_h, rel_w), out = kept
+    given = Parts((q, _heads_apart(out, like=q), d_out), (k, v), rel_h, rel_w)
     found = in_parts(tiling, _gradients_of_rows, given)
     gradients = (*found.by_row, *found.by_key, found.rel_h, found.rel_w)
     return tuple(x.astype(q.dtype) for x in gradients)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _heads_apart(x, *, like):
+    """x [*M, h*w, K*d] in the shape of `like` [*M, K, h, w, d]."""
+    *_, heads, height, _, _ = like.shape
+    return rearrange(x, "... (h w) (k d) -> ... k h w d", k=heads, h=height)
 
 
 def _attend_rows(given: Parts) -> Parts:
