@@ -46,6 +46,17 @@ def relative_positions(table: Float[Array, "L d"], size: int) -> Float[Array, "s
     return table[offsets]
 
 
+def positions_of(
+    q: Float[Array, "*M h w d"], rel_pos_h: Float[Array, "Lh d"], rel_pos_w: Float[Array, "Lw d"]
+) -> tuple[Float[Array, "h h d"], Float[Array, "w w d"]]:
+    """The relative positions of a grid of queries, its rows' and its columns', in q's dtype."""
+    height, width = q.shape[-3:-1]
+    return (
+        relative_positions(rel_pos_h, height).astype(q.dtype),
+        relative_positions(rel_pos_w, width).astype(q.dtype),
+    )
+
+
 def attend(
     q: Float[Array, "*M K h w d"],
     k: Float[Array, "*M K h w d"],
@@ -73,8 +84,7 @@ def attend(
     return _attend(
         Tiling(logits, max_logits, spread=devices > 1),
         *(q, k, v),
-        relative_positions(rel_pos_h, height).astype(q.dtype),
-        relative_positions(rel_pos_w, width).astype(q.dtype),
+        *positions_of(q, rel_pos_h, rel_pos_w),
     )
 
 

@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from talora_jax.errors import UserError
-from talora_jax.models.attention import ATTENDED, attend, relative_positions, relative_terms
+from talora_jax.models.attention import ATTENDED, attend, positions_of, relative_terms
 from talora_jax.models.attention_parts import Parts, in_tiles
 
 # Splash pads heads and tokens to a TPU's lanes, and works on square blocks of one of these sizes.
@@ -170,12 +170,8 @@ def fold_relative_positions(
 ) -> tuple[Float[Array, "*M h w d+h+w"], Float[Array, "*M h w d+h+w"]]:
     """Queries and keys whose plain inner products are the logits of `attend`."""
     *_, height, width, width_of_head = q.shape
-    to_rows, to_columns = relative_terms(
-        q,
-        relative_positions(rel_pos_h, height).astype(q.dtype),
-        relative_positions(rel_pos_w, width).astype(q.dtype),
-    )
-    terms = (to_rows.astype(q.dtype), to_columns.astype(q.dtype))
+    terms = relative_terms(q, *positions_of(q, rel_pos_h, rel_pos_w))
+    terms = (x.astype(q.dtype) for x in terms)
     row = jnp.broadcast_to(jnp.eye(height, dtype=k.dtype)[:, None], (*k.shape[:-1], height))
     column = jnp.broadcast_to(jnp.eye(width, dtype=k.dtype), (*k.shape[:-1], width))
     return (
@@ -210,12 +206,7 @@ def _cudnn(q, k, v, rel_pos_h, rel_pos_w, *, max_bias: int, implementation: str)
     of_rows = functools.partial(_cudnn_rows, implementation=implementation)
     if size > max_bias:  # a tile's bias is made again in the backward pass
         of_rows = jax.checkpoint(of_rows)
-    given = Parts(
-        (q,),
-        (k, v),
-        relative_positions(rel_pos_h, height).astype(q.dtype),
-        relative_positions(rel_pos_w, width).astype(q.dtype),
-    )
+    given = Parts((q,), (k, v), *positions_of(q, rel_pos_h, rel_pos_w))
     # cuDNN's backward pass with a bias wants an even number of queries.
     unit = 2 if width % 2 and height % 2 == 0 else 1
     found = in_tiles(given, of_rows=of_rows, logits=size, max_logits=max_bias, unit=unit)

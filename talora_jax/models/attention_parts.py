@@ -127,7 +127,8 @@ def in_tiles(
       unit: a tile's rows are a multiple of this divisor of all rows.
     """
     number = given.rel_h.shape[0]
-    rows = unit * _most_at_once(number // unit, logits // number * unit, max_logits)
+    units = number // unit
+    rows = unit * _most_at_once(units, logits // units, max_logits)
     if rows == number:
         return _by_key(of_rows(given), given)
 
