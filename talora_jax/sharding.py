@@ -94,6 +94,12 @@ def _data_axis(data: int, devices: int, others: int) -> int:
     return data
 
 
+def devices_of_mesh() -> int:
+    """How many devices the current mesh has; without a mesh, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """Lays x over the current mesh as `spec` says; without a mesh it is x itself."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -4,8 +4,8 @@ Source: TA-LoRA (arXiv 2403.10971): one update tensor over all tasks in Tucker f
 
     ΔW[t] = s · U1 (G ×₃ U3[t]) U2ᵀ        U1 [d,p]  U2 [k,q]  G [p,q,v]  U3 [T,v]
 
-What differs from the official code: the update is applied factored, left to right, and never as a
-dense matrix (that form exists only in `merge`); switched-off parts of the fused qkv get zero rows
+What differs from the official code: the update trains factored, applied left to right, and never as
+a dense matrix (that form exists only in `merge`); switched-off parts of the fused qkv get zero rows
 of U2 instead of a scattered copy.
 
 An adapter maps the layer's input x [n, ..., d], whose leading axis runs over the chosen tasks, to
@@ -29,6 +29,7 @@ from talora_jax.models.keys import Rngs
 
 ORTHOGONAL_PARTS = ("U1", "U2", "G")  # what the orthogonal regulariser looks at
 INITS = ("published", "orthonormal", "scaled", "lora")  # how the factors start, see `Tucker`
+TaskIds = tuple[int, ...] | Int[Array, "n"]
 
 
 class TaskParam(nnx.Param):
@@ -233,7 +234,7 @@ class Tucker(Adapter):
         z = jnp.einsum("t...p,tpq->t...q", z, core.astype(x.dtype))
         return jnp.einsum("t...q,kq->t...k", z, self.out_rows(self.U2[...]).astype(x.dtype))
 
-    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+    def merge(self, task_ids: TaskIds | None = None) -> Float[Array, "*s n d k"]:
         """ΔW as dense matrices, of the chosen tasks or of all."""
         rows = self.U3[..., _chosen(task_ids), :]
         core = jnp.einsum("...pqv,...tv->...tpq", self.G[...], rows)
@@ -270,7 +271,7 @@ class LoRA(Adapter):
         z = jnp.einsum("t...d,dp->t...p", x, self.A[...].astype(x.dtype))
         return jnp.einsum("t...p,kp->t...k", z, self.out_rows(self.B[...]).astype(x.dtype))
 
-    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+    def merge(self, task_ids: TaskIds | None = None) -> Float[Array, "*s n d k"]:
         """The update as a dense matrix, the same for each of the chosen tasks: n = 1."""
         del task_ids
         dense = jnp.einsum("...dp,...kp->...dk", self.A[...], self.out_rows(self.B[...]))
@@ -286,7 +287,7 @@ class LoRAPerTask(LoRA):
         z = jnp.einsum("t...d,tdp->t...p", x, self.A[task_ids].astype(x.dtype))
         return jnp.einsum("t...p,tkp->t...k", z, self.out_rows(self.B[task_ids]).astype(x.dtype))
 
-    def merge(self, task_ids: tuple[int, ...] | None = None) -> Float[Array, "*s n d k"]:
+    def merge(self, task_ids: TaskIds | None = None) -> Float[Array, "*s n d k"]:
         """The updates as dense matrices, of the chosen tasks or of all."""
         rows = (..., _chosen(task_ids), slice(None), slice(None))
         out = self.out_rows(self.B[rows])
@@ -324,7 +325,7 @@ def _drop(key: PRNGKeyArray, x: Float[Array, "*b d"], *, rate: float) -> Float[A
     return jnp.where(bits >= dropped, x / (1 - dropped / 2**16), 0).astype(x.dtype)
 
 
-def _chosen(task_ids: tuple[int, ...] | None) -> slice | Array:
+def _chosen(task_ids: TaskIds | None) -> slice | Array:
     return slice(None) if task_ids is None else jnp.array(task_ids)
 
 

@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from talora_jax.models.attention_parts import MAX_LOGITS, Parts, Tiling, in_parts
+from talora_jax.sharding import devices_of_mesh
 
 # What of attention a backward pass may keep, by name; see `config.model.remat`.
 ATTENDED = "attended"
@@ -78,8 +79,7 @@ def attend(
     """
     *_, height, width, width_of_head = q.shape
     # Every axis of the mesh shares the grids: tasks over `task`, images over `data` and `fsdp`.
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size
+    devices = devices_of_mesh()
     logits = q.size // (devices * width_of_head) * height * width
     return _attend(
         Tiling(logits, max_logits, spread=devices > 1),

@@ -31,7 +31,7 @@ from talora_jax.models.keys import Keys, Rngs
 from talora_jax.models.norm import LayerNorm
 from talora_jax.models.patch_conv import PatchConv
 from talora_jax.models.remat import checkpointed
-from talora_jax.sharding import constrain
+from talora_jax.sharding import constrain, devices_of_mesh
 
 Module = TypeVar("Module", bound=nnx.Module)
 # Tokens that keep a device busy: half of a 1024×1024 image's.
@@ -114,7 +114,8 @@ class ImageEncoder(nnx.Module):
         Args:
           images: sides are multiples of the patch size, at most `image_size`.
           task_ids: the tasks to encode for, as rows of U3; traced numbers will do.
-          key: for the adapters' dropout; None when not training.
+          key: for the adapters' dropout; None when not training, for a program that is faster
+            without a backward pass.
 
         Returns:
           n = len(task_ids), or n = 1 when the adapter kind does not tell tasks apart.
@@ -151,8 +152,7 @@ class ImageEncoder(nnx.Module):
         That is no slower, and activations are one task's. On a mesh tasks are encoded together:
         `task` may share them out, and `fsdp` gathers each kernel once for all of them.
         """
-        mesh = jax.sharding.get_abstract_mesh()
-        return self.per_task and (mesh.empty or mesh.size == 1) and tokens >= FILLING
+        return self.per_task and devices_of_mesh() == 1 and tokens >= FILLING
 
     def _encode(
         self, x: Float[Array, "B h w D"], task_ids: Int[Array, "n"], key: PRNGKeyArray | None

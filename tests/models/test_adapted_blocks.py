@@ -110,15 +110,15 @@ def test_the_trunk_is_computed_once_and_has_no_backward_pass(kind):
     adapter = AdapterConfig(kind, RANKS, blocks=(4,))
     encoder = abstract(ENCODER, adapter, "block_but_attention")
     graphdef, learnt, frozen = nnx.split(encoder, nnx.PathContains("adapted"), ...)
-    tasks = tuple(range(3))
+    tasks, key = tuple(range(3)), jax.random.key(0)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     trunk = jax.ShapeDtypeStruct((2, 4, 4, 16), jnp.float32)
 
     def whole(learnt, frozen, images):
-        return nnx.merge(graphdef, learnt, frozen)(images, tasks)
+        return nnx.merge(graphdef, learnt, frozen)(images, tasks, key=key)
 
     def after(learnt, frozen, trunk):
-        return nnx.merge(graphdef, learnt, frozen).from_trunk(trunk, tasks)
+        return nnx.merge(graphdef, learnt, frozen).from_trunk(trunk, tasks, key=key)
 
     before = count_flops(lambda s, x: nnx.merge(graphdef, s).trunk(x), nnx.state(encoder), images)
     alone = operations(after, learnt, frozen, trunk)
@@ -131,7 +131,8 @@ def test_no_frozen_kernel_is_copied_for_the_backward_pass(monkeypatch):
     graphdef, learnt, frozen = nnx.split(encoder, nnx.PathContains("adapted"), ...)
 
     def total(learnt, frozen, images):
-        return nnx.merge(graphdef, learnt, frozen)(images, (0, 1, 2)).sum()
+        model = nnx.merge(graphdef, learnt, frozen)
+        return model(images, (0, 1, 2), key=jax.random.key(0)).sum()
 
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = str(jax.make_jaxpr(jax.grad(total))(learnt, frozen, images))

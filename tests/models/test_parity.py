@@ -25,13 +25,15 @@ def nhwc(x):
     return np.moveaxis(x, 1, -1)
 
 
-def test_embeddings_low_res_maps_and_outputs(golden):
+@pytest.mark.parametrize("training", [False, True])
+def test_embeddings_low_res_maps_and_outputs(golden, training):
     graphdef, state = nnx.split(golden.model)
+    key = jax.random.key(0) if training else None
 
     @jax.jit
     def forward(state, squares):
         model = nnx.merge(graphdef, state)
-        embeddings = model.embed(squares, golden.tasks)
+        embeddings = model.embed(squares, golden.tasks, key=key)
         return embeddings, model.decode(embeddings, golden.tasks)
 
     embeddings, low_res = forward(state, golden.squares())
@@ -105,7 +107,7 @@ def objective_and_gradients(golden):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def objective(learnt):
         model = nnx.merge(graphdef, learnt, frozen)
-        embeddings = model.embed(golden.squares(), golden.tasks)
+        embeddings = model.embed(golden.squares(), golden.tasks, key=jax.random.key(0))
         low_res = model.decode(embeddings, golden.tasks)
         sums = [t.loss(geometry.from_padded(low_res[t.name]), truth[t.name]) for t in tasks]
         losses = jnp.stack([total / count for total, count in sums])
