@@ -116,13 +116,16 @@ def _columns(maps, columns):
 @functools.partial(jax.jit, static_argnames=("tasks", "probabilities"))
 def _outputs(tasks, strip, first, weights, probabilities):
     ends = list(itertools.accumulate(task.channels for task in tasks))
-    # Pixels in a row lie side by side.
-    x = sum(weights[:, k, None, None] * strip[first + k] for k in range(_TAPS))
-    # A list: of a dictionary `jit` would not keep the order.
-    return [
-        task.outputs(jnp.moveaxis(part, 1, 2), probabilities=probabilities)
-        for task, part in zip(tasks, jnp.split(x, ends[:-1], axis=1), strict=True)
-    ]
+
+    def of_task(task, part):
+        # Pixels in a row lie side by side.
+        x = sum(weights[:, k, None, None] * part[first + k] for k in range(_TAPS))
+        return task.outputs(jnp.moveaxis(x, 1, 2), probabilities=probabilities)
+
+    # Each for itself: what several tasks took from XLA would write to memory first. A list: of a
+    # dictionary `jit` would not keep the order.
+    parts = jnp.split(strip, ends[:-1], axis=1)
+    return [of_task(task, part) for task, part in zip(tasks, parts, strict=True)]
 
 
 def _tiles(size: int) -> Iterator[slice]:
