@@ -3,8 +3,8 @@
 Operations (matrix products and convolutions, a multiply-add as two) are counted from shapes; see
 `benchmarks/flops.py`. NYUv2's three tasks at 288×384 give two columns of per cent:
 
-    adapters   the adapters alone, factored as they train, relative to the frozen encodings that they
-               adapt
+    adapters   the adapters alone, factored as they train, relative to the frozen encodings that
+               they adapt
     joint      all from the image to the maps (adapters, decoders, resizing), beyond as many frozen
                encodings as there are tasks; negative where a kind encodes once for all tasks
 
